@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Zones, nodes and pageblocks: where page frames belong, and the counters kept for them.
+
+A zone is a record in an array, numbered node by node in address order; a node is its nid. Every pageblock (2^9 pages)
+has one migratetype; a free block sits on the list of its pageblock's type. Counters are exact: there are no per-CPU
+deltas and no per-CPU page lists, so /proc files never lag behind.
+
+Invariants (checked by debug_vm): nr_free counts the blocks on each list; free_pages is their sum in pages; node LRU
+counters equal what the lists hold.
+
+Watermarks follow mm/page_alloc.c __setup_per_zone_wmarks(): min is the zone's share of min_free_kbytes by managed
+pages; the gap between min, low, high and promo is max(min/4, managed * watermark_scale_factor / 10000).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsim.page import PAGE_SIZE, Pages, alloc_mem_map
+
+MAX_PAGE_ORDER = 10
+NR_PAGE_ORDERS = MAX_PAGE_ORDER + 1
+pageblock_order = 9
+pageblock_nr_pages = 1 << pageblock_order
+
+MIGRATE_UNMOVABLE = 0
+MIGRATE_MOVABLE = 1
+MIGRATE_RECLAIMABLE = 2
+MIGRATE_HIGHATOMIC = 3
+MIGRATE_ISOLATE = 4
+MIGRATE_TYPES = 5
+migratetype_names = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
+
+ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE = range(4)
+zone_names = ("DMA", "DMA32", "Normal", "Movable")
+MAX_NR_ZONES = len(zone_names)
+MAX_DMA_PFN = (16 << 20) // PAGE_SIZE
+MAX_DMA32_PFN = (4 << 30) // PAGE_SIZE
+lowmem_reserve_ratio = (256, 256, 32, 0)
+
+LRU_INACTIVE_ANON, LRU_ACTIVE_ANON, LRU_INACTIVE_FILE, LRU_ACTIVE_FILE, LRU_UNEVICTABLE = range(5)
+NR_LRU_LISTS = 5
+
+WMARK_MIN, WMARK_LOW, WMARK_HIGH, WMARK_PROMO = range(4)
+
+Zones: TypeAlias = Any
+"""Record array of `zone_dtype`, [zone]."""
+Nodes: TypeAlias = Any
+"""Record array of `node_dtype`, [nid]."""
+Blocks: TypeAlias = NDArray[np.uint8]
+"""uint8[pageblock]: migratetype of each pageblock."""
+
+zone_dtype = np.dtype(
+    [
+        ("start_pfn", np.int64),
+        ("end_pfn", np.int64),
+        ("present", np.int64),
+        ("managed", np.int64),
+        ("node", np.int64),
+        ("type", np.int64),
+        ("nr_free", np.int64, (NR_PAGE_ORDERS, MIGRATE_TYPES)),
+        ("free_pages", np.int64),
+        ("held_pages", np.int64),  # free, but kept as destinations by batches in flight
+        ("nr_mlock", np.int64),
+        ("watermark", np.int64, (4,)),
+        ("reserve", np.int64, (MAX_NR_ZONES,)),  # lowmem_reserve, by the highest zone a request may use
+        ("pgalloc", np.int64),
+        ("pgfree", np.int64),
+    ]
+)
+
+node_dtype = np.dtype(
+    [
+        ("nr_lru", np.int64, (NR_LRU_LISTS,)),
+        ("nr_isolated_anon", np.int64),
+        ("nr_isolated_file", np.int64),
+        ("nr_anon_pages", np.int64),
+        ("nr_mapped", np.int64),
+        ("nr_file_pages", np.int64),
+        ("nr_page_table_pages", np.int64),
+        ("nr_hugetlb", np.int64),
+    ]
+)
+
+
+class Mem:
+    """All of physical memory's bookkeeping, as the compiled loops take it.
+
+    `pages` record[nr_pages + list heads], `zones` record[nr_zones], `nodes` record[nr_nodes], `blocks`
+    uint8[nr_pageblocks], `zonelist` int32[nr_nodes, nr_zones]: for each node the zones to allocate from, nearest node
+    first and highest zone first.
+    """
+
+    def __init__(self, spans: Sequence[tuple[int, int, int, int]], distance: NDArray[np.int64]) -> None:
+        """`spans`: (nid, zone type, start_pfn, end_pfn) of each zone, ascending. All pages start out as holes."""
+        nr_nodes = len(distance)
+        self.zones: Zones = np.zeros(len(spans), dtype=zone_dtype)
+        self.nodes: Nodes = np.zeros(nr_nodes, dtype=node_dtype)
+        self.distance = distance
+        for zone, (nid, zone_type, start, end) in zip(self.zones, spans, strict=True):
+            zone["node"], zone["type"], zone["start_pfn"], zone["end_pfn"] = nid, zone_type, start, end
+        self.nr_pages = int(self.zones["end_pfn"].max())
+        nr_lists = len(spans) * NR_PAGE_ORDERS * MIGRATE_TYPES + nr_nodes * NR_LRU_LISTS
+        self.pages: Pages = alloc_mem_map(self.nr_pages, nr_lists)
+        for number, (_, _, start, end) in enumerate(spans):
+            self.pages["zone"][start:end] = number
+        self.blocks: Blocks = np.full(-(-self.nr_pages // pageblock_nr_pages), MIGRATE_MOVABLE, dtype=np.uint8)
+        self.zonelist = self._build_zonelists()
+
+    def _build_zonelists(self) -> NDArray[np.int32]:
+        lists = []
+        for nid in range(len(self.nodes)):
+            near = sorted(range(len(self.nodes)), key=lambda other: (self.distance[nid][other], other))
+            lists.append([zone for other in near for zone in reversed(self.zones_of(other))])
+        return np.array(lists, dtype=np.int32)
+
+    def zones_of(self, nid: int) -> list[int]:
+        """Zone numbers of one node, lowest zone first."""
+        return [int(zone) for zone in np.flatnonzero(self.zones["node"] == nid)]
+
+    def zone_name(self, zone: int) -> str:
+        return zone_names[int(self.zones["type"][zone])]
+
+    @property
+    def nr_nodes(self) -> int:
+        return len(self.nodes)
+
+    def setup_watermarks(self, min_free_kbytes: int | None = None, watermark_scale_factor: int = 10) -> int:
+        """Compute all zones' watermarks and lowmem reserves from `managed`; returns the min_free_kbytes used."""
+        zones = self.zones
+        lowmem = int(zones["managed"][zones["type"] != ZONE_MOVABLE].sum())
+        if min_free_kbytes is None:
+            min_free_kbytes = default_min_free_kbytes(lowmem * (PAGE_SIZE // 1024))
+        for zone in zones:
+            managed = int(zone["managed"])
+            share = (min_free_kbytes >> 2) * managed // max(lowmem, 1)
+            low = min(max(managed // 1024, 32), 128) if zone["type"] == ZONE_MOVABLE else share
+            gap = max(share >> 2, managed * watermark_scale_factor // 10000)
+            zone["watermark"] = [low, low + gap, low + 2 * gap, low + 3 * gap]
+            self._setup_lowmem_reserve(zone)
+        return min_free_kbytes
+
+    def _setup_lowmem_reserve(self, zone: Any) -> None:
+        """What a zone keeps back from requests that could be met higher up in the same node."""
+        ratio = lowmem_reserve_ratio[int(zone["type"])]
+        same_node = self.zones["node"] == zone["node"]
+        for above in range(int(zone["type"]) + 1, MAX_NR_ZONES):
+            between = same_node & (self.zones["type"] > zone["type"]) & (self.zones["type"] <= above)
+            higher = int(self.zones["managed"][between].sum())
+            zone["reserve"][above] = higher // ratio if ratio and zone["managed"] else 0
+
+
+def default_min_free_kbytes(lowmem_kbytes: int) -> int:
+    """int_sqrt(lowmem * 16) between 128 and 262144 (mm/page_alloc.c calculate_min_free_kbytes)."""
+    return min(max(math.isqrt(lowmem_kbytes * 16), 128), 262144)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""struct page: the memory map, an array of records indexed by pfn.
+
+Every physical page frame has one record of 32 bytes (the real struct page has 64); a page *is* its pfn, never an
+object. One array of records instead of an array for each field: the hot loops touch most fields of a page at once,
+and passing one array to a compiled function instead of eight made the allocator six times faster. Frames in holes have
+`PG_nopage` and nothing else.
+
+`flags` numbers its bits as /proc/kpageflags does (bits 0 to 26), so that export is a mask; the bits which kpageflags
+keeps above 31 live in 27 to 31 (`KPF_HIGH` maps them). As on Linux, a page is linked into at most one list at a time:
+a free block's head into its free list, an LRU page into its LRU list, both through `next` and `prev`.
+
+`refcount` counts as on Linux: one per mapping, one for the page cache, one while isolated, GUP_PIN_BIAS per pin (as
+FOLL_PIN does, include/linux/mm.h), one for whoever else holds an allocated page. A free page has refcount 0.
+
+`order` is the order of a free block or a compound page, on its head; Linux keeps it in page->private.
+
+Differences from Linux: PG_buddy is on the head only (kpageflags shows it on all pages of the block); `mapping` is the
+number of an rmap object (an anon_vma if PG_anon, else an address_space), 0 for none; `index` counts pages within that
+object, so 32 bits reach 16 TiB.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Pages: TypeAlias = Any
+"""The memory map: record array of `page_dtype`, [nr_pages + nr_lists]. Compiled code reads `pages[pfn].flags`."""
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+
+PG_locked = 1 << 0
+PG_referenced = 1 << 2
+PG_uptodate = 1 << 3
+PG_dirty = 1 << 4
+PG_lru = 1 << 5
+PG_active = 1 << 6
+PG_slab = 1 << 7
+PG_writeback = 1 << 8
+PG_reclaim = 1 << 9
+PG_buddy = 1 << 10
+PG_mmap = 1 << 11  # derived from mapcount on export; never stored
+PG_anon = 1 << 12
+PG_swapcache = 1 << 13
+PG_swapbacked = 1 << 14
+PG_head = 1 << 15
+PG_tail = 1 << 16
+PG_huge = 1 << 17
+PG_unevictable = 1 << 18
+PG_hwpoison = 1 << 19
+PG_nopage = 1 << 20
+PG_ksm = 1 << 21
+PG_thp = 1 << 22
+PG_offline = 1 << 23
+PG_zero = 1 << 24
+PG_idle = 1 << 25
+PG_table = 1 << 26
+PG_reserved = 1 << 27  # kpageflags bit 32
+PG_mlocked = 1 << 28  # kpageflags bit 33
+PG_private = 1 << 29  # kpageflags bit 35
+PG_isolated = 1 << 30  # taken off the LRU by a compaction run
+PG_held = 1 << 31  # free, but off the buddy lists: a destination of a batch in flight
+
+KPF_HIGH = {32: PG_reserved, 33: PG_mlocked, 35: PG_private}
+"""kpageflags bits above 26 that this emulation keeps, and where."""
+
+GUP_PIN_BIAS = 1024
+
+# What a page must not be, to be moved on its own: not LRU in the first place, part of a compound page, or under I/O.
+PG_unmovable_mask = PG_head | PG_tail | PG_huge | PG_writeback | PG_reserved | PG_hwpoison | PG_slab | PG_table
+
+# What moves with the page (folio_migrate_flags), LRU state apart.
+PG_migrate_mask = (
+    PG_referenced
+    | PG_uptodate
+    | PG_dirty
+    | PG_active
+    | PG_anon
+    | PG_swapbacked
+    | PG_swapcache
+    | PG_unevictable
+    | PG_mlocked
+    | PG_private
+    | PG_idle
+    | PG_ksm
+)
+
+
+page_dtype = np.dtype(
+    [
+        ("flags", np.uint32),
+        ("refcount", np.int32),
+        ("mapcount", np.int32),
+        ("mapping", np.int32),
+        ("index", np.uint32),
+        ("next", np.int32),
+        ("prev", np.int32),
+        ("order", np.uint8),
+        ("zone", np.uint8),
+        ("pad", np.uint16),
+    ]
+)
+
+
+def alloc_mem_map(nr_pages: int, nr_lists: int) -> Pages:
+    """A memory map of `nr_pages` holes. Behind them come `nr_lists` empty lists' heads, list 0 last."""
+    pages = np.zeros(nr_pages + nr_lists, dtype=page_dtype)
+    pages["next"] = pages["prev"] = np.arange(nr_pages + nr_lists, dtype=np.int32)
+    pages["flags"][:nr_pages] = PG_nopage
+    return pages

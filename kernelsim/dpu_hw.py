@@ -75,8 +75,10 @@ class DpuHardware(Protocol):
         no DPU could be allocated."""
         ...
 
-    def submit(
-        self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None
-    ) -> DpuCompletion:
+    def submit(self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None) -> DpuCompletion:
         """Start the same batch and return at once."""
+        ...
+
+    def mapping_update_ns(self, nr_ptes: int, wall_ns: int) -> int:
+        """What updating so many PTEs takes by the profile, or `wall_ns` where the profile is the host itself."""
         ...

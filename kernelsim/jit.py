@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -16,3 +17,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def njit(function: F) -> F:
     """Compile `function` in nopython mode; the type checker goes on seeing its plain signature."""
     return cast(F, numba.njit(cache=True, nogil=True)(function))
+
+
+i64 = cast(Callable[[Any], int], np.int64)
+u64 = cast(Callable[[Any], Any], np.uint64)
+"""numpy's conversions, as the type checker should see them. Mixing uint64 with signed integers gives floats in numba,
+so every crossing between page-table words and page numbers is written out."""

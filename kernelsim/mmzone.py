@@ -69,6 +69,9 @@ zone_dtype = np.dtype(
         ("reserve", np.int64, (MAX_NR_ZONES,)),  # lowmem_reserve, by the highest zone a request may use
         ("pgalloc", np.int64),
         ("pgfree", np.int64),
+        ("numa_hit", np.int64),  # taken here as intended
+        ("numa_miss", np.int64),  # taken here although another node was preferred
+        ("numa_foreign", np.int64),  # preferred here, taken elsewhere
     ]
 )
 

@@ -13,7 +13,8 @@ a free block's head into its free list, an LRU page into its LRU list, both thro
 `refcount` counts as on Linux: one per mapping, one for the page cache, one while isolated, GUP_PIN_BIAS per pin (as
 FOLL_PIN does, include/linux/mm.h), one for whoever else holds an allocated page. A free page has refcount 0.
 
-`order` is the order of a free block or a compound page, on its head; Linux keeps it in page->private.
+`mlock_count` is how many VM_LOCKED mappings a PG_mlocked page has. `order` is the order of a free block or a compound
+page, on its head; Linux keeps it in page->private.
 
 Differences from Linux: PG_buddy is on the head only (kpageflags shows it on all pages of the block); `mapping` is the
 number of an rmap object (an anon_vma if PG_anon, else an address_space), 0 for none; `index` counts pages within that
@@ -67,26 +68,6 @@ KPF_HIGH = {32: PG_reserved, 33: PG_mlocked, 35: PG_private}
 
 GUP_PIN_BIAS = 1024
 
-# What a page must not be, to be moved on its own: not LRU in the first place, part of a compound page, or under I/O.
-PG_unmovable_mask = PG_head | PG_tail | PG_huge | PG_writeback | PG_reserved | PG_hwpoison | PG_slab | PG_table
-
-# What moves with the page (folio_migrate_flags), LRU state apart.
-PG_migrate_mask = (
-    PG_referenced
-    | PG_uptodate
-    | PG_dirty
-    | PG_active
-    | PG_anon
-    | PG_swapbacked
-    | PG_swapcache
-    | PG_unevictable
-    | PG_mlocked
-    | PG_private
-    | PG_idle
-    | PG_ksm
-)
-
-
 page_dtype = np.dtype(
     [
         ("flags", np.uint32),
@@ -98,7 +79,7 @@ page_dtype = np.dtype(
         ("prev", np.int32),
         ("order", np.uint8),
         ("zone", np.uint8),
-        ("pad", np.uint16),
+        ("mlock_count", np.uint16),
     ]
 )
 

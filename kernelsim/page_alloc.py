@@ -33,7 +33,7 @@ from kernelsim.mmzone import (
     pageblock_nr_pages,
     pageblock_order,
 )
-from kernelsim.page import PG_buddy, PG_head, PG_held, PG_lru, PG_tail, Pages
+from kernelsim.page import Pages, PG_buddy, PG_head, PG_held, PG_lru, PG_tail
 
 ENOMEM = errno.ENOMEM
 
@@ -121,6 +121,7 @@ def clear_page(pages: Pages, pfn: int) -> None:
     page.mapping = 0
     page.index = 0
     page.order = 0
+    page.mlock_count = 0
 
 
 @njit
@@ -153,9 +154,7 @@ def _expand(pages: Pages, zones: Zones, blocks: Blocks, pfn: int, low: int, high
 
 
 @njit
-def _rmqueue_smallest(
-    pages: Pages, zones: Zones, blocks: Blocks, zone: int, order: int, migratetype: int
-) -> int:
+def _rmqueue_smallest(pages: Pages, zones: Zones, blocks: Blocks, zone: int, order: int, migratetype: int) -> int:
     for current in range(order, NR_PAGE_ORDERS):
         if zones[zone].nr_free[current, migratetype] == 0:
             continue
@@ -294,6 +293,11 @@ def get_page_from_freelist(
             continue
         pfn = rmqueue(pages, zones, blocks, zone, order, migratetype)
         if pfn >= 0:
+            if zones[zone].node == zones[zonelist[0]].node:
+                zones[zone].numa_hit += 1
+            else:
+                zones[zone].numa_miss += 1
+                zones[zonelist[0]].numa_foreign += 1
             return pfn
     return -ENOMEM
 

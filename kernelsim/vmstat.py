@@ -1,13 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Event counters: what happened since boot, by the kernel's names and in /proc/vmstat's order.
+"""Counters, and the files that show free memory: /proc/vmstat, buddyinfo, pagetypeinfo (mm/vmstat.c).
 
-One record, `events[0].pgfault`, shared with the hot loops. pgalloc_* and pgfree are kept per zone (mmzone.py) and
-added up when shown. The dpu_* events are this project's own and come last.
+Events are one record, `events[0].pgfault`, shared with the hot loops. pgalloc_* and pgfree are kept per zone and added
+up when shown. Only counters that something here moves are listed; those of the kernel come in its order and the
+dpu_* events, this project's own, last.
 """
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from kernelsim.attr import Attr, Kobject, Text
+from kernelsim.mmzone import (
+    MIGRATE_ISOLATE,
+    MIGRATE_TYPES,
+    NR_PAGE_ORDERS,
+    Mem,
+    migratetype_names,
+    pageblock_nr_pages,
+    pageblock_order,
+    zone_names,
+)
+from kernelsim.page import PG_nopage
 
 Events: TypeAlias = Any
 """Record array [1] of `events_dtype`."""
@@ -35,6 +50,121 @@ event_names = (
 
 events_dtype = np.dtype([(name, np.int64) for name in event_names])
 
+_lru_names = ("inactive_anon", "active_anon", "inactive_file", "active_file", "unevictable")
+_node_names = (
+    "nr_isolated_anon",
+    "nr_isolated_file",
+    "nr_anon_pages",
+    "nr_mapped",
+    "nr_file_pages",
+    "nr_page_table_pages",
+    "nr_hugetlb",
+)
+
 
 def alloc_events() -> Events:
     return np.zeros(1, dtype=events_dtype)
+
+
+def nr_free_pages_blocks(zones: Any) -> int:
+    """Free pages in blocks of a pageblock or more that are not isolated (6.18)."""
+    sizes = 1 << np.arange(pageblock_order, NR_PAGE_ORDERS)
+    blocks = zones["nr_free"][..., pageblock_order:, :MIGRATE_ISOLATE].sum(axis=-1)
+    return int((blocks * sizes).sum())
+
+
+def zone_items(zones: Any, nodes: Any) -> Iterator[tuple[str, int]]:
+    """Zone counters of /proc/vmstat and node*/vmstat, summed over `zones` and the `nodes` they make up."""
+    yield "nr_free_pages", int(zones["free_pages"].sum())
+    yield "nr_free_pages_blocks", nr_free_pages_blocks(zones)
+    for lru, name in enumerate(_lru_names):
+        yield f"nr_zone_{name}", int(nodes["nr_lru"][..., lru].sum())
+    yield "nr_mlock", int(zones["nr_mlock"].sum())
+    for name in ("numa_hit", "numa_miss", "numa_foreign"):
+        yield name, int(zones[name].sum())
+    # every process runs on its home node, so local is what was hit there
+    yield "numa_local", int(zones["numa_hit"].sum())
+    yield "numa_other", int(zones["numa_miss"].sum())
+
+
+def node_items(nodes: Any) -> Iterator[tuple[str, int]]:
+    for lru, name in enumerate(_lru_names):
+        yield f"nr_{name}", int(nodes["nr_lru"][..., lru].sum())
+    for name in _node_names:
+        yield name, int(nodes[name].sum())
+
+
+def event_items(mem: Mem, events: Events) -> Iterator[tuple[str, int]]:
+    for zone_type, name in enumerate(zone_names):
+        yield f"pgalloc_{name.lower()}", int(mem.zones["pgalloc"][mem.zones["type"] == zone_type].sum())
+    yield "pgfree", int(mem.zones["pgfree"].sum())
+    for name in event_names:
+        yield name, int(events[name][0])
+
+
+class VmstatFiles(Kobject):
+    """Files of /proc that count pages."""
+
+    buddyinfo = Attr(Text(), doc="Free blocks of each zone by order.")
+    pagetypeinfo = Attr(
+        Text(), mode=0o400, doc="Free blocks by zone, migratetype and order; pageblocks by migratetype."
+    )
+    vmstat = Attr(Text(), doc="Page counters and event counters, one `name value` a line.")
+
+    def __init__(self, mem: Mem, events: Events) -> None:
+        self.mem = mem
+        self.events = events
+
+    @buddyinfo.show
+    def _buddyinfo(self) -> str:
+        return "".join(
+            f"{self._zone(zone)} " + "".join(f"{nr:6d} " for nr in record["nr_free"].sum(axis=1)) + "\n"
+            for zone, record in self._populated()
+        )
+
+    @pagetypeinfo.show
+    def _pagetypeinfo(self) -> str:
+        head = f"Page block order: {pageblock_order}\nPages per block:  {pageblock_nr_pages}\n\n"
+        return head + "".join(self._pagetypes(nid) for nid in range(self.mem.nr_nodes))
+
+    @vmstat.show
+    def _vmstat(self) -> str:
+        mem = self.mem
+        items = [*zone_items(mem.zones, mem.nodes), *node_items(mem.nodes), *event_items(mem, self.events)]
+        return "".join(f"{name} {value}\n" for name, value in items)
+
+    def _populated(self, nid: int | None = None) -> Iterator[tuple[int, Any]]:
+        for zone, record in enumerate(self.mem.zones):
+            if record["present"] and nid in (None, record["node"]):
+                yield zone, record
+
+    def _zone(self, zone: int) -> str:
+        return f"Node {self.mem.zones['node'][zone]}, zone {self.mem.zone_name(zone):>8s}"
+
+    def _pagetypes(self, nid: int) -> str:
+        orders = "".join(f"{order:6d} " for order in range(NR_PAGE_ORDERS))
+        lines = [f"{'Free pages count per migrate type at order ':<43s}{orders}"]
+        for zone, record in self._populated(nid):
+            name = self.mem.zone_name(zone)
+            for migratetype, type_name in enumerate(migratetype_names):
+                counts = "".join(_capped(nr) for nr in record["nr_free"][:, migratetype])
+                lines.append(f"Node {nid:4d}, zone {name:>8s}, type {type_name:>12s} {counts}")
+        names = "".join(f"{name:>12s} " for name in migratetype_names)
+        lines += ["", f"{'Number of blocks type ':<23s}{names}"]
+        for zone, _ in self._populated(nid):
+            lines.append(f"{self._zone(zone)} " + "".join(f"{nr:12d} " for nr in self._blocks(zone)))
+        return "\n".join(lines) + "\n"
+
+    def _blocks(self, zone: int) -> list[int]:
+        """Pageblocks of each type whose first page is in the zone and exists."""
+        start, end = (int(self.mem.zones[edge][zone]) for edge in ("start_pfn", "end_pfn"))
+        first = np.arange(start & -pageblock_nr_pages, end, pageblock_nr_pages)
+        first = np.maximum(first, start)
+        exists = self.mem.pages["flags"][first] & np.uint32(PG_nopage) == 0
+        types = self.mem.blocks[first[exists] >> pageblock_order]
+        return [int(nr) for nr in np.bincount(types, minlength=MIGRATE_TYPES)]
+
+
+def _capped(nr: int) -> str:
+    """A free list's length as pagetypeinfo counts it: no further than 100000."""
+    return f"{'>' if nr > 100000 else ''}{min(nr, 100000):6d} "

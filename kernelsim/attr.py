@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Pseudo-files by declaration: a Kobject is a directory, an Attr on its class is a file in it.
+
+Theory of operation
+    The class that owns a piece of state declares its files beside it, once: kind, default, doc, hooks.
+
+        class CompactionSysctl(Kobject):
+            extfrag_threshold = Attr(Int(0, 1000), 500, doc="Index above which a zone counts as fragmented.")
+            compact_memory = Attr(Int(1, 1), doc="Write 1: compact every zone now.")
+
+            @compact_memory.store
+            def _compact_all(self, _one: int) -> Operation[None]: ...
+
+        registry.add("/proc/sys/vm", CompactionSysctl())
+
+    Code reads and sets a knob as the plain value `self.extfrag_threshold`. Everything else is derived: the
+    mode from what the file can do, the grammar from its kind and its path (`kinds.Flavour`), the mounted
+    tree, the ABI table and the wiring tests from `Registry.walk()`. Declarations are checked when a Kobject
+    is added, not at the first read.
+
+    A hook that takes long is a generator, see operation.py.
+
+Invariants
+    - Registry.nodes has one Node per path and each Node but the root is in its parent's `entries`.
+    - A Node's inode number is never used again.
+    - Only the owner of the machine changes a Registry. Readers need no lock: each lookup is one dict access.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast, overload
+
+from kernelsim.kinds import PAGE_SIZE as PAGE_SIZE
+from kernelsim.kinds import Bool as Bool
+from kernelsim.kinds import Choice as Choice
+from kernelsim.kinds import Flavour as Flavour
+from kernelsim.kinds import Int as Int
+from kernelsim.kinds import Kind as Kind
+from kernelsim.kinds import Size as Size
+from kernelsim.kinds import Stream as Stream
+from kernelsim.kinds import Text as Text
+from kernelsim.kinds import Trigger as Trigger
+from kernelsim.operation import Operation as Operation
+from kernelsim.operation import Waitable as Waitable
+from kernelsim.operation import complete as complete
+from kernelsim.operation import outcome as outcome
+
+T = TypeVar("T")
+R = TypeVar("R")
+K = TypeVar("K", bound="Kobject")
+
+
+class Attr(Generic[T]):
+    """One pseudo-file. On an instance it is the stored value; on the class it is this declaration.
+
+    kind      what values it takes and how it prints them
+    default   the value at first; without one, the file is what its hooks make of it
+    doc       one line for the ABI table
+    since     first version of this project that has the file
+    name      file name, where Python cannot spell it
+    mode      permission bits; else 0644 with a default or both directions, 0200 or 0444 with one hook
+    """
+
+    def __init__(
+        self,
+        kind: Kind[T],
+        default: T | None = None,
+        *,
+        doc: str,
+        since: str = "0.1",
+        name: str | None = None,
+        mode: int | None = None,
+    ) -> None:
+        self.kind = kind
+        self.default = default
+        self.doc = doc
+        self.since = since
+        self.name = name or ""
+        self._mode = mode
+        self._key = ""
+        self._show: Callable[[Any], Any] | None = None
+        self._store: Callable[[Any, T], Any] | None = None
+        self._stored: Callable[[Any, T, T], Any] | None = None
+        self._read: Callable[[Any, int, int, bool], Any] | None = None
+        self._write: Callable[[Any, bytes], Any] | None = None
+        self._size: Callable[[Any], int] | None = None
+
+    # The descriptor: the value lives in the instance's own dictionary.
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._key = name
+        self.name = self.name or name
+
+    @overload
+    def __get__(self, kobj: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, kobj: "Kobject", owner: type) -> T: ...
+    def __get__(self, kobj: "Kobject | None", owner: type) -> Self | T:
+        if kobj is None:
+            return self
+        return cast(T, kobj.__dict__.get(self._key, self.default))
+
+    def __set__(self, kobj: "Kobject", value: T) -> None:
+        kobj.__dict__[self._key] = value
+
+    # Hooks. Each decorator gives the method back unchanged, so it stays callable as what it is.
+
+    def show(self, hook: Callable[[K], R]) -> Callable[[K], R]:
+        """`(self) -> value or finished text`, instead of the stored value; may be an operation."""
+        self._show = hook
+        return hook
+
+    def store(self, hook: Callable[[K, T], R]) -> Callable[[K, T], R]:
+        """`(self, value)`, instead of storing a valid value; may be an operation."""
+        self._store = hook
+        return hook
+
+    def stored(self, hook: Callable[[K, T, T], R]) -> Callable[[K, T, T], R]:
+        """`(self, old, new)` after a valid value was stored; may be an operation. OSError takes it back."""
+        self._stored = hook
+        return hook
+
+    def read(self, hook: Callable[[K, int, int, bool], R]) -> Callable[[K, int, int, bool], R]:
+        """Stream: `(self, pos, size, nonblock) -> bytes`, or an operation that yields while it waits."""
+        self._read = hook
+        return hook
+
+    def write(self, hook: Callable[[K, bytes], R]) -> Callable[[K, bytes], R]:
+        """Stream: `(self, data)` for each write(2); may be an operation."""
+        self._write = hook
+        return hook
+
+    def size(self, hook: Callable[[K], int]) -> Callable[[K], int]:
+        """Stream: `(self) -> bytes in the stream so far`, shown as the file's size."""
+        self._size = hook
+        return hook
+
+    # What the file can do.
+
+    @property
+    def is_stream(self) -> bool:
+        return isinstance(self.kind, Stream)
+
+    @property
+    def readable(self) -> bool:
+        return self.default is not None or self._show is not None or self._read is not None
+
+    @property
+    def writable(self) -> bool:
+        return self.default is not None or self._store is not None or self._write is not None
+
+    @property
+    def mode(self) -> int:
+        """Permission bits, as the kernel's __ATTR_RO, _WO and _RW macros give them."""
+        if self._mode is not None:
+            return self._mode
+        return {(True, True): 0o644, (True, False): 0o444}.get((self.readable, self.writable), 0o200)
+
+    def read_text(self, kobj: "Kobject") -> Operation[bytes]:
+        """The text of the file now."""
+        shown: Any = self.__get__(kobj, type(kobj))
+        if self._show is not None:
+            shown = yield from outcome(self._show(kobj))
+        if not isinstance(shown, str | bytes) or isinstance(self.kind, Choice):
+            shown = self.kind.format(shown)
+        if isinstance(shown, bytes):
+            return shown
+        text: str = shown if not shown or shown.endswith("\n") else shown + "\n"
+        return text.encode("utf-8", "surrogateescape")
+
+    def write_text(self, kobj: "Kobject", data: bytes, flavour: Flavour) -> Operation[int]:
+        """One write(2): parse, check, store -> bytes taken. An OSError leaves the value as it was."""
+        value, nr_taken = self.kind.parse(data, flavour)
+        if self._store is not None:
+            yield from outcome(self._store(kobj, value))
+            return nr_taken
+        old = self.__get__(kobj, type(kobj))
+        self.__set__(kobj, value)
+        if self._stored is not None:
+            try:
+                yield from outcome(self._stored(kobj, old, value))
+            except OSError:
+                self.__set__(kobj, old)
+                raise
+        return nr_taken
+
+    def read_stream(self, kobj: "Kobject", pos: int, size: int, nonblock: bool) -> Operation[bytes]:
+        """The record at byte offset `pos`, or what the stream gives for it; b"" at its end."""
+        assert self._read is not None
+        return cast(bytes, (yield from outcome(self._read(kobj, pos, size, nonblock))))
+
+    def write_stream(self, kobj: "Kobject", data: bytes) -> Operation[int]:
+        """One write(2) to a stream -> bytes taken, all of them."""
+        assert self._write is not None
+        yield from outcome(self._write(kobj, data))
+        return len(data)
+
+    def stream_size(self, kobj: "Kobject") -> int:
+        """Bytes in the stream so far; 0 where nobody counts them."""
+        return 0 if self._size is None else self._size(kobj)
+
+    def validate(self) -> None:
+        """Raises ValueError for a declaration that cannot work. Source of the idea: sysctl_check_table()."""
+        problem = self._problem()
+        if problem:
+            raise ValueError(f"attribute {self.name!r}: {problem}")
+
+    def _problem(self) -> str | None:
+        if not self.name or "/" in self.name or self.name in (".", ".."):
+            return "bad file name"
+        if not self.readable and not self.writable:
+            return "no default, no show and no store"
+        if not self.is_stream and (self._read or self._write or self._size):
+            return "read, write and size hooks are for streams"
+        if self.is_stream and (self._show or self._store or self._stored or self.default is not None):
+            return "a stream has read and write hooks only"
+        if self._stored and (self._store or self.default is None):
+            return "a stored hook needs a default and no store hook"
+        if self.mode & ~0o777 or not self.mode:
+            return f"bad mode 0{self.mode:o}"
+        if (self.mode & 0o222 and not self.writable) or (self.mode & 0o444 and not self.readable):
+            return f"mode 0{self.mode:o} promises what no hook does"
+        if self.default is not None:
+            try:
+                self.kind.check(self.default)
+            except OSError as error:
+                return f"bad default: {error.strerror}"
+        return None
+
+
+class Stub(Attr[str]):
+    """A file that readers expect and that is not simulated: fixed text, and the reason why."""
+
+    def __init__(self, text: str, *, reason: str, name: str | None = None, mode: int = 0o444) -> None:
+        super().__init__(Text(), doc=f"Not simulated: {reason}", name=name, mode=mode)
+        self.reason = reason
+        self._show = lambda _kobj: text
+
+
+class Kobject:
+    """One directory, or a part of one: its class's Attrs are the files."""
+
+    attrs: ClassVar[tuple[Attr[Any], ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        found = {k: v for base in reversed(cls.__mro__) for k, v in vars(base).items() if isinstance(v, Attr)}
+        cls.attrs = tuple(found.values())
+
+    def children(self) -> Mapping[str, "Kobject"]:
+        """Directories that come and go with this one (configfs: default groups), by name.
+
+        The same objects each time it is asked.
+        """
+        return {}
+
+
+class ConfigGroup(Kobject):
+    """A configfs directory in which users make items: mkdir calls `make_item`, rmdir calls `drop_item`."""
+
+    def make_item(self, name: str) -> Kobject:
+        """The Kobject behind a new directory. Raises OSError where the name or the moment is wrong."""
+        raise NotImplementedError
+
+    def drop_item(self, name: str, kobj: Kobject) -> object:
+        """The item was removed; may be an operation, which rmdir(2) then waits for."""
+        return None
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """What stands at one path."""
+
+    path: str
+    ino: int
+    flavour: Flavour
+    alive: bool = True
+    """False once removed: those who hold it open find out."""
+
+
+@dataclass(eq=False, slots=True)
+class Dir(Node):
+    """A directory: children by name in the order they came, and the Kobjects whose files it holds."""
+
+    entries: dict[str, Node] = field(default_factory=dict)
+    kobjs: list[Kobject] = field(default_factory=list)
+    is_default: bool = False
+    """Came with its parent (`Kobject.children`); configfs users cannot remove it."""
+
+
+@dataclass(eq=False, slots=True)
+class File(Node):
+    """One attribute of one Kobject."""
+
+    kobj: Kobject = field(kw_only=True)
+    attr: Attr[Any] = field(kw_only=True)
+    mode: int = field(kw_only=True)
+    """Permission bits now: the declared ones until a chmod(2)."""
+
+
+@dataclass(eq=False, slots=True)
+class Link(Node):
+    """A symbolic link; the target is used as it stands."""
+
+    target: str = field(kw_only=True)
+
+
+def _split(path: str) -> tuple[str, str]:
+    """("/proc/sys", "vm") of "/proc/sys/vm"."""
+    parent, _, name = path.rpartition("/")
+    return parent or "/", name
+
+
+class Registry:
+    """Every pseudo-file there is, by absolute path below the mount point."""
+
+    def __init__(self) -> None:
+        self.root = Dir("/", 1, Flavour.of("/"))
+        self.nodes: dict[str, Node] = {"/": self.root}
+        self._next_ino = 2
+
+    def add(self, path: str, kobj: Kobject) -> None:
+        """Show `kobj` at `path`, with its children; several Kobjects may share a directory.
+
+        Raises ValueError, and adds nothing, for a bad declaration or a name that is taken.
+        """
+        self._add(path, kobj, is_default=False)
+
+    def remove(self, path: str, kobj: Kobject) -> None:
+        """The inverse of `add`; a directory left empty goes too. Raises KeyError if it is not there."""
+        directory = self.nodes[path]
+        if not isinstance(directory, Dir) or kobj not in directory.kobjs:
+            raise KeyError(f"{kobj!r} is not at {path}")
+        for name, child in kobj.children().items():
+            self.remove(f"{path}/{name}", child)
+        for node in list(directory.entries.values()):
+            if isinstance(node, File) and node.kobj is kobj:
+                self._drop(node)
+        directory.kobjs.remove(kobj)
+        self._prune(directory)
+
+    def link(self, path: str, target: str) -> None:
+        """Put a symbolic link at `path`. Raises ValueError if the name is taken."""
+        parent, name = _split(path)
+        directory = self._mkdir(parent)
+        self._check_free(directory, name)
+        self._enter(directory, name, Link(path, self._ino(), Flavour.of(path), target=target))
+
+    def unlink(self, path: str) -> None:
+        """Remove a symbolic link. Raises KeyError if there is none."""
+        node = self.nodes[path]
+        if not isinstance(node, Link):
+            raise KeyError(f"{path} is not a link")
+        self._drop(node)
+        self._prune(self.nodes[_split(path)[0]])
+
+    def walk(self) -> Iterator[tuple[str, Kobject, Attr[Any]]]:
+        """Every file: (path, kobj, attr), directory by directory in the order things were added."""
+        pending: list[Dir] = [self.root]
+        while pending:
+            directory = pending.pop()
+            nodes = list(directory.entries.values())
+            for node in nodes:
+                if isinstance(node, File):
+                    yield node.path, node.kobj, node.attr
+            pending += reversed([node for node in nodes if isinstance(node, Dir)])
+
+    def read(self, path: str) -> bytes:
+        """Text of a file, as `cat` would show it: for library use, without a mount. Raises KeyError."""
+        node = self._file(path)
+        return complete(node.attr.read_text(node.kobj))
+
+    def write(self, path: str, text: str) -> int:
+        """One write(2), run to its end -> bytes taken. Raises KeyError; OSError as the file does."""
+        node = self._file(path)
+        return complete(node.attr.write_text(node.kobj, text.encode(), node.flavour))
+
+    def _file(self, path: str) -> File:
+        node = self.nodes[path]
+        if not isinstance(node, File):
+            raise KeyError(f"{path} is not a file")
+        return node
+
+    def _add(self, path: str, kobj: Kobject, is_default: bool) -> None:
+        self._check(path, kobj)
+        directory = self._mkdir(path)
+        directory.is_default |= is_default
+        directory.kobjs.append(kobj)
+        for attr in kobj.attrs:
+            where = f"{path}/{attr.name}"
+            file = File(where, self._ino(), directory.flavour, kobj=kobj, attr=attr, mode=attr.mode)
+            self._enter(directory, attr.name, file)
+        for name, child in kobj.children().items():
+            self._add(f"{path}/{name}", child, is_default=True)
+
+    def _check(self, path: str, kobj: Kobject) -> None:
+        """Refuse a whole Kobject, children included, before any of it is entered."""
+        if not path.startswith("/") or path.endswith("/") or "//" in path:
+            raise ValueError(f"bad path {path!r}")
+        directory = self.nodes.get(path)
+        if directory is not None and not isinstance(directory, Dir):
+            raise ValueError(f"{path} is not a directory")
+        names = [attr.name for attr in kobj.attrs]
+        for attr in kobj.attrs:
+            attr.validate()
+            if names.count(attr.name) > 1 or (directory and attr.name in directory.entries):
+                raise ValueError(f"{path}/{attr.name}: two files of one name")
+        for name, child in kobj.children().items():
+            if name in names:
+                raise ValueError(f"{path}/{name}: a file and a directory of one name")
+            self._check(f"{path}/{name}", child)
+
+    def _mkdir(self, path: str) -> Dir:
+        """The directory at `path`, made with its parents where missing."""
+        node = self.nodes.get(path)
+        if node is None:
+            parent, name = _split(path)
+            node = Dir(path, self._ino(), Flavour.of(path))
+            self._enter(self._mkdir(parent), name, node)
+        if not isinstance(node, Dir):
+            raise ValueError(f"{path} is not a directory")
+        return node
+
+    def _check_free(self, directory: Dir, name: str) -> None:
+        if name in directory.entries:
+            raise ValueError(f"{directory.path}/{name} is taken")
+
+    def _enter(self, directory: Dir, name: str, node: Node) -> None:
+        self.nodes[node.path] = node
+        directory.entries[name] = node
+
+    def _drop(self, node: Node) -> None:
+        parent, name = _split(node.path)
+        directory = self.nodes[parent]
+        assert isinstance(directory, Dir)
+        del directory.entries[name], self.nodes[node.path]
+        node.alive = False
+
+    def _prune(self, node: Node) -> None:
+        """Remove empty directories upwards from here."""
+        while isinstance(node, Dir) and not node.entries and not node.kobjs and node is not self.root:
+            parent = self.nodes[_split(node.path)[0]]
+            self._drop(node)
+            node = parent
+
+    def _ino(self) -> int:
+        self._next_ino += 1
+        return self._next_ino - 1

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""CONFIG_DEBUG_VM: every invariant of the emulated kernel, checked from the outside.
+
+`check(vm)` derives each count and each link a second time from the lowest level (free lists, LRU lists, page tables,
+page cache, TLBs) and compares it with what the rest of the kernel believes. It changes nothing. It may be called at any
+point where an operation yields, also with batches in flight.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsim.content import Memory, page_holds
+from kernelsim.jit import njit
+from kernelsim.lruvec import folio_lru_list, lru_head
+from kernelsim.mm_types import Vm
+from kernelsim.mmzone import MIGRATE_TYPES, NR_LRU_LISTS, NR_PAGE_ORDERS, Blocks, Mem, Zones, pageblock_order
+from kernelsim.page import (
+    GUP_PIN_BIAS,
+    Pages,
+    PG_anon,
+    PG_buddy,
+    PG_held,
+    PG_huge,
+    PG_isolated,
+    PG_lru,
+    PG_mlocked,
+    PG_nopage,
+    PG_private,
+    PG_swapbacked,
+    PG_table,
+)
+from kernelsim.page_alloc import free_list
+from kernelsim.pgtable import (
+    _PAGE_MIGRATION,
+    _PAGE_PRESENT,
+    _PAGE_RW,
+    PTRS_PER_PT,
+    PageTables,
+    pte_pfn,
+    walk_pte,
+)
+from kernelsim.rmap import VM_SHARED, Avcs, Vmas, vma_address
+from kernelsim.tlb import TLB_ENTRIES, Tlbs
+
+_ZERO = np.uint64(0)
+
+
+@njit
+def _walk_free_lists(
+    pages: Pages, zones: Zones, blocks: Blocks, nr_free: NDArray[np.int64], cover: NDArray[np.uint8]
+) -> int:
+    """Count blocks on each free list and mark their pages in `cover`; returns the first bad pfn, or -1."""
+    for zone in range(len(zones)):
+        for order in range(NR_PAGE_ORDERS):
+            for migratetype in range(MIGRATE_TYPES):
+                head = free_list(pages, zone, order, migratetype)
+                before = head
+                pfn = pages[head].next
+                while pfn != head:
+                    page = pages[pfn]
+                    good = page.flags == PG_buddy and page.order == order and page.zone == zone
+                    good = good and page.prev == before and pfn & ((1 << order) - 1) == 0 and page.refcount == 0
+                    if not good or blocks[pfn >> pageblock_order] != migratetype:
+                        return int(pfn)
+                    for covered in range(pfn, pfn + (1 << order)):
+                        if cover[covered] or (covered != pfn and pages[covered].flags != 0):
+                            return int(covered)
+                        cover[covered] = 1
+                    nr_free[zone, order, migratetype] += 1
+                    before = pfn
+                    pfn = page.next
+    return -1
+
+
+@njit
+def _walk_lru_lists(
+    pages: Pages, zones: Zones, nr_nodes: int, nr_lru: NDArray[np.int64], nr_lru_pages: NDArray[np.int64]
+) -> int:
+    """Count the pages on each LRU list; returns the first page that is on a wrong one, or -1."""
+    for nid in range(nr_nodes):
+        for lru in range(NR_LRU_LISTS):
+            head = lru_head(pages, zones, nid, lru)
+            pfn = pages[head].next
+            before = head
+            while pfn != head:
+                flags = pages[pfn].flags
+                right = flags & PG_lru and flags & PG_isolated == 0 and folio_lru_list(flags) == lru
+                if not right or zones[pages[pfn].zone].node != nid or pages[pfn].prev != before:
+                    return int(pfn)
+                nr_lru[nid, lru] += 1 << pages[pfn].order
+                nr_lru_pages[0] += 1
+                before = pfn
+                pfn = pages[pfn].next
+    return -1
+
+
+@njit
+def _maps_back(vmas: Vmas, avcs: Avcs, pages: Pages, mm: int, vpn: int, pfn: int) -> bool:
+    """The page's rmap object leads to this virtual page."""
+    avc = avcs[pages[pfn].mapping].next
+    while avc != 0:
+        vma = avcs[avc].vma
+        if vmas[vma].mm == mm and vma_address(vmas, vma, pages[pfn].index) == vpn:
+            return True
+        avc = avcs[avc].next
+    return False
+
+
+@njit
+def _walk_tables(
+    pages: Pages,
+    vmas: Vmas,
+    avcs: Avcs,
+    pt: PageTables,
+    mm: int,
+    table: int,
+    level: int,
+    vpn: int,
+    mapcount: NDArray[np.int32],
+    migrating: NDArray[np.int32],
+    nr: NDArray[np.int64],
+) -> int:
+    """Count mappings by page under one table, and tables, anonymous and file PTEs in `nr`; first bad vpn or -1."""
+    nr[0] += 1
+    if pages[table].flags != PG_table or pages[table].refcount != 1:
+        return vpn
+    for i in range(PTRS_PER_PT):
+        entry = pt[table * PTRS_PER_PT + i]
+        here = vpn + (i << (9 * level))
+        if entry == _ZERO:
+            continue
+        pfn = pte_pfn(entry)
+        if level > 0:
+            bad = _walk_tables(pages, vmas, avcs, pt, mm, pfn, level - 1, here, mapcount, migrating, nr)
+            if bad >= 0:
+                return bad
+            continue
+        anon = pages[pfn].flags & PG_anon
+        nr[1 if anon else 2] += 1
+        if entry & _PAGE_MIGRATION:
+            migrating[pfn] += 1
+            if pages[pfn].flags & PG_isolated == 0:
+                return here
+            continue
+        mapcount[pfn] += 1
+        shared = anon and pages[pfn].mapcount > 1
+        if (shared and entry & _PAGE_RW) or not _maps_back(vmas, avcs, pages, mm, here, pfn):
+            return here
+    return -1
+
+
+@njit
+def _stale_tlb_entry(tlbs: Tlbs, mms_root: NDArray[np.int64], pt: PageTables) -> tuple[int, int]:
+    """(cpu, vpn) of a translation that the page tables do not back, or (-1, -1)."""
+    for cpu in range(tlbs.shape[0]):
+        for slot in range(TLB_ENTRIES):
+            entry = tlbs[cpu, slot]
+            if entry.mm == 0:
+                continue
+            ptep = walk_pte(pt, mms_root[entry.mm], entry.vpn) if mms_root[entry.mm] else -1
+            good = ptep >= 0 and pt[ptep] & _PAGE_PRESENT and pte_pfn(pt[ptep]) == entry.pfn
+            if not good or (entry.write and pt[ptep] & _PAGE_RW == _ZERO):
+                return cpu, int(entry.vpn)
+    return -1, -1
+
+
+@njit
+def _bad_refcount(pages: Pages, nr_pages: int, mapcount: NDArray[np.int32]) -> int:
+    """First page whose counts do not add up, or -1: mappings, page cache, isolation, one for who has neither, pins."""
+    for pfn in range(nr_pages):
+        page = pages[pfn]
+        flags = page.flags
+        if page.mapcount != mapcount[pfn]:
+            return pfn
+        if flags & (PG_lru | PG_isolated) == 0:
+            continue
+        expected = page.mapcount + (flags & PG_isolated != 0) + (flags & PG_private != 0) + (page.mapping == 0)
+        expected += flags & PG_anon == 0 and page.mapping != 0
+        extra = page.refcount - expected
+        dropped = flags & PG_anon == 0 and extra == -1 and flags & PG_isolated != 0
+        if (extra % GUP_PIN_BIAS != 0 or extra < 0) and not dropped:
+            return pfn
+        if (page.mlock_count > 0) != (flags & PG_mlocked != 0):
+            return pfn
+    return -1
+
+
+@njit
+def _bad_cache_slot(
+    pages: Pages,
+    memory: Memory,
+    i_pages: NDArray[np.int64],
+    disk: NDArray[np.uint64],
+    mapping: int,
+    base: int,
+) -> int:
+    """First index of a file whose cached page does not name this file and place or holds other content, or -1."""
+    for index in range(len(disk)):
+        pfn = i_pages[base + index]
+        if pfn < 0:
+            continue
+        wrong = pages[pfn].mapping != mapping or pages[pfn].index != index or pages[pfn].flags & PG_anon
+        if wrong or (pages[pfn].flags & PG_isolated == 0 and not page_holds(memory, pfn, disk[index])):
+            return index
+    return -1
+
+
+@njit
+def bad_content(memory: Memory, pt: PageTables, root: int, start: int, wrote: NDArray[np.uint64]) -> int:
+    """Pages of a VMA that do not hold what its process wrote, by the page tables alone; pages in flight aside."""
+    bad = 0
+    for i in range(len(wrote)):
+        ptep = walk_pte(pt, root, start + i)
+        pte = pt[ptep] if ptep >= 0 else _ZERO
+        if pte == _ZERO:
+            bad += wrote[i] != _ZERO
+        elif pte & _PAGE_PRESENT and not page_holds(memory, pte_pfn(pte), wrote[i]):
+            bad += 1
+    return bad
+
+
+class _Report:
+    """Collects what is wrong."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+
+    def equal(self, what: str, believed: object, found: object) -> None:
+        if believed != found:
+            self.faults.append(f"{what}: kernel says {believed}, found {found}")
+
+    def none(self, what: str, pfn: int) -> None:
+        if pfn >= 0:
+            self.faults.append(f"{what} {pfn:#x}")
+
+
+def check(vm: Vm) -> list[str]:
+    """Every violated invariant, one line each; an empty list if all is well."""
+    report = _Report()
+    mem = vm.mem
+    _check_free(mem, report)
+    _check_lru(mem, report)
+    mapcount = _check_tables(vm, report)
+    report.none("counts of page", _bad_refcount(mem.pages, mem.nr_pages, mapcount))
+    cpu, vpn = _stale_tlb_entry(vm.tlbs, np.ascontiguousarray(vm.mms["root"]), vm.pt)
+    report.none(f"stale TLB entry on CPU {cpu} for page", vpn)
+    _check_node_counters(mem, report)
+    _check_content(vm, report)
+    return report.faults
+
+
+def _check_free(mem: Mem, report: _Report) -> None:
+    nr_free = np.zeros_like(mem.zones["nr_free"])
+    cover = np.zeros(mem.nr_pages, dtype=np.uint8)
+    report.none("free list: page", _walk_free_lists(mem.pages, mem.zones, mem.blocks, nr_free, cover))
+    sizes = 1 << np.arange(NR_PAGE_ORDERS)
+    flags = mem.pages["flags"][: mem.nr_pages]
+    for zone, record in enumerate(mem.zones):
+        name = f"node {record['node']} zone {mem.zone_name(zone)}"
+        report.equal(f"{name} nr_free", record["nr_free"].tolist(), nr_free[zone].tolist())
+        report.equal(f"{name} free_pages", int(record["free_pages"]), int((nr_free[zone].sum(1) * sizes).sum()))
+        span = slice(int(record["start_pfn"]), int(record["end_pfn"]))
+        report.equal(f"{name} buddy heads", int(nr_free[zone].sum()), _count(flags[span], PG_buddy))
+        report.equal(f"{name} held_pages", int(record["held_pages"]), _count(flags[span], PG_held))
+        report.equal(f"{name} nr_mlock", int(record["nr_mlock"]), _count(flags[span], PG_mlocked))
+
+
+def _check_lru(mem: Mem, report: _Report) -> None:
+    nr_lru = np.zeros((mem.nr_nodes, NR_LRU_LISTS), dtype=np.int64)
+    heads = np.zeros(1, dtype=np.int64)
+    report.none("LRU list: page", _walk_lru_lists(mem.pages, mem.zones, mem.nr_nodes, nr_lru, heads))
+    report.equal("nr_lru", mem.nodes["nr_lru"].tolist(), nr_lru.tolist())
+    report.equal("pages with PG_lru", int(heads[0]), _count(mem.pages["flags"][: mem.nr_pages], PG_lru))
+
+
+def _count(flags: NDArray[np.uint32], bit: int) -> int:
+    return int(np.count_nonzero(flags & np.uint32(bit)))
+
+
+def _check_tables(vm: Vm, report: _Report) -> NDArray[np.int32]:
+    """Walk all page tables; returns how often each page is mapped."""
+    mem = vm.mem
+    mapcount = np.zeros(mem.nr_pages, dtype=np.int32)
+    migrating = np.zeros(mem.nr_pages, dtype=np.int32)
+    nr_tables = 0
+    for mm in sorted(vm.mms_in_use):
+        nr = np.zeros(3, dtype=np.int64)
+        root = int(vm.mms["root"][mm])
+        bad = _walk_tables(mem.pages, vm.vmas, vm.avcs, vm.pt, mm, root, 3, 0, mapcount, migrating, nr)
+        report.none(f"mm {mm}: bad PTE or table for virtual page", bad)
+        report.equal(f"mm {mm} rss_anon", int(vm.mms["rss_anon"][mm]), int(nr[1]))
+        report.equal(f"mm {mm} rss_file", int(vm.mms["rss_file"][mm]), int(nr[2]))
+        nr_tables += int(nr[0])
+    report.equal("page-table pages", int(mem.nodes["nr_page_table_pages"].sum()) - vm.foreign_tables, nr_tables)
+    return mapcount
+
+
+def _check_node_counters(mem: Mem, report: _Report) -> None:
+    pages = mem.pages[: mem.nr_pages]
+    node = mem.zones["node"][pages["zone"]]
+    flags, mapped = pages["flags"], pages["mapcount"] > 0
+    present = flags & np.uint32(PG_nopage) == 0
+    anon = flags & np.uint32(PG_anon) != 0
+    isolated = flags & np.uint32(PG_isolated) != 0
+    backed = flags & np.uint32(PG_swapbacked) != 0
+    huge = flags & np.uint32(PG_huge) != 0
+    for nid, record in enumerate(mem.nodes):
+        here = present & (node == nid)
+        for name, found in (
+            ("nr_anon_pages", mapped & anon),
+            ("nr_mapped", mapped & ~anon),
+            ("nr_isolated_anon", isolated & backed),
+            ("nr_isolated_file", isolated & ~backed),
+            ("nr_hugetlb", huge),
+        ):
+            report.equal(f"node {nid} {name}", int(record[name]), int(np.count_nonzero(found & here)))
+
+
+def _check_content(vm: Vm, report: _Report) -> None:
+    cached = 0
+    for file in vm.files:
+        slots = vm.i_pages[file.i_base : file.i_base + file.nr_pages]
+        cached += int(np.count_nonzero(slots >= 0))
+        bad = _bad_cache_slot(vm.mem.pages, vm.memory, vm.i_pages, file.disk, file.mapping, file.i_base)
+        report.none(f"file {file.mapping}: page cache at index", bad)
+    report.equal("nr_file_pages", int(vm.mem.nodes["nr_file_pages"].sum()), cached)
+    for vma in vm.vma_objects:
+        if not vm.vmas["flags"][vma.id] & VM_SHARED:
+            nr = bad_content(vm.memory, vm.pt, vma.mm.root, vma.start, vma.wrote)
+            report.equal(f"mm {vma.mm.id} pages with wrong content from {vma.start:#x}", 0, nr)
+    if vm.kernel_stamps is not None:
+        report.none("kernel page overwritten", vm.kernel_stamps.first_bad(vm.memory))
+
+
+@njit
+def content_digest(pages: Pages, memory: Memory, nr_pages: int) -> NDArray[np.uint64]:
+    """uint64[1]: the words of all pages in use, folded in order (FNV-1a's step on words)."""
+    digest = np.full(1, 0xCBF29CE484222325, dtype=np.uint64)
+    for pfn in range(nr_pages):
+        if pages[pfn].mapcount > 0 or pages[pfn].flags & PG_lru:
+            for i in range(memory.shape[1]):
+                digest[0] = (digest[0] ^ memory[pfn, i]) * np.uint64(0x100000001B3)
+    return digest

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Compaction in batches by the DPU.
+
+A zone is cut into aligned regions of 2^dpu_compact_region_order pages. In each, the movable pages (fragments) are
+packed towards low addresses, keeping their order, around what cannot move. Three stages:
+
+1. prepare: dpu_compact_region_create, dpu_compact_isolate_pages. Free pages of the region are held, fragments leave the
+   LRU, every PTE of theirs becomes a migration entry and is flushed from the TLBs.
+2. execute: dpu_compact_execute lays the region out and hands address list and obstacles to the device, which works the
+   layout out on its own (both must agree) and moves the pages. Several regions are in flight at once: while a rank
+   copies, the kernel prepares the next region and finishes the one before.
+3. update: dpu_compact_update_mappings gives flags, owner, page-cache slot, LRU place and PTEs to the new frames, and
+   the vacated ones back to the buddy lists.
+
+Nothing is lost. The device retires moves in order and reports how many; a move is retired once the written bytes were
+read back. Whatever goes wrong, the first nr_retired fragments are finished in their new frames, the others are put back
+where they were, the failure is logged, and the CPU path (migrate.py) does the region over.
+
+A region with fewer movable pages than dpu_compact_min_fragments is not worth a batch and goes to the CPU path, and so
+does everything while dpu_compact_enabled is 0 or no device is there.
+
+Packing inside 2 MiB regions can fill no hole from another pageblock: it makes free blocks of up to 1 MiB, and a free
+2 MiB block only where nothing was left in the region. Orders above 9 free whole pageblocks.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsim import dpu_compact_scan as scan
+from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
+from kernelsim.dpu_hw import DpuCompletion, DpuHardware, DpuResult
+from kernelsim.migrate import compact_range
+from kernelsim.mm_types import LongOp, Vm
+from kernelsim.operation import complete
+from kernelsim.page import PAGE_SHIFT
+from kernelsim.page_alloc import release_held
+from kernelsim.printk import KERN_ERR, KERN_INFO, KERN_WARNING, Printk
+from kernelsim.timer import Clock
+
+SCAN_SLICE_PAGES = 1 << 15
+COMMIT_SLICE_PAGES = 1 << 14
+CPU_SLICE_PAGES = 1 << 11
+
+
+class DpuCompactState(enum.Enum):
+    IDLE = "idle"
+    PREPARING = "preparing"
+    EXECUTING = "executing"
+    UPDATING = "updating"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dataclass
+class DpuCompactRegion:
+    """One batch (struct dpu_compact_region).
+
+    `fragments` records of dpu_compact_scan.fragment_dtype, the first `nr_fragments` valid; `dpu_addr_list`
+    uint64[nr_fragments], byte addresses. `first`..`last` is the part of the region that is worked on.
+    """
+
+    zone: int
+    base_pfn: int
+    region_size: int
+    first: int
+    last: int
+    fragments: Any
+    nr_fragments: int = 0
+    nr_targets: int = 0
+    dpu_addr_list: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    state: DpuCompactState = DpuCompactState.IDLE
+    completion: DpuCompletion | None = None
+    result: DpuResult | None = None
+
+    def wait(self, timeout_s: float, /) -> bool:
+        """For those who meet one of its pages: wait for the device, if it is at work."""
+        return self.completion is None or self.completion.wait(timeout_s)
+
+
+@dataclass
+class DpuCompactStats:
+    """Totals since boot, in the order debugfs shows them."""
+
+    regions: int = 0
+    pages_moved: int = 0
+    ptes_updated: int = 0
+    device_ns: int = 0
+    wall_ns: int = 0
+    update_ns: int = 0
+    fallbacks: int = 0
+    failures: int = 0
+    too_few_fragments: int = 0
+    cpu_pages_moved: int = 0
+    cpu_ptes_updated: int = 0
+    layout_mismatches: int = 0
+    skipped: NDArray[np.int64] = field(default_factory=lambda: np.zeros(scan.NR_SKIP_REASONS, dtype=np.int64))
+
+
+class DpuCompact:
+    """The DPU compactor of one machine."""
+
+    def __init__(self, vm: Vm, hw: DpuHardware | None, sysctl: DpuCompactSysctl, printk: Printk, clock: Clock) -> None:
+        self.vm = vm
+        self.hw = hw
+        self.sysctl = sysctl
+        self.printk = printk
+        self.clock = clock
+        self.stats = DpuCompactStats()
+        self._running = False
+        if hw is not None:
+            hw.attach(vm.memory)
+            printk("DPU Memory Compaction initialized")
+
+    # Whole nodes and zones.
+
+    def compact_node(self, nid: int) -> LongOp:
+        """Compact every populated zone of a node; one run at a time in the whole machine."""
+        while self._running:
+            yield None
+        self._running = True
+        try:
+            for zone in self.vm.mem.zones_of(nid):
+                if self.vm.mem.zones["managed"][zone]:
+                    yield from self.dpu_compact_memory(zone)
+        finally:
+            self._running = False
+
+    def dpu_compact_memory(self, zone: int) -> LongOp:
+        """Compact one zone, region by region, as many in flight as the device can use."""
+        pending: deque[DpuCompactRegion] = deque()
+        start, end = (int(self.vm.mem.zones[edge][zone]) for edge in ("start_pfn", "end_pfn"))
+        size = 1 << self.sysctl.dpu_compact_region_order
+        try:
+            for base in range(start & ~(size - 1), end, size):
+                region = self.dpu_compact_region_create(zone, max(base, start), min(base + size, end))
+                if region is None:
+                    continue
+                if not self._worth_a_batch(region):
+                    yield from self._compact_by_cpu(region)
+                    continue
+                pending.append(region)
+                yield from self._start(region)
+                while len(pending) >= (self.hw.max_in_flight if self.hw else 1):
+                    yield from self._finish(pending.popleft())
+            while pending:
+                yield from self._finish(pending.popleft())
+        finally:
+            # the request was interrupted: what is in flight is brought to its end all the same
+            while pending:
+                complete(self._finish(pending.popleft()))
+
+    def _worth_a_batch(self, region: DpuCompactRegion) -> bool:
+        if self.hw is None or not self.sysctl.dpu_compact_enabled:
+            return False
+        if len(region.fragments) >= self.sysctl.dpu_compact_min_fragments:
+            return True
+        self.stats.too_few_fragments += 1
+        return False
+
+    # Stage 1.
+
+    def dpu_compact_region_create(self, zone: int, start: int, end: int) -> DpuCompactRegion | None:
+        """Survey start .. end-1 and set up a region, or None where no page could move down."""
+        mem = self.vm.mem
+        first, last, nr = scan.survey_region(mem.pages, mem.blocks, start, end)
+        if nr == 0:
+            return None
+        fragments = np.empty(nr, dtype=scan.fragment_dtype)
+        return DpuCompactRegion(zone, start, end - start, first, last, fragments)
+
+    def dpu_compact_isolate_pages(self, region: DpuCompactRegion) -> LongOp:
+        """Hold the region's free pages and isolate its fragments, slice by slice."""
+        region.state = DpuCompactState.PREPARING
+        self.vm.in_flight.append(region)
+        pfn = region.first
+        while pfn < region.last:
+            pfn = self._isolate_slice(region, pfn)
+            if pfn < region.last:
+                yield None
+
+    def _isolate_slice(self, region: DpuCompactRegion, pfn: int) -> int:
+        vm, mem = self.vm, self.vm.mem
+        pfn, region.nr_fragments, region.nr_targets = scan.isolate_range(
+            mem.pages, mem.zones, mem.blocks, mem.nodes, vm.vmas, vm.avcs, vm.pt, vm.tlbs, vm.events, vm.touched(),
+            region.fragments, self.stats.skipped, pfn, min(pfn + SCAN_SLICE_PAGES, region.last), region.last,
+            region.nr_fragments, region.nr_targets,
+        )  # fmt: skip
+        return region.last if region.nr_fragments == len(region.fragments) else pfn
+
+    # Stage 2.
+
+    def dpu_compact_execute(self, region: DpuCompactRegion) -> DpuResult:
+        """Lay the region out, have the device move it, and wait for that."""
+        assert self.hw is not None
+        skip_runs = self._prepare_execute(region)
+        addrs = region.dpu_addr_list
+        result = self.hw.dpu_hw_compact_execute(region.first << PAGE_SHIFT, addrs, len(addrs), skip_runs)
+        self._executed(region, result)
+        return result
+
+    def _submit(self, region: DpuCompactRegion) -> None:
+        """The same without waiting: region.completion tells when it is over."""
+        assert self.hw is not None
+        skip_runs = self._prepare_execute(region)
+        addrs = region.dpu_addr_list
+        region.completion = self.hw.submit(region.first << PAGE_SHIFT, addrs, len(addrs), skip_runs)
+
+    def _prepare_execute(self, region: DpuCompactRegion) -> NDArray[np.uint64]:
+        region.state = DpuCompactState.EXECUTING
+        nr = region.nr_fragments
+        skip_runs = np.empty((nr + 1, 2), dtype=np.uint64)
+        pages = self.vm.mem.pages
+        nr_runs = scan.layout_region(pages, region.fragments, nr, region.first, skip_runs)
+        region.dpu_addr_list = np.empty(nr, dtype=np.uint64)
+        scan.build_addr_list(region.fragments, nr, region.dpu_addr_list)
+        self.printk(f"DPU: Compacting {nr} fragments at base {region.first << PAGE_SHIFT:#x}")
+        return skip_runs[:nr_runs]
+
+    def _executed(self, region: DpuCompactRegion, result: DpuResult) -> None:
+        """Account a finished batch, and log it."""
+        region.result = result
+        stats = self.stats
+        stats.regions += 1
+        stats.device_ns += result.device_ns
+        stats.wall_ns += result.wall_ns
+        self.vm.events["dpu_compact_regions"] += 1
+        if result.error is None:
+            self.printk(
+                f"DPU compaction completed: {result.nr_retired} pages moved in {result.device_ns} ns",
+                KERN_INFO,
+            )
+            return
+        stats.failures += 1
+        self.vm.events["dpu_compact_fail"] += 1
+        self.printk(
+            f"DPU compaction failed: {result.error}, {result.nr_retired} of {region.nr_fragments} pages moved",
+            KERN_ERR,
+        )
+
+    # Stage 3.
+
+    def dpu_compact_update_mappings(self, region: DpuCompactRegion) -> LongOp:
+        """Commit what retired, put the rest back, give the free frames to the buddy lists."""
+        assert region.result is not None
+        region.state = DpuCompactState.UPDATING
+        nr_retired = region.result.nr_retired
+        nr_ptes = 0
+        spent_ns = 0
+        for first in range(0, region.nr_fragments, COMMIT_SLICE_PAGES):
+            begin = self.clock.wall_ns()
+            nr_ptes += self._commit_slice(region, first, nr_retired)
+            spent_ns += self.clock.wall_ns() - begin
+            if first + COMMIT_SLICE_PAGES < region.nr_fragments:
+                yield None
+        self._updated(region, nr_retired, nr_ptes, spent_ns)
+
+    def _commit_slice(self, region: DpuCompactRegion, first: int, nr_retired: int) -> int:
+        vm, mem = self.vm, self.vm.mem
+        last = min(first + COMMIT_SLICE_PAGES, region.nr_fragments)
+        return scan.commit_range(
+            mem.pages, mem.zones, mem.blocks, mem.nodes, vm.vmas, vm.avcs, vm.pt, vm.events, vm.i_pages,
+            region.fragments, first, last, nr_retired,
+        )  # fmt: skip
+
+    def _updated(self, region: DpuCompactRegion, nr_moved: int, nr_ptes: int, spent_ns: int) -> None:
+        assert self.hw is not None
+        update_ns = self.hw.mapping_update_ns(nr_ptes, spent_ns)
+        self.stats.pages_moved += nr_moved
+        self.stats.ptes_updated += nr_ptes
+        self.stats.update_ns += update_ns
+        self.stats.wall_ns += spent_ns
+        self.vm.events["dpu_compact_pages_moved"] += nr_moved
+        self.vm.events["dpu_compact_ptes_updated"] += nr_ptes
+        self.printk(f"DPU mapping update completed: {nr_ptes} PTEs updated in {update_ns} ns")
+
+    # A region's way through the stages.
+
+    def _start(self, region: DpuCompactRegion) -> LongOp:
+        """Stages 1 and, without waiting for it, 2."""
+        yield from self.dpu_compact_isolate_pages(region)
+        if region.nr_fragments < self.sysctl.dpu_compact_min_fragments:
+            self.stats.too_few_fragments += 1
+            return
+        try:
+            self._submit(region)
+        except OSError as error:
+            self._no_device(error)
+
+    def _no_device(self, error: OSError) -> None:
+        self.printk(f"DPU: {error.strerror}, using the CPU", KERN_WARNING)
+
+    def _finish(self, region: DpuCompactRegion) -> LongOp:
+        """Wait for a region's batch, stage 3, and the CPU path where the batch did not do it all."""
+        try:
+            yield from self._reap(region)
+        finally:
+            mem = self.vm.mem
+            release_held(mem.pages, mem.zones, mem.blocks, region.first, region.last)
+            self.vm.in_flight.remove(region)
+        if region.state is DpuCompactState.FAILED:
+            yield from self._compact_by_cpu(region)
+
+    def _reap(self, region: DpuCompactRegion) -> LongOp:
+        if region.completion is None:
+            self._put_back(region)
+            region.state = DpuCompactState.FAILED
+            return
+        while not region.completion.done():
+            yield region.completion
+        try:
+            result = region.completion.result()
+        except OSError as error:
+            self._no_device(error)
+            self._put_back(region)
+            region.state = DpuCompactState.FAILED
+            return
+        self._executed(region, self._checked(region, result))
+        yield from self.dpu_compact_update_mappings(region)
+        whole = region.result is not None and region.result.nr_retired == region.nr_fragments
+        region.state = DpuCompactState.COMPLETED if whole else DpuCompactState.FAILED
+
+    def _checked(self, region: DpuCompactRegion, result: DpuResult) -> DpuResult:
+        """A device whose layout differs from ours put pages where they do not belong: an emulator bug, said loudly."""
+        nr_known = min(result.nr_retired, len(result.new_addrs))  # a silent device cannot be asked for it
+        if not scan.layout_agrees(region.fragments, nr_known, result.new_addrs):
+            self.stats.layout_mismatches += 1
+            raise AssertionError(f"DPU layout differs from the kernel's at base {region.first << PAGE_SHIFT:#x}")
+        return result
+
+    def _put_back(self, region: DpuCompactRegion) -> None:
+        """Undo stage 1."""
+        for first in range(0, region.nr_fragments, COMMIT_SLICE_PAGES):
+            self._commit_slice(region, first, 0)
+
+    def _compact_by_cpu(self, region: DpuCompactRegion) -> LongOp:
+        """The plain path over the same pages: one at a time, in the same order, to the same places."""
+        self.stats.fallbacks += 1
+        self.vm.events["dpu_compact_fallback"] += 1
+        mem = self.vm.mem
+        pfn, target, nr_targets = region.first, region.first, 0
+        try:
+            while pfn < region.last:
+                pfn, target, nr_targets = self._cpu_slice(pfn, region.last, target, nr_targets)
+                yield None
+        finally:
+            release_held(mem.pages, mem.zones, mem.blocks, region.first, region.last)
+
+    def _cpu_slice(self, pfn: int, end: int, target: int, nr_targets: int) -> tuple[int, int, int]:
+        vm, mem = self.vm, self.vm.mem
+        pfn, target, nr_targets, nr_moved, nr_ptes = compact_range(
+            mem.pages, mem.zones, mem.blocks, mem.nodes, vm.vmas, vm.avcs, vm.pt, vm.tlbs, vm.events, vm.memory,
+            vm.i_pages, vm.touched(), pfn, end, target, nr_targets, CPU_SLICE_PAGES,
+        )  # fmt: skip
+        self.stats.cpu_pages_moved += nr_moved
+        self.stats.cpu_ptes_updated += nr_ptes
+        return pfn, target, nr_targets

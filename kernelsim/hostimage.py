@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A real machine's memory layout, as far as its /proc files tell it, and the inference of what they do not
+tell.
+
+Told: every page's flags and mapcount (kpageflags, kpagecount), the zones (zoneinfo), how many free blocks
+each zone has (buddyinfo), how many pageblocks and free blocks per migratetype (pagetypeinfo). Not told, and
+inferred here:
+
+- Free blocks and the migratetypes of pageblocks: see hostblocks.
+- Frames without memory. kpageflags may show 0 (not NOPAGE) for holes and for memory whose struct pages were
+  never initialised. pagetypeinfo counts only pageblocks that really belong to the zone; the blocks in excess
+  are looked for among the all-zero ones, longest run first, and become PG_nopage.
+- Per-CPU free lists. Their pages are neither PG_buddy nor owned: they look like kernel pages with no flag.
+  Such pages in Movable pageblocks are taken for them, up to the pageset counts of zoneinfo.
+
+The files are read one after the other on a running machine, so they contradict each other a little.
+kpageflags wins; `HostImage.notes` says in plain words what was inferred and what did not fit.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsim.hostblocks import (
+    NR_USES,
+    USE_KERNEL,
+    USE_MOVABLE,
+    USE_NEUTRAL,
+    USE_SLAB,
+    USE_UNOWNED,
+    FreeBlocks,
+    HostZone,
+    cut_free_blocks,
+    infer_block_types,
+    unmerge,
+)
+from kernelsim.jit import njit
+from kernelsim.mmzone import MIGRATE_MOVABLE, pageblock_nr_pages, pageblock_order
+from kernelsim.page import (
+    KPF_HIGH,
+    PG_anon,
+    PG_buddy,
+    PG_head,
+    PG_huge,
+    PG_ksm,
+    PG_lru,
+    PG_mmap,
+    PG_nopage,
+    PG_offline,
+    PG_slab,
+    PG_table,
+    PG_tail,
+    PG_thp,
+)
+
+__all__ = [
+    "HostImage",
+    "HostTask",
+    "HostZone",
+    "build_host_image",
+    "count_free_blocks",
+    "format_buddyinfo",
+]
+
+VM_READ, VM_WRITE, VM_EXEC, VM_SHARED, VM_GROWSDOWN = 1, 2, 4, 8, 0x100  # include/linux/mm.h
+
+_KPF_LOW = (1 << 27) - 1  # kpageflags bits that page.py numbers alike
+_MAPCOUNT_MAX = (1 << 31) - 1
+_HIGH_BITS = np.array(list(KPF_HIGH.items()), dtype=np.int64)  # (kpageflags bit, PG_ mask)
+
+
+@dataclass(frozen=True)
+class HostTask:
+    """A process and the pages it had mapped."""
+
+    pid: int
+    comm: str
+    vmas: tuple[tuple[int, int, int], ...]
+    """(start_vpn, end_vpn, VM_* flags), ascending, end exclusive"""
+    vpn: NDArray[np.int64]
+    """int64[n], ascending: virtual page numbers of the present entries"""
+    pfn: NDArray[np.int64]
+    """int64[n]: the page behind each"""
+
+
+@dataclass(frozen=True)
+class HostImage:
+    """A machine's memory at one moment. nr_pages is the end of the last zone, rounded up to whole
+    pageblocks."""
+
+    zones: tuple[HostZone, ...]
+    """By start_pfn."""
+    flags: NDArray[np.uint32]
+    """uint32[nr_pages]: PG_* of page.py. PG_buddy on all pages of a free block, and nothing else there;
+    PG_nopage on frames without memory, and nothing else there; PG_mmap nowhere (mapcount tells)."""
+    mapcount: NDArray[np.int32]
+    """int32[nr_pages]: at least 1 on mapped pages, 0 elsewhere"""
+    free_pfn: NDArray[np.int64]
+    """int64[n], ascending: heads of the free blocks"""
+    free_order: NDArray[np.uint8]
+    """uint8[n]: their orders, 0..10"""
+    block_migratetype: NDArray[np.uint8]
+    """uint8[nr_pages >> 9]: MIGRATE_* of mmzone.py (Movable in holes)"""
+    compound_order: NDArray[np.uint8]
+    """uint8[nr_pages]: on PG_head pages, the order of the compound page; 0 elsewhere"""
+    pcp_pfn: NDArray[np.int64]
+    """int64[n], ascending: pages taken to lie on per-CPU free lists (flags 0, no owner)"""
+    mappings: tuple[HostTask, ...]
+    """Empty where no pagemaps were captured. Entries of pages that are not mapped by now are left out."""
+    buddyinfo: str
+    buddyinfo_end: str
+    """/proc/buddyinfo as read before and after kpageflags ("" if it was not)."""
+    notes: tuple[str, ...]
+    """What was inferred and what did not fit, one line each."""
+
+    @property
+    def nr_pages(self) -> int:
+        return len(self.flags)
+
+
+def build_host_image(
+    zones: tuple[HostZone, ...],
+    kpageflags: NDArray[np.uint64],
+    kpagecount: NDArray[np.uint64],
+    *,
+    mappings: tuple[HostTask, ...] = (),
+    buddyinfo: str = "",
+    buddyinfo_end: str = "",
+) -> HostImage:
+    """Infer the layout. `zones` ascending and disjoint; both arrays uint64[nr_pages] as the kernel shows
+    them, nr_pages a multiple of 512 that covers every zone. Both are only read."""
+    nr_pages = len(kpageflags)
+    flags = np.full(nr_pages, PG_nopage, dtype=np.uint32)
+    mapcount = np.zeros(nr_pages, dtype=np.int32)
+    use = np.zeros((nr_pages >> pageblock_order, NR_USES), dtype=np.int32)
+    notes: list[str] = []
+    for zone in zones:
+        span = slice(zone.start_pfn, zone.end_pfn)
+        _import_pages(kpageflags[span], kpagecount[span], zone.start_pfn, _HIGH_BITS, flags, mapcount, use)
+        _drop_frames_without_memory(zone, flags, use, notes)
+    compound_order = _compound_orders(flags, notes)
+    free, cut = unmerge(zones, cut_free_blocks(zones, flags), notes)
+    populated = (flags.reshape(-1, pageblock_nr_pages) != PG_nopage).any(axis=1)
+    block_type = infer_block_types(zones, populated, use, free, cut, notes)
+    image = HostImage(
+        zones=zones,
+        flags=flags,
+        mapcount=mapcount,
+        free_pfn=free.pfn,
+        free_order=free.order,
+        block_migratetype=block_type,
+        compound_order=compound_order,
+        pcp_pfn=_pcp_pages(zones, flags, block_type, notes),
+        mappings=tuple(_mapped_only(task, mapcount) for task in mappings),
+        buddyinfo=buddyinfo,
+        buddyinfo_end=buddyinfo_end,
+        notes=(),
+    )
+    _note_mappings(mappings, image, notes)
+    _note_free_counts(image, notes)
+    return replace(image, notes=tuple(notes))
+
+
+def count_free_blocks(image: HostImage) -> NDArray[np.int64]:
+    """int64[zone, order]: the free blocks of each zone of `image.zones`, as /proc/buddyinfo counts them."""
+    free = FreeBlocks(image.free_pfn, image.free_order)
+    return np.stack([free.per_order(zone) for zone in image.zones])
+
+
+def format_buddyinfo(zones: tuple[HostZone, ...], counts: NDArray[np.int64]) -> str:
+    """Text of /proc/buddyinfo (mm/vmstat.c frag_show_print) for int64[zone, order] counts: node by node."""
+    rows = sorted(zip(zones, counts.tolist(), strict=True), key=lambda row: (row[0].node, row[0].start_pfn))
+    return "".join(
+        f"Node {zone.node}, zone {zone.name:>8} {''.join(f'{nr:6d} ' for nr in row)}\n" for zone, row in rows
+    )
+
+
+# Pages
+
+
+@njit
+def _use_of(kflags: np.int64) -> int:
+    if kflags == 0:
+        return USE_UNOWNED
+    if kflags & (PG_lru | PG_huge):
+        return USE_MOVABLE
+    if kflags & PG_slab:
+        return USE_SLAB
+    if kflags >> 32 & 1 or kflags & PG_offline:  # bit 32: RESERVED
+        return USE_NEUTRAL
+    if kflags & PG_mmap and not kflags & PG_table:
+        return USE_MOVABLE
+    return USE_KERNEL
+
+
+@njit
+def _import_pages(
+    kpageflags: NDArray[np.uint64],
+    kpagecount: NDArray[np.uint64],
+    start_pfn: int,
+    high_bits: NDArray[np.int64],
+    flags: NDArray[np.uint32],
+    mapcount: NDArray[np.int32],
+    use: NDArray[np.int32],
+) -> None:
+    """Translate one zone's pages and count their uses per pageblock."""
+    for i in range(len(kpageflags)):
+        pfn = start_pfn + i
+        kflags = np.int64(kpageflags[i])
+        if kflags & PG_nopage:
+            continue
+        if kflags & PG_buddy:
+            flags[pfn] = PG_buddy
+            continue
+        if kflags & PG_slab:  # the words behind these bits are reused by slab
+            kflags &= ~(PG_mmap | PG_anon | PG_ksm)
+        translated = kflags & _KPF_LOW & ~PG_mmap
+        if kflags >> 32:
+            for row in range(len(high_bits)):
+                if kflags >> high_bits[row, 0] & 1:
+                    translated |= high_bits[row, 1]
+        flags[pfn] = translated
+        if kflags & PG_mmap:
+            mapcount[pfn] = min(max(kpagecount[i], np.uint64(1)), np.uint64(_MAPCOUNT_MAX))
+        kind = _use_of(kflags)
+        use[pfn >> pageblock_order, kind] += 1
+
+
+def _drop_frames_without_memory(
+    zone: HostZone, flags: NDArray[np.uint32], use: NDArray[np.int32], notes: list[str]
+) -> None:
+    """Turn as many all-zero pageblocks into holes as the zone has more than pagetypeinfo counts."""
+    first, last = zone.start_pfn >> pageblock_order, -(-zone.end_pfn // pageblock_nr_pages)
+    populated = np.bitwise_or.reduceat(
+        flags[zone.start_pfn : zone.end_pfn] != PG_nopage, _block_starts(zone, first, last)
+    )
+    excess = int(populated.sum()) - sum(zone.nr_blocks)
+    if excess <= 0:
+        return
+    unowned = np.flatnonzero(use[first:last, USE_UNOWNED] == pageblock_nr_pages) + first
+    run = np.cumsum(np.diff(unowned, prepend=-1) != 1)
+    longest_first = np.lexsort((-unowned, -np.bincount(run)[run] if len(run) else run))
+    gone = unowned[longest_first[:excess]]
+    by_block = flags.reshape(-1, pageblock_nr_pages)
+    by_block[gone] = PG_nopage
+    use[gone] = 0
+    notes.append(f"{zone.label}: {len(gone)} pageblocks show no flags and are not counted by pagetypeinfo: no memory")
+    if len(gone) < excess:
+        notes.append(f"{zone.label}: {excess - len(gone)} pageblocks more than pagetypeinfo counts")
+
+
+def _block_starts(zone: HostZone, first: int, last: int) -> NDArray[np.int64]:
+    """Offsets into the zone at which its pageblocks begin (the first one may be cut)."""
+    starts = np.arange(first, last, dtype=np.int64) * pageblock_nr_pages - zone.start_pfn
+    return np.maximum(starts, 0)
+
+
+def _compound_orders(flags: NDArray[np.uint32], notes: list[str]) -> NDArray[np.uint8]:
+    orders = np.zeros(len(flags), dtype=np.uint8)
+    torn = _measure_compounds(flags, orders)
+    if torn:
+        notes.append(f"{torn} compound pages changed while being read: taken as single pages")
+    return orders
+
+
+@njit
+def _measure_compounds(flags: NDArray[np.uint32], orders: NDArray[np.uint8]) -> int:
+    """A head and the tails behind it. If that is no aligned power of two (the page was split or freed while
+    the file was read) its pages become single ones; so do tails without a head. Returns how many were taken
+    apart."""
+    torn = 0
+    pfn = 0
+    while pfn < len(flags):
+        if not flags[pfn] & (PG_head | PG_tail):
+            pfn += 1
+            continue
+        end = pfn + 1
+        while end < len(flags) and flags[end] & PG_tail:
+            end += 1
+        nr = end - pfn
+        if flags[pfn] & PG_head and nr > 1 and nr & (nr - 1) == 0 and pfn % nr == 0:
+            while 1 << orders[pfn] < nr:
+                orders[pfn] += 1
+        else:
+            torn += 1
+            for page in range(pfn, end):
+                flags[page] &= ~(PG_head | PG_tail | PG_huge | PG_thp)
+        pfn = end
+    return torn
+
+
+def _pcp_pages(
+    zones: tuple[HostZone, ...], flags: NDArray[np.uint32], block_type: NDArray[np.uint8], notes: list[str]
+) -> NDArray[np.int64]:
+    pages = [np.empty(0, dtype=np.int64)]
+    for zone in zones:
+        unowned = np.flatnonzero(flags[zone.start_pfn : zone.end_pfn] == 0) + zone.start_pfn
+        likely = unowned[block_type[unowned >> pageblock_order] == MIGRATE_MOVABLE][: zone.nr_pcp]
+        pages.append(likely)
+        if len(likely):
+            notes.append(f"{zone.label}: {len(likely)} pages look free on per-CPU lists (zoneinfo: {zone.nr_pcp})")
+    return np.concatenate(pages)
+
+
+# Processes and the comparison with what was counted
+
+
+def _mapped_only(task: HostTask, mapcount: NDArray[np.int32]) -> HostTask:
+    known = (task.pfn >= 0) & (task.pfn < len(mapcount))
+    known[known] = mapcount[task.pfn[known]] > 0
+    return task if known.all() else replace(task, vpn=task.vpn[known], pfn=task.pfn[known])
+
+
+def _note_mappings(captured: tuple[HostTask, ...], image: HostImage, notes: list[str]) -> None:
+    nr, kept = (sum(len(task.vpn) for task in tasks) for tasks in (captured, image.mappings))
+    if nr > kept:
+        notes.append(f"{nr - kept} of {nr} page table entries name pages that kpageflags does not show as mapped")
+
+
+def _note_free_counts(image: HostImage, notes: list[str]) -> None:
+    for zone, found in zip(image.zones, count_free_blocks(image).tolist(), strict=True):
+        moved = [
+            f"order {order}: {nr} in kpageflags, {zone.nr_free[order]} in buddyinfo"
+            for order, nr in enumerate(found)
+            if nr != zone.nr_free[order]
+        ]
+        if moved:
+            notes.append(f"{zone.label} changed while it was read: {'; '.join(moved)}")

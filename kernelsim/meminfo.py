@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""/proc/meminfo and node*/meminfo (fs/proc/meminfo.c, drivers/base/node.c).
+
+Only lines that this emulation has something to say about. There is no swap and there are no block devices, so
+SwapTotal, SwapFree, SwapCached and Buffers are truly 0.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from kernelsim.attr import Attr, Kobject, Text
+from kernelsim.hugetlb import HUGEPAGE_KBYTES, HugetlbPool
+from kernelsim.mmzone import WMARK_HIGH, WMARK_LOW, Mem
+from kernelsim.page import PG_slab
+
+_KB = 4
+
+
+def nr_slab(mem: Mem, nid: int | None = None) -> int:
+    """Slab pages, which come with imported machines only."""
+    pages = mem.pages[: mem.nr_pages]
+    slab = pages["flags"] & np.uint32(PG_slab) != 0
+    if nid is not None:
+        slab &= mem.zones["node"][pages["zone"]] == nid
+    return int(np.count_nonzero(slab))
+
+
+def si_mem_available(mem: Mem) -> int:
+    """Pages that could be had without hurting anyone (mm/show_mem.c): free beyond the reserves, most of the cache."""
+    zones = mem.zones
+    low = int(zones["watermark"][:, WMARK_LOW].sum())
+    reserved = int(np.minimum(zones["reserve"].max(axis=1) + zones["watermark"][:, WMARK_HIGH], zones["managed"]).sum())
+    cache = int(mem.nodes["nr_lru"][:, 2:4].sum())
+    return max(int(zones["free_pages"].sum()) - reserved + cache - min(cache // 2, low), 0)
+
+
+def _lru_lines(nodes: Any) -> Iterator[tuple[str, int]]:
+    inactive_anon, active_anon, inactive_file, active_file, unevictable = nodes["nr_lru"].reshape(-1, 5).sum(axis=0)
+    yield "Active", active_anon + active_file
+    yield "Inactive", inactive_anon + inactive_file
+    yield "Active(anon)", active_anon
+    yield "Inactive(anon)", inactive_anon
+    yield "Active(file)", active_file
+    yield "Inactive(file)", inactive_file
+    yield "Unevictable", unevictable
+
+
+class Meminfo(Kobject):
+    """The whole machine's."""
+
+    meminfo = Attr(Text(), doc="Memory in kB by use.")
+
+    def __init__(self, mem: Mem, hugetlb: HugetlbPool) -> None:
+        self.mem = mem
+        self.hugetlb = hugetlb
+
+    @meminfo.show
+    def _meminfo(self) -> str:
+        return "".join(f"{name + ':':<16s}{pages * _KB:8d} kB\n" for name, pages in self._lines()) + self._huge()
+
+    def _lines(self) -> Iterator[tuple[str, int]]:
+        zones, nodes = self.mem.zones, self.mem.nodes
+        yield "MemTotal", int(zones["managed"].sum())
+        yield "MemFree", int(zones["free_pages"].sum())
+        yield "MemAvailable", si_mem_available(self.mem)
+        yield "Buffers", 0
+        yield "Cached", int(nodes["nr_file_pages"].sum())
+        yield "SwapCached", 0
+        yield from _lru_lines(nodes)
+        yield "Mlocked", int(zones["nr_mlock"].sum())
+        yield "SwapTotal", 0
+        yield "SwapFree", 0
+        yield "AnonPages", int(nodes["nr_anon_pages"].sum())
+        yield "Mapped", int(nodes["nr_mapped"].sum())
+        yield "Slab", nr_slab(self.mem)
+        yield "PageTables", int(nodes["nr_page_table_pages"].sum())
+
+    def _huge(self) -> str:
+        nr = len(self.hugetlb.pfns)
+        counts = (
+            ("HugePages_Total", nr),
+            ("HugePages_Free", nr),
+            ("HugePages_Rsvd", 0),
+            ("HugePages_Surp", 0),
+        )
+        sizes = (("Hugepagesize", HUGEPAGE_KBYTES), ("Hugetlb", nr * HUGEPAGE_KBYTES))
+        return "".join(f"{name + ':':<16s}{value:8d}\n" for name, value in counts) + "".join(
+            f"{name + ':':<16s}{value:8d} kB\n" for name, value in sizes
+        )
+
+
+def node_meminfo(mem: Mem, hugetlb: HugetlbPool, nid: int) -> str:
+    """Text of node*/meminfo."""
+    zones = mem.zones[mem.zones["node"] == nid]
+    node = mem.nodes[nid : nid + 1]
+    total, free = int(zones["managed"].sum()), int(zones["free_pages"].sum())
+    nr_huge = int(node["nr_hugetlb"][0]) // (HUGEPAGE_KBYTES // _KB)
+    lines = [
+        ("MemTotal", total),
+        ("MemFree", free),
+        ("MemUsed", total - free),
+        *_lru_lines(node),
+        ("Mlocked", int(zones["nr_mlock"].sum())),
+        ("FilePages", int(node["nr_file_pages"][0])),
+        ("Mapped", int(node["nr_mapped"][0])),
+        ("AnonPages", int(node["nr_anon_pages"][0])),
+        ("PageTables", int(node["nr_page_table_pages"][0])),
+        ("Slab", nr_slab(mem, nid)),
+    ]
+    text = "".join(f"Node {nid} {name + ':':<16s}{pages * _KB:8d} kB\n" for name, pages in lines)
+    for name, nr in (("HugePages_Total", nr_huge), ("HugePages_Free", nr_huge), ("HugePages_Surp", 0)):
+        text += f"Node {nid} {name + ':':<16s}{nr:6d}\n"
+    return text

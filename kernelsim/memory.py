@@ -1,0 +1,515 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Page faults, copy-on-write, and taking mappings down (mm/memory.c).
+
+`access_pages` is what a CPU does: look into its TLB, else walk the page table, else fault. It stops, without side
+effects for that page, where it cannot go on: -ENOMEM, or -EAGAIN at a migration entry (the move must end first; Linux
+puts the task to sleep there).
+
+A written page gets the stamp of the next write sequence number, and the writer notes it in `wrote`, which stands for
+what the process knows it stored: uint64 per virtual page, 0 where nothing was written. Comparing memory with `wrote`
+is an end-to-end check that does not trust any kernel structure.
+
+Differences from Linux: reading an anonymous page that was never written maps nothing (no shared zero page); file
+mappings are shared and never written back.
+"""
+
+import errno
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsim.content import Memory, copy_page, fill_page, page_holds, stamp_of
+from kernelsim.jit import njit
+from kernelsim.lruvec import folio_mark_accessed, lruvec_add_folio, lruvec_del_folio
+from kernelsim.mmzone import MIGRATE_MOVABLE, Blocks, Nodes, Zones
+from kernelsim.page import (
+    GUP_PIN_BIAS,
+    Pages,
+    PG_anon,
+    PG_dirty,
+    PG_lru,
+    PG_mlocked,
+    PG_swapbacked,
+    PG_unevictable,
+    PG_uptodate,
+)
+from kernelsim.page_alloc import free_pages, get_page_from_freelist
+from kernelsim.pgtable import (
+    _PAGE_ACCESSED,
+    _PAGE_DIRTY,
+    _PAGE_MIGRATION,
+    _PAGE_PRESENT,
+    _PAGE_RW,
+    _PAGE_USER,
+    PageTables,
+    mk_pte,
+    pte_alloc,
+    pte_pfn,
+    walk_pte,
+)
+from kernelsim.rmap import VM_LOCKED, VM_SHARED, VM_WRITE, Avcs, Mms, Vmas, add_rmap, remove_rmap
+from kernelsim.tlb import (
+    Tlbs,
+    flush_tlb_mm,
+    flush_tlb_page,
+    tlb_fill,
+    tlb_lookup,
+    tlb_single_page_flush_ceiling,
+)
+from kernelsim.vmstat import Events
+
+ENOMEM = errno.ENOMEM
+EAGAIN = errno.EAGAIN
+_ZERO = np.uint64(0)
+_WRITTEN = _PAGE_RW | _PAGE_DIRTY
+
+
+@njit
+def put_page(pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pfn: int) -> None:
+    """Free a page whose refcount has dropped to 0; do nothing otherwise."""
+    if pages[pfn].refcount == 0:
+        if pages[pfn].flags & PG_lru:
+            lruvec_del_folio(pages, zones, nodes, pfn)
+        free_pages(pages, zones, blocks, pfn, 0)
+
+
+@njit
+def mlock_folio(pages: Pages, zones: Zones, nodes: Nodes, events: Events, pfn: int) -> None:
+    """One more VM_LOCKED mapping; the first makes the page unevictable."""
+    pages[pfn].mlock_count += 1
+    if pages[pfn].flags & PG_mlocked == 0:
+        on_lru = pages[pfn].flags & PG_lru
+        if on_lru:
+            lruvec_del_folio(pages, zones, nodes, pfn)
+        pages[pfn].flags |= PG_mlocked | PG_unevictable
+        if on_lru:
+            lruvec_add_folio(pages, zones, nodes, pfn)
+        zones[pages[pfn].zone].nr_mlock += 1
+        events[0].unevictable_pgs_mlocked += 1
+
+
+@njit
+def munlock_folio(pages: Pages, zones: Zones, nodes: Nodes, events: Events, pfn: int) -> None:
+    """One VM_LOCKED mapping less; the last makes the page evictable again."""
+    pages[pfn].mlock_count -= 1
+    if pages[pfn].mlock_count == 0:
+        on_lru = pages[pfn].flags & PG_lru
+        if on_lru:
+            lruvec_del_folio(pages, zones, nodes, pfn)
+        pages[pfn].flags &= ~(PG_mlocked | PG_unevictable)
+        if on_lru:
+            lruvec_add_folio(pages, zones, nodes, pfn)
+        zones[pages[pfn].zone].nr_mlock -= 1
+        events[0].unevictable_pgs_munlocked += 1
+
+
+@njit
+def _new_folio(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    zonelist: NDArray[np.int32],
+    flags: int,
+    mapping: int,
+    index: int,
+) -> int:
+    """A movable page set up and on the LRU, with one reference that is the caller's to keep; or -ENOMEM."""
+    pfn = get_page_from_freelist(pages, zones, blocks, zonelist, 0, MIGRATE_MOVABLE)
+    if pfn >= 0:
+        pages[pfn].flags = flags | PG_uptodate
+        pages[pfn].mapping = mapping
+        pages[pfn].index = index
+        lruvec_add_folio(pages, zones, nodes, pfn)
+    return pfn
+
+
+@njit
+def _map_page(
+    pages: Pages,
+    zones: Zones,
+    nodes: Nodes,
+    vmas: Vmas,
+    mms: Mms,
+    pt: PageTables,
+    events: Events,
+    vma: int,
+    ptep: int,
+    pfn: int,
+) -> None:
+    """Install a PTE, writable where the VMA is."""
+    bits = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
+    if vmas[vma].flags & VM_WRITE:
+        bits |= _PAGE_RW
+    pt[ptep] = mk_pte(pfn, bits)
+    add_rmap(pages, zones, nodes, pfn)
+    if pages[pfn].flags & PG_anon:
+        mms[vmas[vma].mm].rss_anon += 1
+    else:
+        mms[vmas[vma].mm].rss_file += 1
+    if vmas[vma].flags & VM_LOCKED:
+        mlock_folio(pages, zones, nodes, events, pfn)
+
+
+@njit
+def do_anonymous_page(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    zonelist: NDArray[np.int32],
+    vmas: Vmas,
+    mms: Mms,
+    pt: PageTables,
+    events: Events,
+    vma: int,
+    vpn: int,
+    ptep: int,
+) -> int:
+    """First write to an anonymous page: map a new one. Returns its pfn or -ENOMEM."""
+    index = vpn - vmas[vma].start + vmas[vma].pgoff
+    flags = PG_anon | PG_swapbacked
+    pfn = _new_folio(pages, zones, blocks, nodes, zonelist, flags, vmas[vma].mapping, index)
+    if pfn >= 0:
+        _map_page(pages, zones, nodes, vmas, mms, pt, events, vma, ptep, pfn)
+        pages[pfn].refcount -= 1  # the allocation's reference; the mapping's stays
+        events[0].pgfault += 1
+    return pfn
+
+
+@njit
+def filemap_fault(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    zonelist: NDArray[np.int32],
+    memory: Memory,
+    i_pages: NDArray[np.int64],
+    disk: NDArray[np.uint64],
+    events: Events,
+    mapping: int,
+    i_base: int,
+    index: int,
+) -> int:
+    """The page-cache page at `index` of a file, read in from `disk` (stamps) if it is not there; pfn or -ENOMEM."""
+    pfn = i_pages[i_base + index]
+    if pfn < 0:
+        pfn = _new_folio(pages, zones, blocks, nodes, zonelist, 0, mapping, index)
+        if pfn < 0:
+            return pfn
+        fill_page(memory, pfn, disk[index])
+        i_pages[i_base + index] = pfn
+        nodes[zones[pages[pfn].zone].node].nr_file_pages += 1
+        events[0].pgmajfault += 1
+    events[0].pgfault += 1
+    return int(pfn)
+
+
+@njit
+def do_wp_page(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    zonelist: NDArray[np.int32],
+    vmas: Vmas,
+    mms: Mms,
+    pt: PageTables,
+    tlbs: Tlbs,
+    events: Events,
+    memory: Memory,
+    vma: int,
+    vpn: int,
+    ptep: int,
+) -> int:
+    """Write to a read-only PTE of a writable VMA: reuse the page if nobody else has it, else copy. pfn or -ENOMEM."""
+    old = pte_pfn(pt[ptep])
+    events[0].pgfault += 1
+    exclusive = pages[old].mapcount == 1 and pages[old].refcount == 1
+    if exclusive or vmas[vma].flags & VM_SHARED:
+        pt[ptep] |= _PAGE_RW
+        return old
+    index = vpn - vmas[vma].start + vmas[vma].pgoff
+    flags = PG_anon | PG_swapbacked
+    pfn = _new_folio(pages, zones, blocks, nodes, zonelist, flags, vmas[vma].mapping, index)
+    if pfn < 0:
+        return pfn
+    copy_page(memory, pfn, old)
+    zap_pte(pages, zones, nodes, vmas, mms, pt, events, vma, ptep)
+    put_page(pages, zones, blocks, nodes, old)
+    flush_tlb_page(tlbs, events, vmas[vma].mm, vpn)
+    _map_page(pages, zones, nodes, vmas, mms, pt, events, vma, ptep, pfn)
+    pages[pfn].refcount -= 1
+    return pfn
+
+
+@njit
+def zap_pte(
+    pages: Pages,
+    zones: Zones,
+    nodes: Nodes,
+    vmas: Vmas,
+    mms: Mms,
+    pt: PageTables,
+    events: Events,
+    vma: int,
+    ptep: int,
+) -> int:
+    """Take one PTE down; returns the page that lost a mapping, or -1. The caller flushes and puts the page.
+
+    A migration entry has given up its mapping already: the page being moved is freed when the move ends.
+    """
+    pte = pt[ptep]
+    if pte == _ZERO:
+        return -1
+    pt[ptep] = 0
+    pfn = pte_pfn(pte)
+    if pages[pfn].flags & PG_anon:
+        mms[vmas[vma].mm].rss_anon -= 1
+    else:
+        mms[vmas[vma].mm].rss_file -= 1
+    if vmas[vma].flags & VM_LOCKED:
+        munlock_folio(pages, zones, nodes, events, pfn)
+    if pte & _PAGE_MIGRATION:
+        return -1
+    if pte & _PAGE_DIRTY:
+        pages[pfn].flags |= PG_dirty
+    remove_rmap(pages, zones, nodes, pfn)
+    return pfn
+
+
+@njit
+def zap_pages(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    vmas: Vmas,
+    mms: Mms,
+    pt: PageTables,
+    tlbs: Tlbs,
+    events: Events,
+    vma: int,
+    vpns: NDArray[np.int64],
+) -> int:
+    """Unmap virtual pages of one VMA (MADV_DONTNEED); returns how many PTEs were taken down."""
+    nr = 0
+    mm = vmas[vma].mm
+    root = vmas[vma].root
+    for vpn in vpns:
+        ptep = walk_pte(pt, root, vpn)
+        if ptep < 0 or pt[ptep] == _ZERO:
+            continue
+        pfn = zap_pte(pages, zones, nodes, vmas, mms, pt, events, vma, ptep)
+        if len(vpns) <= tlb_single_page_flush_ceiling:
+            flush_tlb_page(tlbs, events, mm, vpn)
+        if pfn >= 0:
+            put_page(pages, zones, blocks, nodes, pfn)
+        nr += 1
+    if len(vpns) > tlb_single_page_flush_ceiling:
+        flush_tlb_mm(tlbs, events, mm)
+    return nr
+
+
+@njit
+def _fault(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    zonelist: NDArray[np.int32],
+    vmas: Vmas,
+    avcs: Avcs,
+    mms: Mms,
+    pt: PageTables,
+    tlbs: Tlbs,
+    events: Events,
+    memory: Memory,
+    i_pages: NDArray[np.int64],
+    disk: NDArray[np.uint64],
+    vma: int,
+    vpn: int,
+    write: bool,
+) -> int:
+    """Make a virtual page accessible and return its pfn; -ENOMEM, -EAGAIN, or -1: nothing there to read."""
+    root = vmas[vma].root
+    file = vmas[vma].flags & VM_SHARED != 0
+    if file or write:
+        ptep = pte_alloc(pages, zones, blocks, nodes, zonelist, pt, root, vpn)
+    else:
+        ptep = walk_pte(pt, root, vpn)
+    if ptep < 0:
+        return ptep
+    pte = pt[ptep]
+    if pte & _PAGE_MIGRATION:
+        return -EAGAIN
+    if pte == _ZERO and file:
+        mapping = vmas[vma].mapping
+        index = vpn - vmas[vma].start + vmas[vma].pgoff
+        base = avcs[mapping].i_base
+        pfn = filemap_fault(pages, zones, blocks, nodes, zonelist, memory, i_pages, disk, events, mapping, base, index)
+        if pfn < 0:
+            return pfn
+        _map_page(pages, zones, nodes, vmas, mms, pt, events, vma, ptep, pfn)
+    elif pte == _ZERO:
+        if not write:
+            return -1
+        pfn = do_anonymous_page(pages, zones, blocks, nodes, zonelist, vmas, mms, pt, events, vma, vpn, ptep)
+    elif write and pte & _PAGE_RW == _ZERO:
+        pfn = do_wp_page(pages, zones, blocks, nodes, zonelist, vmas, mms, pt, tlbs, events, memory, vma, vpn, ptep)
+    else:
+        pfn = pte_pfn(pte)
+    if pfn >= 0:
+        pt[ptep] |= (_PAGE_ACCESSED | _PAGE_DIRTY) if write else _PAGE_ACCESSED
+        folio_mark_accessed(pages, zones, nodes, events, pfn)
+    return pfn
+
+
+@njit
+def access_pages(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    zonelist: NDArray[np.int32],
+    vmas: Vmas,
+    avcs: Avcs,
+    mms: Mms,
+    pt: PageTables,
+    tlbs: Tlbs,
+    events: Events,
+    memory: Memory,
+    i_pages: NDArray[np.int64],
+    wrote: NDArray[np.uint64],
+    disk: NDArray[np.uint64],
+    cpu: int,
+    vma: int,
+    vpns: NDArray[np.int64],
+    write: bool,
+    sequence: int,
+) -> tuple[int, int, int]:
+    """Read or write virtual pages of one VMA on a CPU; a read compares what is there with `wrote`.
+
+    `wrote` and `disk` are indexed by the page's place in the VMA and in the file. Page i of a write gets the stamp of
+    sequence + i. Returns (pages done, reads that differed, 0 or the error that stopped it).
+    """
+    mm = vmas[vma].mm
+    start = vmas[vma].start
+    bad = 0
+    for i in range(len(vpns)):
+        vpn = vpns[i]
+        pfn = tlb_lookup(tlbs, cpu, mm, vpn, write)
+        if pfn < 0:
+            pfn = _fault(
+                pages, zones, blocks, nodes, zonelist, vmas, avcs, mms, pt, tlbs, events, memory, i_pages, disk,
+                vma, vpn, write,
+            )  # fmt: skip
+            if pfn == -1:
+                bad += wrote[vpn - start] != 0
+                continue
+            if pfn < 0:
+                return i, bad, pfn
+            pte = pt[walk_pte(pt, vmas[vma].root, vpn)]
+            # a clean or read-only translation must not serve a later write: that one has to walk again
+            tlb_fill(tlbs, cpu, mm, vpn, pfn, pte & _WRITTEN == _WRITTEN)
+        if write:
+            wrote[vpn - start] = stamp_of(sequence + i)
+            fill_page(memory, pfn, wrote[vpn - start])
+        elif not page_holds(memory, pfn, wrote[vpn - start]):
+            bad += 1
+    return len(vpns), bad, 0
+
+
+@njit
+def copy_page_range(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    zonelist: NDArray[np.int32],
+    vmas: Vmas,
+    mms: Mms,
+    pt: PageTables,
+    events: Events,
+    memory: Memory,
+    parent: int,
+    child: int,
+    vpn: int,
+    end: int,
+) -> tuple[int, int]:
+    """Give a child's VMA the parent's pages (fork): anonymous ones become read-only in both, shared until written.
+
+    A page that may be pinned is copied at once, so that the parent keeps the pinned one (page_needs_cow_for_dma).
+    The caller flushes the parent's TLB entries. Returns (virtual page reached, 0 or -ENOMEM).
+    """
+    anon = vmas[parent].flags & VM_SHARED == 0
+    while vpn < end:
+        from_ptep = walk_pte(pt, vmas[parent].root, vpn)
+        if from_ptep < 0 or pt[from_ptep] & _PAGE_PRESENT == _ZERO:
+            vpn += 1
+            continue
+        to_ptep = pte_alloc(pages, zones, blocks, nodes, zonelist, pt, vmas[child].root, vpn)
+        if to_ptep < 0:
+            return vpn, to_ptep
+        pfn = pte_pfn(pt[from_ptep])
+        if anon and pages[pfn].refcount >= GUP_PIN_BIAS:
+            copy = do_anonymous_page(pages, zones, blocks, nodes, zonelist, vmas, mms, pt, events, child, vpn, to_ptep)
+            if copy < 0:
+                return vpn, copy
+            copy_page(memory, copy, pfn)
+        else:
+            if anon:
+                pt[from_ptep] &= ~_PAGE_RW
+                pages[pfn].flags |= PG_dirty if pt[from_ptep] & _PAGE_DIRTY else 0
+            pt[to_ptep] = pt[from_ptep] & ~(_PAGE_ACCESSED | _PAGE_DIRTY)
+            add_rmap(pages, zones, nodes, pfn)
+            if anon:
+                mms[vmas[child].mm].rss_anon += 1
+            else:
+                mms[vmas[child].mm].rss_file += 1
+        vpn += 1
+    return vpn, 0
+
+
+@njit
+def mlock_pages(
+    pages: Pages, zones: Zones, nodes: Nodes, vmas: Vmas, pt: PageTables, events: Events, vma: int, lock: bool
+) -> None:
+    """Account a VMA's present pages to, or from, a change of VM_LOCKED."""
+    for vpn in range(vmas[vma].start, vmas[vma].end):
+        ptep = walk_pte(pt, vmas[vma].root, vpn)
+        if ptep >= 0 and pt[ptep] & _PAGE_PRESENT:
+            if lock:
+                mlock_folio(pages, zones, nodes, events, pte_pfn(pt[ptep]))
+            else:
+                munlock_folio(pages, zones, nodes, events, pte_pfn(pt[ptep]))
+
+
+@njit
+def pin_pages(
+    vmas: Vmas, pt: PageTables, pages: Pages, vma: int, vpns: NDArray[np.int64], pinned: NDArray[np.int64]
+) -> int:
+    """Pin the present pages among `vpns` for long-term DMA (pin_user_pages); their pfns go to `pinned`.
+
+    Returns how many, or -EAGAIN if one of them is being moved (then none is pinned).
+    """
+    nr = 0
+    for vpn in vpns:
+        ptep = walk_pte(pt, vmas[vma].root, vpn)
+        if ptep < 0 or pt[ptep] == _ZERO:
+            continue
+        if pt[ptep] & _PAGE_MIGRATION:
+            return -EAGAIN
+        pinned[nr] = pte_pfn(pt[ptep])
+        nr += 1
+    for i in range(nr):
+        pages[pinned[i]].refcount += GUP_PIN_BIAS
+    return nr
+
+
+@njit
+def unpin_pages(pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pinned: NDArray[np.int64]) -> None:
+    for pfn in pinned:
+        pages[pfn].refcount -= GUP_PIN_BIAS
+        put_page(pages, zones, blocks, nodes, pfn)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Moving a page's identity from one frame to another, and the CPU path that moves pages one at a time.
+
+A move has the three steps of mm/migrate.c: the page is isolated from its LRU list and every PTE becomes a migration
+entry (unmap); the bytes are copied (by the CPU here, by the DPU in dpu_compact.py); then flags, owner, page-cache slot
+and PTEs pass to the new frame (remap). A move that does not happen is undone by remapping the page to itself.
+
+Only pages that nobody holds beyond their mappings and the page cache may move. In the emulator nothing runs between
+that test and the unmapping, so the refcount need not be tested again later, as Linux must (expected_page_refs).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsim.content import Memory, copy_page
+from kernelsim.jit import njit
+from kernelsim.lruvec import folio_isolate_lru, folio_putback_lru
+from kernelsim.memory import put_page
+from kernelsim.mmzone import MIGRATE_MOVABLE, Blocks, Nodes, Zones, pageblock_order
+from kernelsim.page import (
+    Pages,
+    PG_active,
+    PG_anon,
+    PG_buddy,
+    PG_dirty,
+    PG_head,
+    PG_held,
+    PG_huge,
+    PG_hwpoison,
+    PG_idle,
+    PG_isolated,
+    PG_ksm,
+    PG_lru,
+    PG_mlocked,
+    PG_private,
+    PG_referenced,
+    PG_reserved,
+    PG_swapbacked,
+    PG_swapcache,
+    PG_tail,
+    PG_unevictable,
+    PG_uptodate,
+    PG_writeback,
+)
+from kernelsim.page_alloc import clear_page, hold_free_block
+from kernelsim.pgtable import PageTables
+from kernelsim.rmap import Avcs, Vmas, remove_migration_ptes, try_to_migrate
+from kernelsim.tlb import Tlbs, flush_tlb_mm
+from kernelsim.vmstat import Events
+
+# What passes on to the new frame (folio_migrate_flags); LRU membership is given anew.
+_MIGRATE_FLAGS = (
+    PG_referenced
+    | PG_uptodate
+    | PG_dirty
+    | PG_active
+    | PG_anon
+    | PG_swapbacked
+    | PG_swapcache
+    | PG_unevictable
+    | PG_mlocked
+    | PG_private
+    | PG_idle
+    | PG_ksm
+)
+
+_NEVER = PG_head | PG_tail | PG_huge | PG_reserved | PG_hwpoison
+
+# Why a page was left where it is.
+MOVABLE, SKIP_FREE, SKIP_KERNEL, SKIP_COMPOUND, SKIP_WRITEBACK, SKIP_PINNED, SKIP_BUSY = range(7)
+skip_reasons = ("movable", "free", "kernel", "compound", "writeback", "pinned", "busy")
+
+
+@njit
+def why_not_movable(pages: Pages, pfn: int) -> int:
+    """MOVABLE, or the reason why a page cannot be moved now."""
+    page = pages[pfn]
+    flags = page.flags
+    if flags & (PG_buddy | PG_held):
+        return SKIP_FREE
+    if flags & PG_isolated:
+        return SKIP_BUSY
+    if flags & _NEVER:
+        return SKIP_COMPOUND if flags & (PG_head | PG_tail) else SKIP_KERNEL
+    if flags & PG_lru == 0:
+        return SKIP_KERNEL
+    if flags & PG_writeback:
+        return SKIP_WRITEBACK
+    of_cache = 1 if flags & PG_anon == 0 and page.mapping != 0 else 0
+    of_private = 1 if flags & PG_private else 0
+    if page.refcount != page.mapcount + of_cache + of_private + (page.mapping == 0):
+        return SKIP_PINNED
+    return MOVABLE
+
+
+@njit
+def is_target(pages: Pages, blocks: Blocks, pfn: int) -> bool:
+    """A movable page may be put here, if the frame is free: never pollute blocks of another type."""
+    return bool(blocks[pfn >> pageblock_order] == MIGRATE_MOVABLE)
+
+
+@njit
+def folio_migrate(
+    pages: Pages,
+    zones: Zones,
+    nodes: Nodes,
+    avcs: Avcs,
+    i_pages: NDArray[np.int64],
+    old: int,
+    new: int,
+) -> None:
+    """Pass owner, state and page-cache slot of an isolated, unmapped page to a held frame (both of one zone).
+
+    The new page takes over all references, the isolation's included; the old frame is left held, for release_held().
+    """
+    src = pages[old]
+    dst = pages[new]
+    dst.flags = (src.flags & _MIGRATE_FLAGS) | PG_isolated
+    dst.refcount = src.refcount
+    dst.mapcount = src.mapcount
+    dst.mapping = src.mapping
+    dst.index = src.index
+    dst.mlock_count = src.mlock_count
+    if src.flags & PG_anon == 0 and src.mapping != 0:
+        i_pages[avcs[src.mapping].i_base + src.index] = new
+    clear_page(pages, old)
+    src.flags = PG_held
+
+
+@njit
+def putback_or_free(pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pfn: int) -> None:
+    """Drop the isolation: back to the LRU, or free if its owner went away in the meantime."""
+    folio_putback_lru(pages, zones, nodes, pfn)
+    put_page(pages, zones, blocks, nodes, pfn)
+
+
+@njit
+def flush_touched(tlbs: Tlbs, events: Events, touched: NDArray[np.uint8]) -> None:
+    """One flush for each mm that lost PTEs to migration entries (try_to_unmap_flush)."""
+    for mm in range(len(touched)):
+        if touched[mm]:
+            flush_tlb_mm(tlbs, events, mm)
+            touched[mm] = 0
+
+
+@njit
+def migrate_page(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    vmas: Vmas,
+    avcs: Avcs,
+    pt: PageTables,
+    tlbs: Tlbs,
+    events: Events,
+    memory: Memory,
+    i_pages: NDArray[np.int64],
+    touched: NDArray[np.uint8],
+    old: int,
+    new: int,
+) -> int:
+    """Move one movable page to a held frame, by CPU; returns the number of PTEs updated. The old frame is then held."""
+    folio_isolate_lru(pages, zones, nodes, old)
+    try_to_migrate(pages, zones, nodes, vmas, avcs, pt, touched, old)
+    flush_touched(tlbs, events, touched)
+    copy_page(memory, new, old)
+    folio_migrate(pages, zones, nodes, avcs, i_pages, old, new)
+    nr = remove_migration_ptes(pages, zones, nodes, vmas, avcs, pt, old, new)
+    putback_or_free(pages, zones, blocks, nodes, new)
+    events[0].pgmigrate_success += 1
+    return nr
+
+
+@njit
+def compact_range(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    vmas: Vmas,
+    avcs: Avcs,
+    pt: PageTables,
+    tlbs: Tlbs,
+    events: Events,
+    memory: Memory,
+    i_pages: NDArray[np.int64],
+    touched: NDArray[np.uint8],
+    pfn: int,
+    end: int,
+    target: int,
+    nr_targets: int,
+    budget: int,
+) -> tuple[int, int, int, int, int]:
+    """Pack movable pages downwards, one at a time, in address order: the plain CPU path.
+
+    Goes on from `pfn` with `nr_targets` held frames from `target` upwards, until `end` or until `budget` pages have
+    moved. Returns (pfn, target, nr_targets) to go on with, and the pages and PTEs of this call; the caller releases
+    the held frames at the end.
+    """
+    nr_moved = 0
+    nr_ptes = 0
+    while pfn < end and nr_moved < budget:
+        if pages[pfn].flags & PG_buddy:
+            step = 1 << pages[pfn].order
+            if is_target(pages, blocks, pfn):
+                nr_targets += hold_free_block(pages, zones, blocks, pfn, pfn, min(end, pfn + step))
+            pfn += step
+            continue
+        if nr_targets > 0 and why_not_movable(pages, pfn) == MOVABLE:
+            while pages[target].flags & PG_held == 0 or not is_target(pages, blocks, target):
+                target += 1
+            nr_ptes += migrate_page(
+                pages,
+                zones,
+                blocks,
+                nodes,
+                vmas,
+                avcs,
+                pt,
+                tlbs,
+                events,
+                memory,
+                i_pages,
+                touched,
+                pfn,
+                target,
+            )
+            nr_moved += 1
+            nr_targets += is_target(pages, blocks, pfn) - 1
+        pfn += 1
+    return pfn, target, nr_targets, nr_moved, nr_ptes

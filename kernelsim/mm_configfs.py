@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""/sys/kernel/config/kernelsim/mm: emulated processes, made with mkdir and shaped with echo.
+
+    mkdir web                       a process
+    echo 1G > web/anon              maps and writes that much anonymous memory (replacing what was there)
+    echo 256M > web/file            the same with a file mapping
+    echo '50 seed=7' > web/holes    gives a random half of its anonymous pages back; '50 runs' in runs
+    echo worker > web/fork          forks a child; it appears as a directory of its own
+    echo 10 > web/mlock             locks the first 10 percent of its anonymous memory
+    echo 5 > web/pin                pins a random 5 percent of its anonymous pages, as long-term DMA does
+    echo 20 > web/touch             writes a random 20 percent of its pages anew
+    cat web/verify                  reads everything back: `ok`, or how many pages differ
+    rmdir web                       ends it
+
+Settings that need memory fail with ENOMEM and leave the process as it was.
+"""
+
+import errno
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsim.attr import Attr, ConfigGroup, Int, Kobject, Size, Text
+from kernelsim.filemap import File
+from kernelsim.mm_types import LongOp
+from kernelsim.mmap import Mm, Vma, wait_in_flight
+from kernelsim.operation import Operation
+from kernelsim.page import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from kernelsim.machine import Machine
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+
+def parse_amount(text: str, *, flags: tuple[str, ...] = ()) -> tuple[int, dict[str, int], set[str]]:
+    """`50 seed=7 runs` -> (50, {"seed": 7}, {"runs"}). Raises OSError(EINVAL)."""
+    words = text.split()
+    if not words or not words[0].isdecimal() or int(words[0]) > 100:
+        raise OSError(errno.EINVAL, "want a percentage")
+    options: dict[str, int] = {}
+    found: set[str] = set()
+    for word in words[1:]:
+        key, equals, value = word.partition("=")
+        if key == "seed" and equals and value.isdecimal() and len(value) < 19:
+            options[key] = int(value)
+        elif word in flags:
+            found.add(word)
+        else:
+            raise OSError(errno.EINVAL, f"unknown option {word}")
+    return int(words[0]), options, found
+
+
+def choose(nr: int, percent: int, seed: int, in_runs: bool) -> NDArray[np.bool_]:
+    """Mark about `percent` of `nr` pages: each at random, or in runs of 1 to 63 pages with gaps to match."""
+    rng = np.random.default_rng(seed)
+    if not in_runs or percent in (0, 100):
+        return rng.random(nr) * 100 < percent
+    chosen = np.zeros(nr, dtype=bool)
+    at = 0
+    while at < nr:
+        run = int(rng.integers(1, 64))
+        chosen[at : at + run] = True
+        gap = run * (100 - percent) / percent
+        at += run + max(int(rng.uniform(0.5, 1.5) * gap), 1)
+    return chosen
+
+
+class Process(Kobject):
+    """One emulated process."""
+
+    pid = Attr(Text(), doc="Process id.")
+    node = Attr(Int(0, 1023), 0, doc="Home node: where its memory comes from first. Set it before the memory.")
+    anon = Attr(Size(), doc="Bytes of anonymous memory: mapped and written; replaces what was there.")
+    file = Attr(Size(), doc="Bytes of a shared file mapping: mapped and written; replaces what was there.")
+    holes = Attr(Text(), doc="`PERCENT [seed=N] [runs]`: give that part of the anonymous pages back.")
+    fork = Attr(Text(), doc="Name of a child to fork.", mode=0o200)
+    mlock = Attr(Text(), doc="PERCENT of anonymous memory that is locked, from its start.")
+    pin = Attr(Text(), doc="`PERCENT [seed=N]` of its anonymous pages to pin for DMA; 0 drops all pins.")
+    touch = Attr(Text(), doc="`PERCENT [seed=N]` of its pages to write anew.", mode=0o200)
+    verify = Attr(Text(), doc="Reads back everything the process wrote: `ok`, or how many pages differ.")
+    rss = Attr(Text(), doc="Resident bytes.")
+
+    def __init__(self, machine: "Machine", name: str, mm: Mm) -> None:
+        self.machine = machine
+        self.name = name
+        self.mm = mm
+        self.node = mm.node
+        self._pid = machine.take_pid()
+        self.files: list[File] = []
+        self._holes = "0"
+        self._pinned = "0"
+
+    @pid.show
+    def _show_pid(self) -> str:
+        return str(self._pid)
+
+    @property
+    def anon_vmas(self) -> list[Vma]:
+        return [vma for vma in self.mm.vma if vma.file is None]
+
+    @property
+    def file_vmas(self) -> list[Vma]:
+        return [vma for vma in self.mm.vma if vma.file is not None]
+
+    @node.stored
+    def _move_home(self, _old: int, new: int) -> None:
+        if new >= self.machine.mem.nr_nodes:
+            raise OSError(errno.EINVAL, "no such node")
+        self.mm.node = new
+
+    @anon.show
+    def _anon_bytes(self) -> int:
+        return sum(vma.nr_pages for vma in self.anon_vmas) * PAGE_SIZE
+
+    @anon.store
+    def _set_anon(self, size: int) -> LongOp:
+        yield from self._replace(size, self.anon_vmas, None)
+        self._holes = "0"
+
+    @file.show
+    def _file_bytes(self) -> int:
+        return sum(vma.nr_pages for vma in self.file_vmas) * PAGE_SIZE
+
+    @file.store
+    def _set_file(self, size: int) -> LongOp:
+        nr_pages = self._pages(size)
+        file = File(self.machine.vm, nr_pages) if nr_pages else None
+        if file:
+            self.machine.share(file)
+            self.files.append(file)
+        try:
+            yield from self._replace(size, self.file_vmas, file)
+        finally:
+            yield from self._drop_unmapped_files()
+
+    def _pages(self, size: int) -> int:
+        nr_pages = -(-size // PAGE_SIZE)
+        if nr_pages > self.machine.mem.nr_pages:
+            raise OSError(errno.ENOMEM, "more than the machine has")
+        return nr_pages
+
+    def _replace(self, size: int, old: list[Vma], file: File | None) -> LongOp:
+        """Map and fill the new before the old goes, so that running out of memory changes nothing."""
+        nr_pages = self._pages(size)
+        if nr_pages:
+            vma = self.mm.mmap(nr_pages, file)
+            try:
+                yield from self.mm.write(vma)
+            except OSError:
+                yield from self.mm.munmap(vma)
+                raise
+        for vma in old:
+            yield from self.mm.munmap(vma)
+
+    def _drop_unmapped_files(self) -> LongOp:
+        mapped = {id(vma.file) for vma in self.mm.vma}
+        gone = [file for file in self.files if id(file) not in mapped]
+        self.files = [file for file in self.files if id(file) in mapped]
+        for file in gone:
+            if self.machine.unshare(file):
+                yield from wait_in_flight(self.machine.vm)
+                file.evict()
+
+    @holes.show
+    def _show_holes(self) -> str:
+        return self._holes
+
+    @holes.store
+    def _punch(self, text: str) -> LongOp:
+        percent, options, flags = parse_amount(text, flags=("runs",))
+        for number, vma in enumerate(self.anon_vmas):
+            chosen = choose(vma.nr_pages, percent, options.get("seed", 0) + number, "runs" in flags)
+            yield from self.mm.madvise_dontneed(vma, vma.vpns()[chosen])
+        self._holes = " ".join(text.split())
+
+    @fork.store
+    def _fork(self, text: str) -> LongOp:
+        yield from self.machine.fork_process(self, text.strip())
+
+    @mlock.show
+    def _mlocked(self) -> str:
+        total = sum(vma.nr_pages for vma in self.anon_vmas)
+        locked = sum(vma.nr_pages for vma in self.anon_vmas if vma.locked)
+        return str(round(100 * locked / total) if total else 0)
+
+    @mlock.store
+    def _mlock(self, text: str) -> LongOp:
+        percent, _, _ = parse_amount(text)
+        vmas = sorted(self.anon_vmas, key=lambda vma: vma.start)
+        left = sum(vma.nr_pages for vma in vmas) * percent // 100
+        for vma in vmas:
+            if 0 < left < vma.nr_pages:
+                yield from wait_in_flight(self.machine.vm)
+                upper = self.mm.split(vma, vma.start + left)
+                yield from self.mm.mlock(upper, False)
+            yield from self.mm.mlock(vma, left > 0)
+            left -= min(left, vma.nr_pages)
+
+    @pin.show
+    def _show_pinned(self) -> str:
+        return self._pinned
+
+    @pin.store
+    def _pin(self, text: str) -> LongOp:
+        percent, options, _ = parse_amount(text)
+        self.mm.unpin()
+        for number, vma in enumerate(self.anon_vmas):
+            chosen = choose(vma.nr_pages, percent, options.get("seed", 0) + number, False)
+            yield from self.mm.pin(vma, vma.vpns()[chosen])
+        self._pinned = " ".join(text.split())
+
+    @touch.store
+    def _touch(self, text: str) -> LongOp:
+        percent, options, _ = parse_amount(text)
+        for number, vma in enumerate(list(self.mm.vma)):
+            chosen = choose(vma.nr_pages, percent, options.get("seed", 0) + number, False)
+            yield from self.mm.write(vma, vma.vpns()[chosen])
+
+    @verify.show
+    def _verify(self) -> Operation[Any]:
+        bad = 0
+        for vma in list(self.mm.vma):
+            for found in self.mm.count_wrong(vma):
+                bad += found
+                yield self.machine.vm.in_flight[0] if self.machine.vm.in_flight else None
+        return "ok" if bad == 0 else str(bad)
+
+    @rss.show
+    def _rss(self) -> str:
+        return str(self.mm.rss_pages * PAGE_SIZE)
+
+    def end(self) -> LongOp:
+        """Exit: everything the process had is freed."""
+        yield from self.mm.exit()
+        yield from self._drop_unmapped_files()
+
+
+class MmGroup(ConfigGroup):
+    """The directory of all emulated processes that users made."""
+
+    def __init__(self, machine: "Machine") -> None:
+        self.machine = machine
+
+    def make_item(self, name: str) -> Kobject:
+        check_name(name)
+        return self.machine.new_process(name)
+
+    def drop_item(self, name: str, kobj: Kobject) -> LongOp:
+        assert isinstance(kobj, Process)
+        yield from self.machine.end_process(kobj)
+
+
+def check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise OSError(errno.EINVAL, "bad name")

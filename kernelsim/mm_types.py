@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Everything virtual: the tables of mms, VMAs and rmap chains, page tables, TLBs, and the bytes behind all of it.
+
+The tables are record arrays that grow by doubling; ids are handed out lowest first, so that the same calls give the
+same ids. A compiled loop never holds on to a table across calls.
+
+`in_flight` lists the batches that a device is moving. Whoever meets a migration entry, or finds no memory while free
+pages are held by a batch, yields the first of them and tries again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsim.content import WORDS_FULL, Memory
+from kernelsim.mmzone import Mem
+from kernelsim.operation import Operation, Waitable
+from kernelsim.pgtable import PTRS_PER_PT, PageTables
+from kernelsim.rmap import Avcs, avc_dtype, mm_dtype, vma_dtype
+from kernelsim.tlb import Tlbs, alloc_tlbs
+from kernelsim.vmstat import Events, alloc_events
+
+if TYPE_CHECKING:
+    from kernelsim.filemap import File
+    from kernelsim.hostmem import KernelStamps
+    from kernelsim.mmap import Vma
+
+
+LongOp: TypeAlias = Operation[None]
+"""A long operation without a result."""
+
+AllocWords: TypeAlias = Callable[[int, int], NDArray[np.uint64]]
+"""(nr_pages, words_per_page) -> zeroed uint64[nr_pages, words_per_page] that costs memory only where it is touched."""
+
+
+class Table:
+    """A growing record array with free ids; id 0 is never handed out."""
+
+    def __init__(self, dtype: np.dtype[np.void], capacity: int = 64) -> None:
+        self.rows: Any = np.zeros(capacity, dtype=dtype)
+        self._free = list(range(1, capacity))
+
+    def take(self) -> int:
+        """A zeroed row's id."""
+        if not self._free:
+            old = len(self.rows)
+            self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
+            self._free = list(range(old, 2 * old))
+        number = heapq.heappop(self._free)
+        self.rows[number] = np.zeros((), dtype=self.rows.dtype)
+        return number
+
+    def release(self, number: int) -> None:
+        heapq.heappush(self._free, number)
+
+    @property
+    def in_use(self) -> set[int]:
+        return set(range(1, len(self.rows))) - set(self._free)
+
+
+def zeroed_words(nr_pages: int, words: int) -> NDArray[np.uint64]:
+    """Plain numpy: the pages of a large zeroed array cost nothing until they are touched."""
+    return np.zeros((nr_pages, words), dtype=np.uint64)
+
+
+class Vm:
+    """Virtual memory's tables around one `Mem`."""
+
+    def __init__(self, mem: Mem, words: int, nr_cpus: int, alloc_words: AllocWords = zeroed_words) -> None:
+        self.mem = mem
+        self.memory: Memory = alloc_words(mem.nr_pages, words)
+        tables = self.memory if words == WORDS_FULL else alloc_words(mem.nr_pages, PTRS_PER_PT)
+        self.pt: PageTables = tables.reshape(-1)
+        self.tlbs: Tlbs = alloc_tlbs(nr_cpus)
+        self.events: Events = alloc_events()
+        self._mms = Table(mm_dtype)
+        self._vmas = Table(vma_dtype)
+        self._avcs = Table(avc_dtype)
+        self.i_pages: NDArray[np.int64] = np.full(0, -1, dtype=np.int64)
+        self.in_flight: list[Waitable] = []
+        self.sequence = 0
+        self.files: list[File] = []
+        self.vma_objects: list[Vma] = []
+        self.foreign_tables = 0  # page-table pages of an imported host, whose processes are not here
+        self.kernel_stamps: KernelStamps | None = None
+        self._touched = np.zeros(0, dtype=np.uint8)
+
+    @property
+    def nr_cpus(self) -> int:
+        return int(self.tlbs.shape[0])
+
+    @property
+    def mms(self) -> Any:
+        return self._mms.rows
+
+    @property
+    def vmas(self) -> Any:
+        return self._vmas.rows
+
+    @property
+    def avcs(self) -> Avcs:
+        return self._avcs.rows
+
+    def touched(self) -> NDArray[np.uint8]:
+        """uint8[mm], all 0: a scratch flag for each mm."""
+        if len(self._touched) < len(self.mms):
+            self._touched = np.zeros(len(self.mms), dtype=np.uint8)
+        return self._touched
+
+    @property
+    def mms_in_use(self) -> set[int]:
+        return self._mms.in_use
+
+    def take_mm(self) -> int:
+        return self._mms.take()
+
+    def release_mm(self, mm: int) -> None:
+        self._mms.release(mm)
+
+    def take_vma(self) -> int:
+        return self._vmas.take()
+
+    def release_vma(self, vma: int) -> None:
+        self.vmas[vma] = np.zeros((), dtype=vma_dtype)
+        self._vmas.release(vma)
+
+    def take_mapping(self) -> int:
+        """A new rmap object: the head of an empty chain."""
+        return self._avcs.take()
+
+    def release_mapping(self, mapping: int) -> None:
+        self._avcs.release(mapping)
+
+    def link(self, mapping: int, vma: int) -> None:
+        """Put a VMA at the front of an rmap object's chain."""
+        avc = self._avcs.take()
+        avcs = self.avcs
+        avcs["vma"][avc] = vma
+        avcs["next"][avc] = avcs["next"][mapping]
+        avcs["next"][mapping] = avc
+
+    def unlink(self, mapping: int, vma: int) -> bool:
+        """Take a VMA out of a chain; True if the chain is empty now."""
+        avcs = self.avcs
+        before = mapping
+        while avcs["vma"][avcs["next"][before]] != vma:
+            before = int(avcs["next"][before])
+        avc = int(avcs["next"][before])
+        avcs["next"][before] = avcs["next"][avc]
+        self._avcs.release(avc)
+        return bool(avcs["next"][mapping] == 0)
+
+    def chain(self, mapping: int) -> list[int]:
+        """The VMAs of an rmap object."""
+        vmas = []
+        avc = int(self.avcs["next"][mapping])
+        while avc:
+            vmas.append(int(self.avcs["vma"][avc]))
+            avc = int(self.avcs["next"][avc])
+        return vmas
+
+    def grow_page_cache(self, nr_pages: int) -> int:
+        """Room for one more file in `i_pages`; returns where it begins."""
+        base = len(self.i_pages)
+        self.i_pages = np.concatenate([self.i_pages, np.full(nr_pages, -1, dtype=np.int64)])
+        return base

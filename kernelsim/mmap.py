@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Processes as memory management sees them: an mm with its VMAs, and the calls that shape it.
+
+Calls that touch many pages are long operations (generators): they work in slices and may be interleaved with anything
+else that goes on in the machine. Calls that take page tables down or copy them (munmap, exit, fork) first wait until
+no batch is in flight, because a batch remembers where its PTEs are; on Linux the page-table and rmap locks see to that.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsim import memory as _memory
+from kernelsim.filemap import File
+from kernelsim.mm_types import LongOp, Vm
+from kernelsim.pgtable import alloc_table, free_pgtables
+from kernelsim.rmap import VM_LOCKED, VM_SHARED, VM_WRITE
+from kernelsim.tlb import flush_tlb_mm
+
+MMAP_BASE_VPN = 0x7F00_0000_0000 >> 12
+VPN_LIMIT = 1 << 35
+SLICE_PAGES = 2048  # about two milliseconds of page faults with real bytes
+
+
+class Vma:
+    """One mapping. `wrote` uint64[nr_pages] is what the process knows is stored there (memory.py)."""
+
+    def __init__(self, mm: Mm, start: int, nr_pages: int, file: File | None) -> None:
+        self.mm = mm
+        self.vm = mm.vm
+        self.file = file
+        self.id = self.vm.take_vma()
+        self.wrote: NDArray[np.uint64] = np.zeros(nr_pages, dtype=np.uint64) if file is None else file.disk
+        self.chains: list[int] = []
+        row = self.vm.vmas
+        row["start"][self.id], row["end"][self.id] = start, start + nr_pages
+        row["root"][self.id], row["mm"][self.id] = mm.root, mm.id
+        row["flags"][self.id] = VM_WRITE | (VM_SHARED if file else 0)
+        self.vm.vma_objects.append(self)
+
+    @property
+    def start(self) -> int:
+        return int(self.vm.vmas["start"][self.id])
+
+    @property
+    def end(self) -> int:
+        return int(self.vm.vmas["end"][self.id])
+
+    @property
+    def nr_pages(self) -> int:
+        return self.end - self.start
+
+    @property
+    def locked(self) -> bool:
+        return bool(self.vm.vmas["flags"][self.id] & VM_LOCKED)
+
+    def join(self, mapping: int) -> None:
+        """Enter an rmap object's chain."""
+        self.vm.link(mapping, self.id)
+        self.chains.append(mapping)
+
+    def own_mapping(self, mapping: int, pgoff: int = 0) -> None:
+        """The rmap object that pages faulted in here will belong to."""
+        self.vm.vmas["mapping"][self.id] = mapping
+        self.vm.vmas["pgoff"][self.id] = pgoff
+        self.join(mapping)
+
+    def vpns(self) -> NDArray[np.int64]:
+        return np.arange(self.start, self.end, dtype=np.int64)
+
+    def drop(self) -> None:
+        """Leave all chains; an anon_vma whose chain is empty is gone."""
+        for mapping in self.chains:
+            if self.vm.unlink(mapping, self.id) and (self.file is None or mapping != self.file.mapping):
+                self.vm.release_mapping(mapping)
+        self.vm.release_vma(self.id)
+        self.vm.vma_objects.remove(self)
+
+
+class Mm:
+    """One process's address space, on a home node and a CPU."""
+
+    def __init__(self, vm: Vm, node: int = 0, cpu: int = 0) -> None:
+        self.vm = vm
+        self.node = node
+        self.cpu = cpu
+        self.vma: list[Vma] = []
+        self.pinned: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self.mmap_locked = False  # a fork is copying: the parent must not change what is still to be copied
+        mem = vm.mem
+        self.root = alloc_table(mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.pt)
+        if self.root < 0:
+            raise OSError(errno.ENOMEM, "no page for the top-level page table")
+        self.id = vm.take_mm()
+        row = vm.mms
+        row["root"][self.id], row["node"][self.id], row["cpu"][self.id] = self.root, node, cpu
+        self.next_vpn = MMAP_BASE_VPN
+
+    @property
+    def zonelist(self) -> NDArray[np.int32]:
+        zonelist: NDArray[np.int32] = self.vm.mem.zonelist[self.node]
+        return zonelist
+
+    @property
+    def rss_pages(self) -> int:
+        return int(self.vm.mms["rss_anon"][self.id] + self.vm.mms["rss_file"][self.id])
+
+    def mmap(self, nr_pages: int, file: File | None = None, start: int | None = None) -> Vma:
+        """Map memory, at an address of the kernel's choice (2 MiB aligned) or at a virtual page that is free."""
+        if nr_pages <= 0:
+            raise OSError(errno.EINVAL, "mapping of no pages")
+        at = self.next_vpn if start is None else start
+        if at + nr_pages > VPN_LIMIT:
+            raise OSError(errno.ENOMEM, "address space exhausted")
+        if any(vma.start < at + nr_pages and at < vma.end for vma in self.vma):
+            raise OSError(errno.EEXIST, "address range in use")
+        vma = Vma(self, at, nr_pages, file)
+        vma.own_mapping(file.mapping if file else self.vm.take_mapping())
+        self.vma.append(vma)
+        self.next_vpn = max(self.next_vpn, (at + nr_pages + 511) & ~511)
+        return vma
+
+    def write(self, vma: Vma, vpns: NDArray[np.int64] | None = None) -> LongOp:
+        """Store new content in every page of `vpns` (all of the VMA's if None), faulting them in."""
+        yield from self._access(vma, vma.vpns() if vpns is None else vpns, True)
+
+    def count_wrong(self, vma: Vma) -> Iterator[int]:
+        """Read everything back: yields, slice by slice, how many pages differed from what was stored."""
+        vpns = vma.vpns()
+        for first in range(0, len(vpns), SLICE_PAGES):
+            done = 0
+            part = vpns[first : first + SLICE_PAGES]
+            while done < len(part):
+                nr, bad, error = self._access_slice(vma, part[done:], False)
+                done += nr
+                yield bad
+                if error and error != -errno.EAGAIN:
+                    raise OSError(-error, "read")
+
+    def wait_unlocked(self) -> LongOp:
+        while self.mmap_locked:
+            yield None
+
+    def _access(self, vma: Vma, vpns: NDArray[np.int64], write: bool) -> LongOp:
+        done = 0
+        while done < len(vpns):
+            yield from self.wait_unlocked()
+            nr, _, error = self._access_slice(vma, vpns[done : done + SLICE_PAGES], write)
+            done += nr
+            if error and self.vm.in_flight:
+                yield self.vm.in_flight[0]
+            elif error:
+                raise OSError(-error, "page fault")
+            else:
+                yield None
+
+    def _access_slice(self, vma: Vma, vpns: NDArray[np.int64], write: bool) -> tuple[int, int, int]:
+        vm, mem = self.vm, self.vm.mem
+        disk = vma.file.disk if vma.file else _NO_DISK
+        result = _memory.access_pages(
+            mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.vmas, vm.avcs, vm.mms, vm.pt, vm.tlbs,
+            vm.events, vm.memory, vm.i_pages, vma.wrote, disk, self.cpu, vma.id, vpns, write, vm.sequence + 1,
+        )  # fmt: skip
+        if write:
+            vm.sequence += int(result[0])
+        return int(result[0]), int(result[1]), int(result[2])
+
+    def madvise_dontneed(self, vma: Vma, vpns: NDArray[np.int64]) -> LongOp:
+        """Give pages back: their content is forgotten, the range stays mapped."""
+        vm, mem = self.vm, self.vm.mem
+        for first in range(0, len(vpns), 4 * SLICE_PAGES):
+            yield from self.wait_unlocked()
+            part = vpns[first : first + 4 * SLICE_PAGES]
+            _memory.zap_pages(
+                mem.pages,
+                mem.zones,
+                mem.blocks,
+                mem.nodes,
+                vm.vmas,
+                vm.mms,
+                vm.pt,
+                vm.tlbs,
+                vm.events,
+                vma.id,
+                part,
+            )
+            if vma.file is None:
+                vma.wrote[part - vma.start] = 0
+            yield None
+
+    def munmap(self, vma: Vma) -> LongOp:
+        """Take a mapping down; its page tables stay until exit."""
+        yield from self.madvise_dontneed(vma, vma.vpns())
+        yield from wait_in_flight(self.vm)
+        self.vma.remove(vma)
+        vma.drop()
+
+    def split(self, vma: Vma, at: int) -> Vma:
+        """Cut a VMA in two at a virtual page; returns the upper part."""
+        rows = self.vm.vmas
+        upper = Vma(self, at, vma.end - at, vma.file)
+        rows = self.vm.vmas
+        offset = at - vma.start
+        rows["flags"][upper.id] = rows["flags"][vma.id]
+        rows["mapping"][upper.id] = rows["mapping"][vma.id]
+        rows["pgoff"][upper.id] = rows["pgoff"][vma.id] + offset
+        rows["end"][vma.id] = at
+        for mapping in vma.chains:
+            upper.join(mapping)
+        if vma.file is None:
+            upper.wrote, vma.wrote = vma.wrote[offset:], vma.wrote[:offset]
+        self.vma.append(upper)
+        return upper
+
+    def mlock(self, vma: Vma, lock: bool = True) -> LongOp:
+        """Lock (or unlock) a mapping: its pages, present and future, are unevictable."""
+        yield from wait_in_flight(self.vm)
+        if vma.locked != lock:
+            vm, mem = self.vm, self.vm.mem
+            vm.vmas["flags"][vma.id] ^= VM_LOCKED
+            _memory.mlock_pages(mem.pages, mem.zones, mem.nodes, vm.vmas, vm.pt, vm.events, vma.id, lock)
+
+    def pin(self, vma: Vma, vpns: NDArray[np.int64]) -> LongOp:
+        """Pin present pages for long-term DMA, on top of those pinned before."""
+        pinned = np.empty(len(vpns), dtype=np.int64)
+        while True:
+            nr = _memory.pin_pages(self.vm.vmas, self.vm.pt, self.vm.mem.pages, vma.id, vpns, pinned)
+            if nr >= 0:
+                self.pinned = np.concatenate([self.pinned, pinned[:nr]])
+                return
+            yield self.vm.in_flight[0]
+
+    def unpin(self) -> None:
+        """Drop all pins of this process."""
+        mem = self.vm.mem
+        _memory.unpin_pages(mem.pages, mem.zones, mem.blocks, mem.nodes, self.pinned)
+        self.pinned = self.pinned[:0]
+
+    def exit(self) -> LongOp:
+        """End the process: pins, mappings, page tables and the mm itself go."""
+        self.unpin()
+        while self.vma:
+            yield from self.munmap(self.vma[-1])
+        yield from wait_in_flight(self.vm)
+        vm, mem = self.vm, self.vm.mem
+        flush_tlb_mm(vm.tlbs, vm.events, self.id)
+        free_pgtables(mem.pages, mem.zones, mem.blocks, mem.nodes, vm.pt, self.root, 3)
+        vm.release_mm(self.id)
+
+
+_NO_DISK: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
+
+
+def wait_in_flight(vm: Vm) -> LongOp:
+    """Wait until no batch is being moved."""
+    while vm.in_flight:
+        yield vm.in_flight[0]

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""/sys/devices/system/node: which nodes there are, and what each has (drivers/base/node.c)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kernelsim.attr import Attr, Kobject, Text
+from kernelsim.hugetlb import HugetlbPool
+from kernelsim.meminfo import node_meminfo
+from kernelsim.mmzone import ZONE_NORMAL, Mem
+from kernelsim.vmstat import node_items, zone_items
+
+
+def format_list(numbers: Sequence[int]) -> str:
+    """`0-3,6`, as the kernel prints sets (%*pbl)."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def format_mask(numbers: Sequence[int], nr_bits: int) -> str:
+    """`ff,ffffffff`: groups of 32 bits, the highest first, as wide as there are CPUs (%*pb)."""
+    mask = sum(1 << number for number in numbers)
+    words = [(mask >> shift) & 0xFFFFFFFF for shift in range(0, nr_bits, 32)]
+    width = -(-((nr_bits - 1) % 32 + 1) // 4)
+    return ",".join(f"{word:0{width if i == 0 else 8}x}" for i, word in enumerate(reversed(words)))
+
+
+class Nodes(Kobject):
+    """The directory of all nodes."""
+
+    online = Attr(Text(), doc="Nodes that are there.", mode=0o444)
+    possible = Attr(Text(), doc="Nodes that could be there.", mode=0o444)
+    has_cpu = Attr(Text(), doc="Nodes with CPUs.", mode=0o444)
+    has_memory = Attr(Text(), doc="Nodes with memory.", mode=0o444)
+    has_normal_memory = Attr(Text(), doc="Nodes with memory that the kernel can use itself.", mode=0o444)
+
+    def __init__(self, mem: Mem, cpus: Sequence[Sequence[int]]) -> None:
+        self.mem = mem
+        self.cpus = cpus
+
+    @online.show
+    def _online(self) -> str:
+        return format_list(range(self.mem.nr_nodes))
+
+    @possible.show
+    def _possible(self) -> str:
+        return format_list(range(self.mem.nr_nodes))
+
+    @has_cpu.show
+    def _has_cpu(self) -> str:
+        return format_list([nid for nid, cpus in enumerate(self.cpus) if cpus])
+
+    @has_memory.show
+    def _has_memory(self) -> str:
+        return self._with_memory(self.mem.zones["type"] >= 0)
+
+    @has_normal_memory.show
+    def _has_normal_memory(self) -> str:
+        return self._with_memory(self.mem.zones["type"] <= ZONE_NORMAL)
+
+    def _with_memory(self, eligible: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> str:
+        zones = self.mem.zones[eligible & (self.mem.zones["present"] > 0)]
+        return format_list([int(nid) for nid in np.unique(zones["node"])])
+
+
+class Node(Kobject):
+    """One node's directory; compact_dpu is added by dpu_compact_hook.py."""
+
+    cpulist = Attr(Text(), doc="The node's CPUs as a list.")
+    cpumap = Attr(Text(), doc="The node's CPUs as a bit mask.")
+    distance = Attr(Text(), doc="Distance to each node; 10 is local.")
+    meminfo = Attr(Text(), doc="The node's memory in kB by use.")
+    numastat = Attr(Text(), doc="Allocations by whether the node was the intended one.")
+    vmstat = Attr(Text(), doc="The node's page counters.")
+
+    def __init__(self, mem: Mem, hugetlb: HugetlbPool, nid: int, cpus: Sequence[int], nr_cpus: int) -> None:
+        self.mem = mem
+        self.hugetlb = hugetlb
+        self.nid = nid
+        self.cpus = cpus
+        self.nr_cpus = nr_cpus
+
+    @cpulist.show
+    def _cpulist(self) -> str:
+        return format_list(self.cpus)
+
+    @cpumap.show
+    def _cpumap(self) -> str:
+        return format_mask(self.cpus, self.nr_cpus)
+
+    @distance.show
+    def _distance(self) -> str:
+        return " ".join(str(int(d)) for d in self.mem.distance[self.nid])
+
+    @meminfo.show
+    def _meminfo(self) -> str:
+        return node_meminfo(self.mem, self.hugetlb, self.nid)
+
+    @numastat.show
+    def _numastat(self) -> str:
+        zones = self.mem.zones[self.mem.zones["node"] == self.nid]
+        hit, miss, foreign = (int(zones[name].sum()) for name in ("numa_hit", "numa_miss", "numa_foreign"))
+        # there is no interleaving policy, and a process runs on its home node
+        counts = {"numa_hit": hit, "numa_miss": miss, "numa_foreign": foreign, "interleave_hit": 0}
+        counts |= {"local_node": hit, "other_node": miss}
+        return "".join(f"{name} {value}\n" for name, value in counts.items())
+
+    @vmstat.show
+    def _vmstat(self) -> str:
+        zones = self.mem.zones[self.mem.zones["node"] == self.nid]
+        node = self.mem.nodes[self.nid : self.nid + 1]
+        return "".join(f"{name} {value}\n" for name, value in [*zone_items(zones, node), *node_items(node)])

@@ -40,7 +40,7 @@ from kernelsim.migrate import compact_range
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.operation import complete
 from kernelsim.page import PAGE_SHIFT
-from kernelsim.page_alloc import release_held
+from kernelsim.page_alloc import drain_all_pages, release_held
 from kernelsim.printk import KERN_ERR, KERN_INFO, KERN_WARNING, Printk
 from kernelsim.timer import Clock
 
@@ -125,6 +125,7 @@ class DpuCompact:
         while self._running:
             yield None
         self._running = True
+        drain_all_pages(self.vm.mem)
         try:
             for zone in self.vm.mem.zones_of(nid):
                 if self.vm.mem.zones["managed"][zone]:

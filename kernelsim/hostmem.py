@@ -55,7 +55,6 @@ from kernelsim.rmap import Mms, Vmas, add_rmap
 
 MAX_SYNTHETIC = 16  # processes that share imported pages; higher mapcounts are cut to this
 _PTE_BITS = 0x25  # present, user, accessed; shared pages are read-only, so the first write after import faults
-_PTE_WRITABLE = 0x67
 
 
 def import_mem(image: HostImage, distance: NDArray[np.int64]) -> Mem:
@@ -95,7 +94,7 @@ def _import_states(pages: Pages, flags: NDArray[np.uint32], compound_order: NDAr
         if state & PG_tail:
             state &= ~PG_lru  # a tail is on no list of its own
         pages[pfn].flags = state & ~(PG_lru | PG_mlocked | PG_unevictable)
-        pages[pfn].refcount = 0 if state & PG_tail else 1
+        pages[pfn].refcount = 0 if state & PG_tail else 1 + (state & PG_private != 0)
         if state & PG_head:
             pages[pfn].order = compound_order[pfn]
 
@@ -175,6 +174,8 @@ class HostImporter:
         self.frames = np.concatenate([tables, unowned])
         self.nr_tables = len(tables)
         self.used = np.zeros(1, dtype=np.int64)
+        self.nr_unmapped = 0  # captured mappings that fit no file layout
+        self._files: dict[int, File] = {}
 
     def root(self) -> int:
         """A frame for a top-level table."""
@@ -188,6 +189,123 @@ class HostImporter:
         mem = self.vm.mem
         _import_lru(mem.pages, mem.zones, mem.nodes, self.flags, self.kinds)
 
+    # Captured processes.
+
+    def task(self, task: HostTask) -> Mm:
+        """A process as captured. Each of its VMAs is private here: nobody runs in it."""
+        mm = Mm(self.vm, root=self.root())
+        order = np.argsort(task.vpn, kind="stable")
+        vpns, pfns = task.vpn[order], task.pfn[order]
+        for start, end, _flags in task.vmas:
+            lo, hi = np.searchsorted(vpns, (start, end))
+            single = (self.kinds[pfns[lo:hi]] == 2) | (self.kinds[pfns[lo:hi]] == 3)
+            if single.any():
+                self._task_vma(mm, start, end, vpns[lo:hi][single], pfns[lo:hi][single])
+        return mm
+
+    def _task_vma(self, mm: Mm, start: int, end: int, vpns: NDArray[np.int64], pfns: NDArray[np.int64]) -> None:
+        vma = mm.mmap(end - start, start=start)
+        pages = self.vm.mem.pages
+        anon = self.kinds[pfns] == 2
+        file = self._file_of(start, vpns, pfns, ~anon) if not anon.all() else None
+        pgoff = file[1] if file else start & 0xFFFFFFFF
+        self.vm.vmas["pgoff"][vma.id] = pgoff
+        indexes = vpns - start + pgoff
+        new = anon & (pages["mapping"][pfns] == 0) & (indexes >= 0)
+        _own_pages(pages, pfns[new], vma.chains[0], indexes[new], 0)
+        if file:
+            self._adopt(file[0], pfns, indexes, ~anon & (pages["mapping"][pfns] == 0))
+        fits = (pages["index"][pfns] == indexes) & (pages["mapping"][pfns] != 0)
+        for mapping in np.unique(pages["mapping"][pfns[fits]]):
+            if mapping not in vma.chains:
+                vma.join(int(mapping))
+        self._map(vma, vpns[fits], pfns[fits])
+        self.nr_unmapped += int(np.count_nonzero(~fits))
+
+    def _file_of(
+        self, start: int, vpns: NDArray[np.int64], pfns: NDArray[np.int64], backed: NDArray[np.bool_]
+    ) -> tuple[File, int]:
+        """The file behind a VMA and its pgoff there: that of a page seen before in another process, or a new one."""
+        pages = self.vm.mem.pages
+        known = np.flatnonzero(backed & (pages["mapping"][pfns] != 0))
+        if len(known):
+            first = known[0]
+            file = self._files[int(pages["mapping"][pfns[first]])]
+            return file, start + int(pages["index"][pfns[first]]) - int(vpns[first])
+        file = File(self.vm, int(vpns[-1] - vpns[0]) + 1)
+        self._files[file.mapping] = file
+        return file, start - int(vpns[0])
+
+    def _adopt(self, file: File, pfns: NDArray[np.int64], indexes: NDArray[np.int64], new: NDArray[np.bool_]) -> None:
+        """Enter pages nobody owns yet into a file's page cache, where there is room at their index."""
+        new = new & (indexes >= 0) & (indexes < file.nr_pages)
+        new[new] = self.vm.i_pages[file.i_base + indexes[new]] < 0
+        self._cache(file, pfns[new], indexes[new])
+
+    def _cache(self, file: File, pfns: NDArray[np.int64], indexes: NDArray[np.int64]) -> None:
+        mem = self.vm.mem
+        self.vm.i_pages[file.i_base + indexes] = pfns
+        _own_pages(mem.pages, pfns, file.mapping, indexes, 1)
+        _write_stamps(self.vm.memory, pfns, file.disk[indexes])
+        nodes = mem.zones["node"][mem.pages["zone"][pfns]]
+        mem.nodes["nr_file_pages"] += np.bincount(nodes, minlength=mem.nr_nodes)
+
+    def _map(self, vma: Vma, vpns: NDArray[np.int64], pfns: NDArray[np.int64]) -> None:
+        """Map pages, and let the process know what is in them: a page nobody mapped before gets its stamp now."""
+        vm, mem = self.vm, self.vm.mem
+        fresh = (mem.pages["mapcount"][pfns] == 0) & (self.kinds[pfns] == 2)
+        _write_stamps(vm.memory, pfns[fresh], _new_stamps(int(fresh.sum()), vm.sequence + 1))
+        vm.sequence += int(fresh.sum())
+        nr = _import_ptes(
+            mem.pages, mem.zones, mem.nodes, vm.vmas, vm.mms, vm.pt, self.frames, self.used, vma.id, vpns, pfns
+        )
+        if nr < len(vpns):
+            raise ValueError("the capture has too few kernel pages to hold the page tables of its processes")
+        vma.wrote[vpns - vma.start] = vm.memory[pfns, 0]
+
+    # Pages whose processes were not captured.
+
+    def synthetic(self) -> list[tuple[str, Mm]]:
+        """Processes import-0, import-1, ... that map every other anonymous page and mapped file page."""
+        pages = self.vm.mem.pages
+        free_agent = pages["mapping"][: self.vm.mem.nr_pages] == 0
+        anon = np.flatnonzero(free_agent & (self.kinds == 2) & (self.mapcount > 0))
+        cached = np.flatnonzero(free_agent & (self.kinds == 3))
+        file = self._synthetic_file(cached)
+        mapped = cached[self.mapcount[cached] > 0]
+        most = max(self.mapcount[anon].max(initial=0), self.mapcount[mapped].max(initial=0))
+        mms = [Mm(self.vm, root=self.root()) for _ in range(min(int(most), MAX_SYNTHETIC))]
+        self._share_out(mms, anon, None)
+        if file is not None:
+            self._share_out(mms, mapped, file)
+        return [(f"import-{number}", mm) for number, mm in enumerate(mms)]
+
+    def _synthetic_file(self, pfns: NDArray[np.int64]) -> File | None:
+        """One file for all page-cache pages without one, mapped pages first."""
+        if not len(pfns):
+            return None
+        file = File(self.vm, len(pfns))
+        order = np.argsort(self.mapcount[pfns] == 0, kind="stable")
+        self._cache(file, pfns[order], np.arange(len(pfns)))
+        return file
+
+    def _share_out(self, mms: list[Mm], pfns: NDArray[np.int64], file: File | None) -> None:
+        """Map the pages at consecutive addresses: a page with mapcount m in the first m processes."""
+        if not len(pfns):
+            return
+        owner = 0
+        for number, mm in enumerate(mms):
+            mine = self.mapcount[pfns] > number
+            vma = mm.mmap(len(pfns), start=MMAP_BASE_VPN - (1 << 30 if file else 0))
+            if file is not None:
+                vma.join(file.mapping)
+            elif number == 0:
+                owner = vma.chains[0]
+                _own_pages(self.vm.mem.pages, pfns, owner, np.arange(len(pfns)), 0)
+            else:
+                vma.join(owner)
+            self._map(vma, vma.vpns()[mine], pfns[mine])
+
     def finish(self) -> None:
         """Account for the tables taken, stamp what belongs to the kernel."""
         vm, mem = self.vm, self.vm.mem
@@ -197,8 +315,11 @@ class HostImporter:
             mem.zones["node"][mem.pages["zone"][extra]], minlength=mem.nr_nodes
         )
         vm.foreign_tables = max(self.nr_tables - used, 0)
-        kernel = np.flatnonzero((self.kinds == 1) | (self.kinds == 4) | (self.kinds == 5) | (self.kinds == 6))
-        vm.kernel_stamps = KernelStamps(vm, np.setdiff1d(kernel, self.frames[:used], assume_unique=True))
+        kernel = np.isin(self.kinds, (1, 4, 5, 6))
+        kernel[self.frames[:used]] = False
+        kernel[self.image.pcp_pfn] = False
+        vm.kernel_stamps = KernelStamps(vm, np.flatnonzero(kernel))
+        mem.pcp_pfns = self.image.pcp_pfn
 
 
 @njit
@@ -222,9 +343,11 @@ def _import_lru(
         if kind == 2:
             pages[pfn].flags |= PG_swapbacked
         if kind == 2 or kind == 3 or (kind == 4 and flags[pfn] & PG_lru and flags[pfn] & PG_head):
-            # where mlocked is not known by a VMA, unevictable is kept without it
-            pages[pfn].flags |= flags[pfn] & PG_unevictable
+            pages[pfn].flags |= flags[pfn] & (PG_unevictable | PG_mlocked)
             pages[pfn].flags &= ~PG_writeback
+            if flags[pfn] & PG_mlocked:
+                pages[pfn].mlock_count = 1
+                zones[pages[pfn].zone].nr_mlock += 1
             lruvec_add_folio(pages, zones, nodes, pfn)
 
 
@@ -286,3 +409,13 @@ def _new_stamps(nr: int, sequence: int) -> NDArray[np.uint64]:
     for i in range(nr):
         stamps[i] = stamp_of(sequence + i)
     return stamps
+
+
+def import_processes(vm: Vm, image: HostImage) -> list[tuple[str, Mm]]:
+    """Give every imported page an owner; returns the processes, captured ones first, as (name, mm)."""
+    importer = HostImporter(vm, image)
+    importer.lru()
+    processes = [(f"{task.comm}-{task.pid}", importer.task(task)) for task in image.mappings]
+    processes += importer.synthetic()
+    importer.finish()
+    return processes

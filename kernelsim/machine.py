@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
 from kernelsim.dpu_hw import DpuHardware
 from kernelsim.filemap import File
 from kernelsim.fork import dup_mm
+from kernelsim.hostimage import HostImage
+from kernelsim.hostmem import import_mem, import_processes
 from kernelsim.hugetlb import HugetlbPool
 from kernelsim.meminfo import Meminfo
 from kernelsim.mm_configfs import MmGroup, Process, check_name
@@ -33,6 +35,7 @@ from kernelsim.mmzone import MAX_DMA32_PFN, MAX_DMA_PFN, ZONE_DMA, ZONE_DMA32, Z
 from kernelsim.node import Node, Nodes
 from kernelsim.page import PAGE_SIZE, PG_reserved
 from kernelsim.page_alloc import free_range, init_range
+from kernelsim.page_reporting import Discard, PageReporting
 from kernelsim.printk import Printk
 from kernelsim.timer import Clock, ManualClock
 from kernelsim.vmstat import VmstatFiles
@@ -135,8 +138,10 @@ class Machine:
         *,
         mem: Mem | None = None,
         alloc_words: AllocWords = zeroed_words,
+        discard: Discard | None = None,
         wait_queue: Callable[[], WaitQueue] = WaitQueue,
     ) -> None:
+        """`alloc_words` makes the memory, `discard` gives free parts of it back to the host."""
         self.config = config or MachineConfig()
         self.clock = clock or ManualClock()
         self.mem = mem or boot_mem(self.config)
@@ -145,8 +150,10 @@ class Machine:
         self.vm = Vm(self.mem, self.config.words_per_page, nr_cpus, alloc_words)
         self.printk = Printk(self.clock.now_ns, wait_queue())
         self.registry = Registry()
+        self.reporting = PageReporting(self.mem, discard)
         self.hugetlb = HugetlbPool(self.vm)
         self.processes: dict[str, Process] = {}
+        self.imported: dict[str, Mm] = {}
         self._next_pid = 1
         self._sharers: dict[int, int] = {}
         total = int(self.mem.zones["managed"].sum()) * (PAGE_SIZE // 1024)
@@ -154,6 +161,31 @@ class Machine:
         self.sysctl = DpuCompactSysctl()
         self.dpu = DpuCompact(self.vm, hw, self.sysctl, self.printk, self.clock)
         self._add_files()
+
+    @classmethod
+    def from_image(
+        cls,
+        image: HostImage,
+        config: MachineConfig | None = None,
+        hw: DpuHardware | None = None,
+        clock: Clock | None = None,
+        *,
+        alloc_words: AllocWords = zeroed_words,
+        wait_queue: Callable[[], WaitQueue] = WaitQueue,
+    ) -> Machine:
+        """A machine with a real one's memory. Of `config` only CPUs and switches count; contents are always stamps.
+
+        ValueError if the capture cannot be built.
+        """
+        nr_nodes = max(zone.node for zone in image.zones) + 1
+        nodes = (config or MachineConfig()).nodes
+        nodes = tuple(nodes[nid] if nid < len(nodes) else NodeConfig() for nid in range(nr_nodes))
+        config = replace(config or MachineConfig(), nodes=nodes, bytes="stamp", distance=())
+        mem = import_mem(image, default_distance(nr_nodes))
+        machine = cls(config, hw, clock, mem=mem, alloc_words=alloc_words, wait_queue=wait_queue)
+        for name, mm in import_processes(machine.vm, image):
+            machine.imported[name] = mm
+        return machine
 
     def _number_cpus(self) -> list[list[int]]:
         cpus: list[list[int]] = []
@@ -180,14 +212,16 @@ class Machine:
         add("/sys/kernel/debug/dpu_compact", DpuCompactDebugfs(self.dpu))
         add(MM_CONFIGFS, MmGroup(self))
 
-    # Time: nothing in this machine is due by itself yet.
+    # Time.
 
     def peek(self) -> int | None:
         """When the next timer is due, in the clock's nanoseconds; None if none is set."""
-        return None
+        self.reporting.arm(self.clock.now_ns())
+        return self.reporting.peek()
 
     def step(self, now_ns: int) -> None:
         """Run what is due."""
+        self.reporting.step(now_ns)
 
     # Processes.
 

@@ -70,6 +70,8 @@ def put_page(pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pfn: int)
     if pages[pfn].refcount == 0:
         if pages[pfn].flags & PG_lru:
             lruvec_del_folio(pages, zones, nodes, pfn)
+        if pages[pfn].flags & PG_mlocked:  # an imported page whose VM_LOCKED mapping was not captured
+            zones[pages[pfn].zone].nr_mlock -= 1
         free_pages(pages, zones, blocks, pfn, 0)
 
 

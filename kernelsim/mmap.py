@@ -84,7 +84,8 @@ class Vma:
 class Mm:
     """One process's address space, on a home node and a CPU."""
 
-    def __init__(self, vm: Vm, node: int = 0, cpu: int = 0) -> None:
+    def __init__(self, vm: Vm, node: int = 0, cpu: int = 0, root: int | None = None) -> None:
+        """An empty mm. `root` is a zeroed frame for its top-level table, one is allocated if None."""
         self.vm = vm
         self.node = node
         self.cpu = cpu
@@ -92,7 +93,9 @@ class Mm:
         self.pinned: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.mmap_locked = False  # a fork is copying: the parent must not change what is still to be copied
         mem = vm.mem
-        self.root = alloc_table(mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.pt)
+        if root is None:
+            root = alloc_table(mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.pt)
+        self.root = root
         if self.root < 0:
             raise OSError(errno.ENOMEM, "no page for the top-level page table")
         self.id = vm.take_mm()

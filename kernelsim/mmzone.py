@@ -112,6 +112,8 @@ class Mem:
             self.pages["zone"][start:end] = number
         self.blocks: Blocks = np.full(-(-self.nr_pages // pageblock_nr_pages), MIGRATE_MOVABLE, dtype=np.uint8)
         self.zonelist = self._build_zonelists()
+        self.pcp_pfns: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        """Pages on an imported machine's per-CPU free lists: in use until drained."""
 
     def _build_zonelists(self) -> NDArray[np.int32]:
         lists = []

@@ -29,6 +29,7 @@ from kernelsim.mmzone import (
     NR_PAGE_ORDERS,
     WMARK_MIN,
     Blocks,
+    Mem,
     Zones,
     pageblock_nr_pages,
     pageblock_order,
@@ -362,3 +363,15 @@ def init_range(pages: Pages, start: int, end: int, flags: int, refcount: int) ->
     for pfn in range(start, end):
         pages[pfn].flags = flags
         pages[pfn].refcount = refcount
+
+
+@njit
+def _free_each(pages: Pages, zones: Zones, blocks: Blocks, pfns: NDArray[np.int64]) -> None:
+    for pfn in pfns:
+        free_pages(pages, zones, blocks, pfn, 0)
+
+
+def drain_all_pages(mem: Mem) -> None:
+    """Give the pages of an imported machine's per-CPU lists back to the buddy lists, as a real compaction begins."""
+    _free_each(mem.pages, mem.zones, mem.blocks, mem.pcp_pfns)
+    mem.pcp_pfns = mem.pcp_pfns[:0]

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Everything a fresh Debian machine needs for `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test lint bench clean system warm
+
+install: system $(INSTALLED) warm
+
+demo: install
+	$(BIN)/dpud demo
+
+test: install
+	$(BIN)/pytest -m ''
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	scripts/debian-packages lxcfs gcc libc6-dev zstd
+	$(BIN)/dpud bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+system:
+	@scripts/debian-packages fuse
+
+$(INSTALLED): pyproject.toml
+	@scripts/make-venv $(PYTHON) $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+warm: $(INSTALLED)
+	@$(BIN)/dpud warm

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command line.
+
+What a command needs is imported inside it, so that `dpud --help` does not wait for numba.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from dpud import __version__
+from dpud.errors import UserError
+
+EXIT_USER_ERROR = 2
+
+
+def main() -> None:
+    """Entry point of the `dpud` script. A user's mistake is one line on stderr and exit code 2."""
+    try:
+        sys.exit(cli(prog_name="dpud", standalone_mode=False))
+    except UserError as error:
+        problem = str(error)
+    except click.ClickException as error:
+        problem = error.format_message()
+    except click.Abort:
+        sys.exit(128 + signal.SIGINT)
+    print(f"dpud: {problem}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """An emulated Linux memory-management side and a DPU (processing in memory) that compacts it.
+
+    All of it is worked through /proc and /sys files, with cat and echo.
+    """
+
+
+def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What machine to emulate: shared by every command that may start a daemon."""
+    config = click.option("--config", metavar="FILE", help="TOML file that describes the machine.")
+    source = click.option(
+        "--from", "source", metavar="host|DIR", help="Emulate this host, or one captured by `dpud snapshot`."
+    )
+    return config(source(command))
+
+
+def mount_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option("--mount", "mountpoint", metavar="DIR", help=text)
+
+
+@cli.command()
+@mount_option("Mount point; default /run/dpud for root, else $XDG_RUNTIME_DIR/dpud.")
+@machine_options
+@click.option("--ready-fd", type=int, hidden=True)
+@click.option("--parent", type=int, hidden=True)
+def run(
+    mountpoint: str | None, config: str | None, source: str | None, ready_fd: int | None, parent: int | None
+) -> None:
+    """Serve the emulated files in the foreground, until SIGTERM or Ctrl-C."""
+    from dpud import daemon
+
+    daemon.run(daemon.RunOptions(_load(config), source, mountpoint, ready_fd, parent))
+
+
+@cli.command("exec", context_settings={"allow_interspersed_args": False})
+@mount_option("Use the daemon running there, instead of starting one for CMD.")
+@machine_options
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD...")
+def exec_(mountpoint: str | None, config: str | None, source: str | None, command: tuple[str, ...]) -> None:
+    """Run CMD where the real /proc and /sys paths show the emulated kernel.
+
+    Covered with emulated files are /proc/sys/vm, /proc/buddyinfo, /proc/pagetypeinfo, /proc/vmstat,
+    /proc/meminfo, /sys/devices/system/node, /sys/kernel/debug, /sys/kernel/config, /sys/class/dpu_rank,
+    /dev/kmsg (for dmesg), and whatever else the emulation has in common with the real kernel.
+
+    A covered directory shows only what is emulated: sysctls that the emulation lacks are not there. Emulated
+    processes are not in /proc but in $DPUD_MOUNT/proc.
+
+    No root is needed where user namespaces are allowed; you are uid 0 inside, as with `unshare -r`.
+
+    The exit code is CMD's: 127 if it is not found, 126 if it cannot be executed, 128 + N after signal N.
+    """
+    from dpud import exec as execution
+
+    sys.exit(execution.run(command, mountpoint, _run_options(mountpoint, config, source)))
+
+
+@cli.command()
+@mount_option("Use the daemon running there, instead of starting one.")
+@machine_options
+def shell(mountpoint: str | None, config: str | None, source: str | None) -> None:
+    """Start your shell where the real /proc and /sys paths show the emulated kernel."""
+    from dpud import exec as execution
+
+    sys.exit(execution.shell(mountpoint, _run_options(mountpoint, config, source)))
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR")
+def snapshot(directory: str) -> None:
+    """Capture this host's memory layout into DIR, for `--from DIR`. Needs root."""
+    from rich.progress import Progress
+
+    from dpud.proctext import CaptureError
+    from dpud.snapshot import snapshot as capture
+
+    try:
+        with Progress(transient=True) as progress:
+            task = progress.add_task("Reading memory", total=1.0)
+            show = partial(progress.update, task)
+            report = capture(
+                Path(directory), progress=lambda what, done: show(description=what, completed=done)
+            )
+    except CaptureError as error:
+        raise UserError(str(error)) from error
+    click.echo(report)
+
+
+@cli.command()
+@mount_option("Where the daemon is mounted; default as for `run`.")
+def status(mountpoint: str | None) -> None:
+    """Show free memory, the DPU's work and the settings of a running daemon."""
+    from rich.console import Console
+
+    from dpud import claim
+    from dpud import exec as execution
+    from dpud import status as reports
+
+    path = mountpoint or os.environ.get(execution.MOUNT_VARIABLE) or claim.default()
+    execution.check_live(path)
+    Console().print(reports.report(path))
+
+
+@cli.command()
+@click.argument("name", required=False)
+def demo(name: str | None) -> None:
+    """Show a real machine's fragmented memory being compacted by the DPU."""
+    from dpud import demo as demos
+
+    sys.exit(demos.run(name))
+
+
+@cli.command()
+@click.argument("name", required=False)
+def bench(name: str | None) -> None:
+    """Measure, beside something real that does the same."""
+    from dpud import bench as benches
+
+    sys.exit(benches.run(name))
+
+
+@cli.command(hidden=True)
+def warm() -> None:
+    """Compile every loop once, into numba's cache (`make install` does it)."""
+    from rich.progress import track
+
+    from kernelsim import warm as kernels
+
+    for _name, step in track(kernels.steps(), description="Compiling"):
+        step()
+
+
+def _load(path: str | None) -> Any:
+    from dpud import config
+
+    return config.Config() if path is None else config.load(Path(path))
+
+
+def _run_options(mountpoint: str | None, config: str | None, source: str | None) -> list[str]:
+    """The options to start a daemon with, checked before anything is started."""
+    if mountpoint is not None and (config or source):
+        raise UserError("--mount uses a daemon that is running: --config and --from are for a new one")
+    _load(config)
+    given = {"--config": config, "--from": source}
+    return [word for option, value in given.items() if value is not None for word in (option, value)]

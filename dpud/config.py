@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The daemon's one configuration file: TOML in, checked structs out.
+
+    [machine]
+    cpus = 4                 # shared out over the nodes
+    debug_vm = false         # check every invariant after each step, and log what is violated (slow)
+    [[machine.nodes]]        # one table per NUMA node
+    memory = "4G"
+    distance = [10, 20]      # to each node, as in node*/distance; for all nodes or none
+    [memory]
+    bytes = "full"           # real bytes; "stamp": 8 bytes a page that travel with it (the default of --from)
+    [dpu]
+    ranks = 1
+    dpus_per_rank = 64
+    profile = "upmem-v1a"    # where modelled times come from
+    [mount]
+    path = "/run/dpud"
+    allow_other = true       # other users may look (needs user_allow_other in /etc/fuse.conf unless root)
+
+Whatever is left out has the value shown (two nodes of 4G). A wrong file is refused whole, with one line
+that names file, line and key.
+"""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from dpud.errors import UserError
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)")
+_METADATA_BYTES_PER_PAGE = 64
+_PAGE_SIZE = 4096
+_MIN_NODE = 32 << 20
+_BLOCK = 2 << 20  # a pageblock: a node ends at the end of one
+_ADDRESS_SPACE = 64 << 40  # half of what a process has: more than this cannot be mapped, sparse or not
+
+
+class ConfigError(UserError):
+    """The configuration cannot be used; the text is one line."""
+
+
+class Size(int):
+    """Bytes; in the file an integer or a text with a suffix: "512M"."""
+
+    def __str__(self) -> str:
+        unit = max((unit for unit, factor in _UNITS.items() if self % factor == 0), key=_UNITS.__getitem__)
+        return f"{self // _UNITS[unit]}{unit}"
+
+
+class Node(Struct, frozen=True, forbid_unknown_fields=True):
+    """One NUMA node."""
+
+    memory: Size = Size(4 << 30)
+    distance: tuple[Annotated[int, Meta(ge=10, le=255)], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.memory < _MIN_NODE:
+            raise ValueError(f"a node of {self.memory} is too small: at least {Size(_MIN_NODE)}")
+        if self.memory % _BLOCK:
+            raise ValueError(f"a node of {self.memory} does not end on a {Size(_BLOCK)} boundary")
+
+
+class Machine(Struct, frozen=True, forbid_unknown_fields=True):
+    cpus: Annotated[int, Meta(ge=1, le=4096)] = 4
+    debug_vm: bool = False
+    nodes: Annotated[tuple[Node, ...], Meta(min_length=1, max_length=64)] = (Node(), Node())
+
+    def __post_init__(self) -> None:
+        lengths = {len(node.distance) for node in self.nodes}
+        if lengths not in ({0}, {len(self.nodes)}):
+            raise ValueError(f"distance has {len(self.nodes)} numbers for each node, or is left out for all")
+
+
+class Memory(Struct, frozen=True, forbid_unknown_fields=True):
+    bytes: Literal["full", "stamp"] | None = None
+
+
+class Dpu(Struct, frozen=True, forbid_unknown_fields=True):
+    ranks: Annotated[int, Meta(ge=0, le=40)] = 1
+    dpus_per_rank: Annotated[int, Meta(ge=1, le=64)] = 64
+    profile: str = "upmem-v1a"
+
+
+class Mount(Struct, frozen=True, forbid_unknown_fields=True):
+    path: str | None = None
+    allow_other: bool | None = None
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file; `Config()` is the default machine."""
+
+    machine: Machine = Machine()
+    memory: Memory = Memory()
+    dpu: Dpu = Dpu()
+    mount: Mount = Mount()
+
+    @property
+    def memory_bytes(self) -> Size:
+        return Size(sum(node.memory for node in self.machine.nodes))
+
+    def check_host(self, host_bytes: int) -> None:
+        """Raises ConfigError for a machine that a host with `host_bytes` of memory cannot emulate.
+
+        Page contents are sparse and only count against the address space; page metadata is all touched.
+        """
+        if self.memory.bytes != "stamp" and self.memory_bytes > _ADDRESS_SPACE:
+            raise ConfigError(
+                f"machine.nodes: {self.memory_bytes} of real bytes is more than can be mapped; "
+                'use memory.bytes = "stamp"'
+            )
+        metadata = Size(self.memory_bytes // _PAGE_SIZE * _METADATA_BYTES_PER_PAGE)
+        if metadata > host_bytes:
+            raise ConfigError(
+                f"machine.nodes: {self.memory_bytes} needs {metadata >> 20}M of page metadata, "
+                f"this host has {host_bytes >> 20}M"
+            )
+
+
+def load(path: Path) -> Config:
+    """Read and check a file. Raises ConfigError, its text starting with the file's name and line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str = "config") -> Config:
+    """Check a configuration given as text. Raises ConfigError."""
+    try:
+        config = msgspec.convert(tomllib.loads(text), Config, dec_hook=_decode)
+        config.check_host(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    except (msgspec.ValidationError, ConfigError) as error:
+        key, problem = _locate(str(error))
+        line = _line_of(text, key)
+        where = f"{name}:{line}" if line else name
+        raise ConfigError(f"{where}: {key}: {problem}") from None
+    return config
+
+
+def parse_size(value: object) -> Size:
+    """4096, "4096", "4K" ... "1T". Raises ValueError."""
+    match = _SIZE.fullmatch(value.upper()) if isinstance(value, str) else None
+    if match:
+        return Size(int(match[1]) * _UNITS[match[2]])
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return Size(value)
+    raise ValueError(f'{value!r} is not a size such as "4G"')
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Size:
+        return parse_size(value)
+    raise NotImplementedError(f"no decoder for {kind}")
+
+
+def _locate(message: str) -> tuple[str, str]:
+    """("machine.seed", "Expected int, got str") from msgspec's text, or ours ("machine.nodes: ...")."""
+    problem, _, path = message.partition(" - at `$")
+    key = path.rstrip("`").lstrip(".")
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
+        return f"{key}.{unknown[1]}".lstrip("."), "unknown key"
+    if not key:
+        key, _, problem = message.partition(": ")
+    return key, problem.replace("`", "")
+
+
+def _line_of(text: str, key: str) -> int | None:
+    """The line that sets `key` ("machine.nodes[1].memory") or opens its table; None if none looks like it."""
+    table, _, name = key.rpartition(".")
+    name = name.partition("[")[0]  # of an array, any element
+    here, nth, best = "", dict[str, int](), None
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[(\[?)\s*([\w.-]+)\s*\]", line):
+            here = header[2]
+            if header[1]:
+                nth[here] = nth.get(here, -1) + 1
+                here = f"{here}[{nth[here]}]"
+            if here == key:
+                best = number
+        elif here == table and re.match(rf'\s*"?{re.escape(name)}"?\s*=', line):
+            return number
+    return best

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`dpud run`: the emulated machine, its devices, its clock and its files, put together and kept going.
+
+The main thread ends up in libfuse, which serves each request on a thread of its own through the owner; the
+pacer has a thread, each DPU rank may have one. SIGTERM and SIGINT unmount, then everything is taken down in
+the opposite order of its making.
+"""
+
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dpud import claim, namespace
+from dpud.capture import CaptureError, read_capture, read_host
+from dpud.config import Config, Size
+from dpud.dpu.driver import DpuConfig, DpuDriver
+from dpud.dpu.errors import DpuError
+from dpud.dpu.sysfs import add_rank_files
+from dpud.errors import UserError
+from dpud.exec import PROBE
+from dpud.inject import BlockingWaitQueue, LiveClock, sparse_words
+from dpud.owner import Owner
+from dpud.pacer import Pacer
+from fs.fuse_ops import mount
+from fs.kernfs import Tree
+from fs.mountpoint import MountError
+from kernelsim.machine import Machine, MachineConfig, NodeConfig
+from kernelsim.printk import KERN_ERR
+
+SWITCH_INTERVAL_S = 0.001
+"""How long a computing thread keeps the interpreter while a request waits; Python's own 5 ms would show."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The command line of `dpud run`."""
+
+    config: Config
+    source: str | None = None
+    """None, "host", or the folder of a capture."""
+    mount: str | None = None
+    ready_fd: int | None = None
+    """A pipe that gets one byte when the mount is up; nothing is printed then."""
+    parent: int | None = None
+    """Live only as long as this process, our parent, and take the mount point along."""
+
+
+def run(options: RunOptions) -> None:
+    """Serve until SIGTERM or SIGINT. Raises UserError."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _leave)
+    if options.parent is not None:
+        namespace.die_with_parent(options.parent, signal.SIGTERM)
+    path = options.mount or options.config.mount.path or claim.default()
+    with (
+        claim.claimed(path, remove=options.parent is not None),
+        _devices(options.config) as driver,
+        _paced(_build(options, driver)) as (machine, owner),
+    ):
+        add_rank_files(machine.registry, driver.pool)
+        ready = Readiness(options.ready_fd, path, _describe(options, machine))
+        tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid())
+        _serve(tree, path, options.config, ready)
+
+
+def _leave(_signum: int, _frame: FrameType | None) -> None:
+    """Ended while starting up; later the handlers are libfuse's, which unmount."""
+    raise SystemExit(0)
+
+
+@contextmanager
+def _devices(config: Config) -> Iterator[DpuDriver]:
+    dpu = config.dpu
+    try:
+        driver = DpuDriver(DpuConfig(dpu.ranks, dpu.dpus_per_rank, profile=dpu.profile))
+    except DpuError as error:
+        raise UserError(f'dpu.profile: "{dpu.profile}": {error}') from error
+    try:
+        yield driver
+    finally:
+        driver.close()
+
+
+def _build(options: RunOptions, driver: DpuDriver) -> Machine:
+    """The machine that the configuration describes, or the one that was captured."""
+    live: dict[str, Any] = {
+        "clock": LiveClock(),
+        "wait_queue": BlockingWaitQueue,
+        "alloc_words": sparse_words,
+    }
+    config = machine_config(options.config, imported=options.source is not None)
+    if options.source is None:
+        return Machine(config, driver, **live)
+    try:
+        image = read_host() if options.source == "host" else read_capture(Path(options.source))
+    except CaptureError as error:
+        raise UserError(str(error)) from error
+    return Machine.from_image(image, config, driver, **live)
+
+
+def machine_config(config: Config, imported: bool = False) -> MachineConfig:
+    """The kernel side's part of the file, CPUs shared out over the nodes from the first on."""
+    machine = config.machine
+    share, rest = divmod(machine.cpus, len(machine.nodes))
+    return MachineConfig(
+        nodes=tuple(NodeConfig(node.memory, share + (nid < rest)) for nid, node in enumerate(machine.nodes)),
+        bytes=config.memory.bytes or ("stamp" if imported else "full"),
+        debug_vm=machine.debug_vm,
+        distance=tuple(node.distance for node in machine.nodes if node.distance),
+    )
+
+
+@contextmanager
+def _paced(machine: Machine) -> Iterator[tuple[Machine, Owner]]:
+    """The machine with its lock and its running clock."""
+    owner = Owner()
+    if machine.config.debug_vm:
+        owner.after_slice.append(DebugVm(machine).look)
+    pacer = Pacer(machine, owner, machine.clock.now_ns)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    pacer.start()
+    try:
+        yield machine, owner
+    finally:
+        owner.close()
+        pacer.stop()
+
+
+class DebugVm:
+    """Logs violated invariants, each time that they change."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._known: list[str] = []
+
+    def look(self) -> None:
+        violations = self._machine.check()
+        if violations != self._known:
+            self._known = violations
+            for violation in violations:
+                self._machine.printk(f"BUG: {violation}", KERN_ERR)
+
+
+def _serve(tree: Tree, path: str, config: Config, ready: "Readiness") -> None:
+    """Mount and serve until a signal; libfuse handles those that have their default action."""
+    allow_other = os.geteuid() == 0 if config.mount.allow_other is None else config.mount.allow_other
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_DFL)
+    try:
+        mount(tree, path, allow_other=allow_other, on_ready=ready.watch)
+    except MountError as error:
+        raise UserError(str(error)) from error
+
+
+def _describe(options: RunOptions, machine: Machine) -> str:
+    nr_nodes = machine.mem.nr_nodes
+    size = Size(options.config.memory_bytes) if options.source is None else options.source
+    return f"{nr_nodes} node{'s' * (nr_nodes > 1)}, {size}"
+
+
+class Readiness:
+    """Says once that the files can be used: on stderr or to a waiting parent, and to systemd."""
+
+    def __init__(self, ready_fd: int | None, path: str, what: str) -> None:
+        self._ready_fd, self._path, self._what = ready_fd, path, what
+
+    def watch(self) -> None:
+        """Wait, on a thread, for the first answer that comes through the mount."""
+        threading.Thread(target=self._announce, name="dpud-ready", daemon=True).start()
+
+    def _announce(self) -> None:
+        os.stat(os.path.join(self._path, PROBE))
+        if self._ready_fd is not None:
+            os.write(self._ready_fd, b"1")
+        else:
+            ready = f"dpud: ready at {self._path} ({self._what}) in {_age_s():.1f} s"
+            print(ready, file=sys.stderr, flush=True)
+        _sd_notify("READY=1")
+
+
+def _age_s() -> float:
+    """Seconds since this process was started, imports included: field 22 of proc_pid_stat(5), in ticks."""
+    fields = Path("/proc/self/stat").read_text().rpartition(") ")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[22 - 3]) / os.sysconf("SC_CLK_TCK")
+
+
+def _sd_notify(state: str) -> None:
+    """Tell systemd, where it started us (sd_notify(3)); an address that starts with @ is an abstract one."""
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.sendto(state.encode(), re.sub("^@", "\0", address))

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The host side of DPU compaction: `dpu_hw_compact_execute` over the DpuSet API.
+
+Every batch takes one free rank through the same steps as the seed's C example: alloc, load, arguments,
+fragment list, launch, results, log, free. `dpu_hw_compact_execute` does them on the caller's thread. `submit`
+launches asynchronously and lets the rank's worker do the rest; when no rank is free it queues the batch, and
+whoever frees a rank next starts it. So one batch more than there are ranks keeps all of them busy.
+
+A device error is an outcome, not an exception: `DpuResult.error` has the SDK's text, `nr_retired` says how
+far the batch came, and the rank is reset by the next allocation. OSError is only for having no device to
+begin with.
+"""
+
+import errno
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dpud.dpu import move
+from dpud.dpu.dpu_set import DpuSet, LaunchPolicy, XferDirection
+from dpud.dpu.errors import DpuErr, DpuError
+from dpud.dpu.faults import FaultPlan
+from dpud.dpu.move import I64, U64
+from dpud.dpu.profile import Work, load_profile
+from dpud.dpu.program import (
+    DPU_COMPACT,
+    DPU_INPUT_ARGUMENTS,
+    DPU_MRAM_HEAP_POINTER_NAME,
+    DPU_RESULTS,
+    WORD_BYTES,
+)
+from dpud.dpu.rank import NR_DPUS_MAX, Rank, RankPool
+from kernelsim.dpu_hw import DpuResult
+
+TO_DPU, FROM_DPU = XferDirection.DPU_XFER_TO_DPU, XferDirection.DPU_XFER_FROM_DPU
+ANSWERS = (DpuErr.OK, DpuErr.DPU_FAULT, DpuErr.CORRUPTED_MEMORY)
+"""Ends of a batch after which the banks are the host's again and hold a layout."""
+NO_RUNS: U64 = np.zeros((0, 2), np.uint64)
+
+
+@dataclass(frozen=True)
+class DpuConfig:
+    """The DPUs of a machine. ValueError if there can be none such, DpuError if the profile is unknown."""
+
+    nr_ranks: int = 1
+    nr_dpus: int = NR_DPUS_MAX
+    """DPUs of each rank."""
+    disabled_mask: int = 0
+    """A bit per DPU that no rank can use."""
+    profile: str = "upmem-v1a"
+
+    def __post_init__(self) -> None:
+        if self.nr_ranks < 0 or not 1 <= self.nr_dpus <= NR_DPUS_MAX or self.disabled_mask < 0:
+            raise ValueError(f"nr_ranks must be at least 0, nr_dpus 1 to {NR_DPUS_MAX}, disabled_mask at least 0")
+        load_profile(self.profile)
+
+
+@dataclass
+class DpuStats:
+    """Counts since the driver was made."""
+
+    nr_batches: int = 0
+    nr_pages_retired: int = 0
+    device_ns: int = 0
+    wall_ns: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    """Failed batches by SDK error name."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    base_addr: int
+    frag_addrs: U64
+    skip_runs: U64
+    started_ns: int
+
+
+class BatchCompletion:
+    """A submitted batch; see kernelsim.dpu_hw.DpuCompletion."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._outcome: DpuResult | Exception | None = None
+
+    def finish(self, outcome: DpuResult | Exception) -> None:
+        """Set the outcome and wake who waits; the driver's side."""
+        self._outcome = outcome
+        self._over.set()
+
+    def done(self) -> bool:
+        """Is the batch over?"""
+        return self._over.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait at most that long; True once the batch is over."""
+        return self._over.wait(timeout_s)
+
+    def result(self) -> DpuResult:
+        """The outcome of a batch that is over; OSError(ENODEV) if the last rank went before it started."""
+        assert self._outcome is not None, "result() before done()"
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+
+class DpuDriver:
+    """All ranks of a machine behind kernelsim.dpu_hw.DpuHardware. Safe to call from several threads."""
+
+    def __init__(self, config: DpuConfig | None = None, faults: FaultPlan | None = None) -> None:
+        self.config = config or DpuConfig()
+        self.profile = load_profile(self.config.profile)
+        self.faults = faults or FaultPlan()
+        self.stats = DpuStats()
+        self.last_log = ""
+        self.pool = RankPool([self._new_rank(rank_id) for rank_id in range(self.config.nr_ranks)])
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[_Batch, BatchCompletion]] = deque()
+
+    def _new_rank(self, rank_id: int) -> Rank:
+        config = self.config
+        return Rank(rank_id, self.profile.chip, self.faults, config.nr_dpus, config.disabled_mask)
+
+    @property
+    def max_in_flight(self) -> int:
+        """One batch per rank, and one ready to follow."""
+        return len(self.pool.ranks) + 1
+
+    def attach(self, memory: U64) -> None:
+        """Give the ranks physical memory: uint64[nr_pages, words_per_page], C-contiguous and writable."""
+        if memory.dtype != np.uint64 or memory.ndim != 2 or not memory.flags.c_contiguous:
+            raise ValueError("memory must be a C-contiguous uint64[nr_pages, words_per_page]")
+        for rank in self.pool.ranks:
+            rank.memory = memory
+
+    def close(self) -> None:
+        """Let the batches in flight end and the workers join."""
+        self.pool.close()
+
+    # --- kernelsim.dpu_hw.DpuHardware ---
+
+    def dpu_hw_compact_execute(
+        self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None
+    ) -> DpuResult:
+        """Run one batch on this thread; see kernelsim.dpu_hw. OSError(EINVAL) for a misshapen request."""
+        batch = _batch(base_addr, frag_addrs, num_frags, skip_runs)
+        dpus = self._alloc()
+        if dpus is None:
+            raise OSError(errno.ENOMEM, "no DPU rank is free")
+        try:
+            return self._collect(dpus, batch, self._launch(dpus, batch, LaunchPolicy.DPU_SYNCHRONOUS))
+        finally:
+            dpus.free()
+            self._start_waiting()
+
+    def submit(self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None) -> BatchCompletion:
+        """Start one batch, or queue it when every rank is busy; see kernelsim.dpu_hw."""
+        batch = _batch(base_addr, frag_addrs, num_frags, skip_runs)
+        completion = BatchCompletion()
+        if not self.pool.nr_present:
+            raise _no_device()
+        with self._lock:
+            self._waiting.append((batch, completion))
+        self._start_waiting()
+        return completion
+
+    def mapping_update_ns(self, nr_ptes: int, wall_ns: int) -> int:
+        """Time in ns to update `nr_ptes` PTEs by the profile; see kernelsim.dpu_hw."""
+        return self.profile.mapping_update_ns(nr_ptes, wall_ns)
+
+    # --- which batch gets a rank ---
+
+    def _alloc(self) -> DpuSet | None:
+        """A whole rank; None if all are busy, OSError(ENODEV) if there is none."""
+        try:
+            return DpuSet.alloc_ranks(self.pool, 1)
+        except DpuError:
+            if not self.pool.nr_present:
+                raise _no_device() from None
+            return None
+
+    def _start_waiting(self) -> None:
+        """Start queued batches, oldest first, as long as a rank is free."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
+                try:
+                    dpus = self._alloc()
+                except OSError as no_device:
+                    self._waiting.popleft()[1].finish(no_device)
+                    continue
+                if dpus is None:
+                    return
+                batch, completion = self._waiting.popleft()
+            self._start(dpus, batch, completion)
+
+    def _start(self, dpus: DpuSet, batch: _Batch, completion: BatchCompletion) -> None:
+        """Launch asynchronously; the rank's worker collects the outcome behind it."""
+        error = self._launch(dpus, batch, LaunchPolicy.DPU_ASYNCHRONOUS)
+        dpus.callback(lambda dpus, late: self._end(dpus, batch, completion, error or late))
+
+    def _end(self, dpus: DpuSet, batch: _Batch, completion: BatchCompletion, error: DpuError | None) -> None:
+        """On the worker: collect, free the rank, report, and let the next batch have it."""
+        outcome: DpuResult | Exception
+        try:
+            outcome = self._collect(dpus, batch, error)
+        except Exception as broken:  # whoever waits must see it
+            outcome = broken
+        dpus.free()
+        completion.finish(outcome)
+        self._start_waiting()
+
+    # --- one batch ---
+
+    def _launch(self, dpus: DpuSet, batch: _Batch, policy: LaunchPolicy) -> DpuError | None:
+        """Load the program, copy in the batch, launch; -> what went wrong."""
+        args, frags = _deal(batch, len(dpus))
+        runs_at = move.NR_COLS * frags.shape[1] * WORD_BYTES
+        try:
+            dpus.load(DPU_COMPACT)
+            dpus.push_xfer(TO_DPU, DPU_INPUT_ARGUMENTS, 0, args)
+            dpus.push_xfer(TO_DPU, DPU_MRAM_HEAP_POINTER_NAME, 0, frags)
+            if len(batch.skip_runs):
+                dpus.copy_to(DPU_MRAM_HEAP_POINTER_NAME, runs_at, batch.skip_runs)
+            dpus.launch(policy)
+        except DpuError as error:
+            return error
+        return None
+
+    def _collect(self, dpus: DpuSet, batch: _Batch, error: DpuError | None) -> DpuResult:
+        """What the batch came to, after it ended with `error`."""
+        rank = dpus.rank
+        nr_retired = int(rank.completion[0])
+        code = error.code if error else DpuErr.OK
+        if not code and nr_retired < len(batch.frag_addrs):
+            code = _read_status(dpus)
+        new_addrs = self._layout(dpus, batch, code)
+        if code in ANSWERS:
+            self.last_log = next(dpus.dpus()).log_read()
+        if not code and nr_retired < len(batch.frag_addrs):
+            code = DpuErr.INTERNAL  # the program says all is well, yet left pages out
+        nr_waves, nr_rounds = move.count_waves(batch.frag_addrs, new_addrs, nr_retired, len(dpus))
+        device_ns = self.profile.device_ns(Work(nr_retired, nr_waves, nr_rounds, rank.run_ns))
+        if code is DpuErr.TIMEOUT:
+            device_ns += self.profile.result_timeout_ns
+        wall_ns = time.perf_counter_ns() - batch.started_ns
+        result = DpuResult(nr_retired, new_addrs, device_ns, wall_ns, code.text if code else None)
+        self._account(result, code)
+        return result
+
+    def _layout(self, dpus: DpuSet, batch: _Batch, code: DpuErr) -> U64:
+        """The new addresses: from MRAM while the device answers, else by the rule it followed."""
+        if code not in ANSWERS:
+            return _layout_by_rule(batch, dpus.rank.memory.shape[0])
+        nr_frags = len(batch.frag_addrs)
+        rows = np.empty((len(dpus), _nr_slots(nr_frags, len(dpus))), np.uint64)
+        offset = move.COL_NEW * rows.shape[1] * WORD_BYTES
+        dpus.push_xfer(FROM_DPU, DPU_MRAM_HEAP_POINTER_NAME, offset, rows)
+        return rows.reshape(-1)[:nr_frags]
+
+    def _account(self, result: DpuResult, code: DpuErr) -> None:
+        with self._lock:
+            self.stats.nr_batches += 1
+            self.stats.nr_pages_retired += result.nr_retired
+            self.stats.device_ns += result.device_ns
+            self.stats.wall_ns += result.wall_ns
+            if code:
+                self.stats.errors[code.sdk_name] += 1
+
+
+def _no_device() -> OSError:
+    return OSError(errno.ENODEV, "no DPU rank is present")
+
+
+def _batch(base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None) -> _Batch:
+    """Check the shape of a request; its addresses are for the program to judge."""
+    started_ns = time.perf_counter_ns()
+    runs = NO_RUNS if skip_runs is None else skip_runs
+    if frag_addrs.ndim != 1 or not 0 <= num_frags <= len(frag_addrs) or not 0 <= base_addr <= move.ADDR_MAX:
+        raise OSError(errno.EINVAL, "frag_addrs must be uint64[n >= num_frags], base_addr a physical address")
+    if runs.ndim != 2 or runs.shape[1] != 2 or runs.dtype != np.uint64 or frag_addrs.dtype != np.uint64:
+        raise OSError(errno.EINVAL, "skip_runs must be uint64[n, 2]")
+    frags = np.ascontiguousarray(frag_addrs[:num_frags])
+    return _Batch(base_addr, frags, np.ascontiguousarray(runs), started_ns)
+
+
+def _nr_slots(nr_frags: int, nr_dpus: int) -> int:
+    """Fragments per DPU when they are dealt in even slices."""
+    return max(1, -(-nr_frags // nr_dpus))
+
+
+def _deal(batch: _Batch, nr_dpus: int) -> tuple[I64, U64]:
+    """One slice per DPU -> (arguments int64[nr_dpus, NR_ARGS], fragments uint64[nr_dpus, nr_slots])."""
+    args = np.empty((nr_dpus, move.NR_ARGS), np.int64)
+    frags = np.zeros((nr_dpus, _nr_slots(len(batch.frag_addrs), nr_dpus)), np.uint64)
+    move.deal_slices(batch.base_addr, batch.frag_addrs, len(batch.skip_runs), args, frags)
+    return args, frags
+
+
+def _read_status(dpus: DpuSet) -> DpuErr:
+    """The first status that is not 0 among the DPUs."""
+    results = np.empty((len(dpus), move.NR_RESULTS), np.int64)
+    dpus.push_xfer(FROM_DPU, DPU_RESULTS, 0, results)
+    statuses = set(results[:, 0].tolist())
+    return next((code for code in DpuErr if code and code in statuses), DpuErr.OK)
+
+
+def _layout_by_rule(batch: _Batch, nr_pages: int) -> U64:
+    """The layout that the program computed, computed here: its loop on a single slice.
+
+    A batch that the rule refuses has none: its fragments stay at their own addresses.
+    """
+    args, frags = _deal(batch, 1)
+    heap = np.concatenate((frags[0], np.zeros_like(frags[0]), np.zeros_like(frags[0]), batch.skip_runs.reshape(-1)))
+    mram = np.concatenate((np.zeros(move.HEAP, np.int64), heap.view(np.int64)))
+    nr_frags = len(batch.frag_addrs)
+    if move.plan_layout(mram[None], args, np.zeros(1, np.int64), nr_pages) < 0:
+        return batch.frag_addrs.copy()
+    new = mram[move.HEAP + move.COL_NEW * frags.shape[1] :][:nr_frags]
+    return new.view(np.uint64)

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The compiled loops of the DPU program `dpu_compact`: the layout, the moves, the waves.
+
+The fragments of a batch are dealt to the DPUs of a set in consecutive slices, one row of MRAM each. Every DPU
+holds the same skip runs, and where it starts to fill follows from them and from how many fragments come
+before its slice. The emulator runs the slices one after the other and carries that place along, where a real
+DPU would walk to it again.
+
+Words are int64 here, so that addresses and counts mix without surprises; an address beyond 2^62 is out of any
+memory.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsim.jit import njit
+
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+
+PAGE_SIZE = 4096
+ADDR_MAX = 1 << 62
+
+# A DPU's memories in 8-byte words. DPU_INPUT_ARGUMENTS, DPU_RESULTS and the length of the printed text lie in
+# WRAM; in MRAM the heap begins after the printf buffer of 1 MiB.
+ARG_BASE, ARG_NR_FRAGS, ARG_FIRST_FRAG, ARG_NR_SKIP_RUNS, ARG_NR_SLOTS, NR_ARGS = range(6)
+RES_STATUS = NR_ARGS
+RES_NR_RETIRED = NR_ARGS + 1
+NR_RESULTS = 2
+PRINT_LENGTH = RES_STATUS + NR_RESULTS
+MRAM_WORDS = (64 << 20) // 8
+PRINT_WORDS = (1 << 20) // 8
+HEAP = PRINT_WORDS
+
+# The heap of one DPU: three columns of nr_slots words (fragment address, new address, checksum), then the
+# skip runs.
+COL_NEW, COL_SUM, NR_COLS = 1, 2, 3
+
+STATUS_OK = 0
+STATUS_BAD_ACCESS = 10  # DPU_ERR_INVALID_MRAM_ACCESS
+STATUS_CORRUPTED = 18  # DPU_ERR_CORRUPTED_MEMORY
+
+
+@njit
+def _runs_ascend(runs: I64) -> bool:
+    """Are `runs` (int64[2n]: address, nr_pages) whole pages in ascending order?"""
+    last = 0
+    for r in range(0, runs.shape[0], 2):
+        start, nr_pages = runs[r], runs[r + 1]
+        if start < last or start > ADDR_MAX or start % PAGE_SIZE:
+            return False
+        if nr_pages < 0 or nr_pages > ADDR_MAX // PAGE_SIZE:
+            return False
+        last = start
+    return True
+
+
+@njit
+def deal_slices(base_addr: int, frag_addrs: U64, nr_skip_runs: int, args: I64, frags: U64) -> None:
+    """Cut a batch into even slices: fills `args` [nr_dpus, NR_ARGS] and `frags` [nr_dpus, nr_slots]."""
+    nr_dpus, nr_slots = frags.shape
+    nr_frags = frag_addrs.shape[0]
+    for dpu in range(nr_dpus):
+        first = min(dpu * nr_slots, nr_frags)
+        nr_mine = min(nr_frags - first, nr_slots)
+        args[dpu, ARG_BASE] = base_addr
+        args[dpu, ARG_NR_FRAGS] = nr_mine
+        args[dpu, ARG_FIRST_FRAG] = first
+        args[dpu, ARG_NR_SKIP_RUNS] = nr_skip_runs
+        args[dpu, ARG_NR_SLOTS] = nr_slots
+        for k in range(nr_mine):
+            frags[dpu, k] = frag_addrs[first + k]
+
+
+@njit
+def plan_layout(mram: I64, wram: I64, dpus: I64, nr_pages: int) -> int:
+    """Give every fragment its new address by the rule of kernelsim/dpu_hw.py -> number of moves.
+
+    Refuses the batch (-STATUS_BAD_ACCESS) before anything moves unless addresses are page aligned, inside the
+    memory of `nr_pages` pages and strictly ascending, and every move goes strictly down. That is enough for
+    safety: sources and destinations both ascend, so a destination below its own source lies below every
+    source not yet moved.
+    """
+    first_dpu = dpus[0]
+    nr_runs = wram[first_dpu, ARG_NR_SKIP_RUNS]
+    runs_at = HEAP + NR_COLS * wram[first_dpu, ARG_NR_SLOTS]
+    if nr_runs < 0 or runs_at < HEAP or runs_at + 2 * nr_runs > MRAM_WORDS:
+        return -STATUS_BAD_ACCESS
+    runs = mram[first_dpu, runs_at : runs_at + 2 * nr_runs]
+    cursor = wram[first_dpu, ARG_BASE]
+    if cursor < 0 or cursor % PAGE_SIZE or not _runs_ascend(runs):
+        return -STATUS_BAD_ACCESS
+    last_frag, run, nr_done = -1, 0, 0
+    for dpu in dpus:
+        nr_frags, nr_slots = wram[dpu, ARG_NR_FRAGS], wram[dpu, ARG_NR_SLOTS]
+        if nr_frags < 0 or nr_frags > nr_slots or HEAP + NR_COLS * nr_slots > MRAM_WORDS:
+            return -STATUS_BAD_ACCESS
+        if wram[dpu, ARG_FIRST_FRAG] != nr_done:
+            return -STATUS_BAD_ACCESS
+        heap = mram[dpu, HEAP:]
+        for k in range(nr_frags):
+            while run < nr_runs and runs[2 * run] <= cursor:
+                cursor = max(cursor, runs[2 * run] + runs[2 * run + 1] * PAGE_SIZE)
+                run += 1
+            frag = heap[k]
+            if frag % PAGE_SIZE or frag <= last_frag or frag >= nr_pages * PAGE_SIZE or cursor >= frag:
+                return -STATUS_BAD_ACCESS
+            heap[COL_NEW * nr_slots + k] = cursor
+            cursor += PAGE_SIZE
+            last_frag = frag
+        nr_done += nr_frags
+    return nr_done
+
+
+@njit
+def _copy_page(src: U64, dst: U64) -> int:
+    """Copy a page and return the sum of the words read.
+
+    A plain sum, because it comes for nothing beside the copy and no single flipped bit escapes it; sums that
+    also know the position cost a tenth more per cold page here.
+    """
+    total = np.uint64(0)
+    for j in range(src.shape[0]):
+        word = src[j]
+        dst[j] = word
+        total += word
+    return np.int64(total)  # type: ignore[return-value]
+
+
+@njit
+def page_sum(page: U64) -> int:
+    """Sum of a page's words, modulo 2^64, as int64."""
+    total = np.uint64(0)
+    for j in range(page.shape[0]):
+        total += page[j]
+    return np.int64(total)  # type: ignore[return-value]
+
+
+@njit
+def _flip(page: U64, bit: int) -> None:
+    bit %= 64 * page.shape[0]
+    page[bit // 64] ^= np.uint64(1) << np.uint64(bit % 64)
+
+
+@njit
+def move_pages(
+    memory: U64, mram: I64, wram: I64, dpus: I64, stop: int, flip_at: int, flip_bit: int, retired: I64
+) -> int:
+    """Carry out the planned moves in order, until move `stop`; -> program status.
+
+    A move retires (`retired[0]` counts them) once the page written was read back and its sum found right. The
+    write before that hits a page that is free or vacated, so whatever goes wrong, the source still holds the
+    content. `flip_at` and `flip_bit` corrupt one written page on purpose (-1: none).
+    """
+    nr_done = 0
+    for dpu in dpus:
+        nr_slots = wram[dpu, ARG_NR_SLOTS]
+        heap = mram[dpu, HEAP:]
+        for k in range(wram[dpu, ARG_NR_FRAGS]):
+            if nr_done == stop:
+                return STATUS_OK
+            page = memory[heap[COL_NEW * nr_slots + k] // PAGE_SIZE]
+            total = _copy_page(memory[heap[k] // PAGE_SIZE], page)
+            if nr_done == flip_at:
+                _flip(page, flip_bit)
+            if page_sum(page) != total:
+                return STATUS_CORRUPTED
+            heap[COL_SUM * nr_slots + k] = total
+            wram[dpu, RES_NR_RETIRED] = k + 1
+            nr_done += 1
+            retired[0] = nr_done
+    return STATUS_OK
+
+
+@njit
+def count_waves(src: U64, dst: U64, nr_moves: int, nr_dpus: int) -> tuple[int, int]:
+    """Cut the first `nr_moves` moves into waves -> (nr_waves, nr_rounds).
+
+    A wave is the longest run of moves of which none lands on the source of an earlier move of the same wave:
+    those may go at the same time. A round is one move on each DPU: the sum over waves of ceil(moves /
+    nr_dpus). Both lists ascend, so one pointer `p` follows the sources as the destinations rise.
+    """
+    nr_waves, nr_rounds = 0, 0
+    start, p = 0, 0
+    for k in range(nr_moves):
+        while src[p] < dst[k]:
+            p += 1
+        if start <= p < k and src[p] == dst[k]:
+            nr_waves += 1
+            nr_rounds += (k - start + nr_dpus - 1) // nr_dpus
+            start = k
+    if nr_moves > start:
+        nr_waves += 1
+        nr_rounds += (nr_moves - start + nr_dpus - 1) // nr_dpus
+    return nr_waves, nr_rounds

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the daemon gives to the emulated kernel, which has none of its own: time, sleep, and memory."""
+
+import mmap
+import threading
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsim.wait import WaitQueue
+
+_MAP_NORESERVE = 0x4000  # Linux; the mmap module has no name for it before Python 3.13
+_WORD_BYTES = 8
+
+
+class LiveClock:
+    """A kernelsim.timer.Clock: the machine boots when this is made."""
+
+    def __init__(self) -> None:
+        self._boot_ns = time.monotonic_ns()
+
+    def now_ns(self) -> int:
+        return time.monotonic_ns() - self._boot_ns
+
+    def wall_ns(self) -> int:
+        return time.perf_counter_ns()
+
+
+class BlockingWaitQueue(WaitQueue):
+    """Puts the calling thread to sleep until `wake_up`.
+
+    A waiter looks for its event while it holds the machine, but sleeps without holding it, so the wake-up may
+    come in between. Each thread therefore remembers the last wake-up it knew of *before* it looked: one that
+    came later ends the wait at once. (A thread's first wait knows of none, and ends at once for nothing.)
+    """
+
+    def __init__(self) -> None:
+        self._woken = threading.Condition()
+        self._nr_wakes = 0
+        self._known = threading.local()
+
+    def wait(self, timeout_s: float, /) -> bool:
+        known: int | None = getattr(self._known, "nr_wakes", None)
+        with self._woken:
+            came = self._woken.wait_for(lambda: self._nr_wakes != known, timeout_s)
+            self._known.nr_wakes = self._nr_wakes
+        return came
+
+    def wake_up(self) -> None:
+        with self._woken:
+            self._nr_wakes += 1
+            self._woken.notify_all()
+
+
+def sparse_words(nr_pages: int, words: int) -> NDArray[np.uint64]:
+    """Zeroed uint64[nr_pages, words] that counts against neither memory nor overcommit until it is touched.
+
+    Raises OSError(ENOMEM) where the address space is limited.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    memory = mmap.mmap(-1, nr_pages * words * _WORD_BYTES, flags=flags)
+    return np.frombuffer(memory, dtype=np.uint64).reshape(nr_pages, words)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The bytes of physical memory: an anonymous mapping that costs host memory only where it is touched.
+
+It is private, since all who use it are threads of one process, and kept out of children (MADV_DONTFORK): a fork to
+start a command must not copy gigabytes of page tables. Huge host pages make touching and copying it several times
+faster; they are asked for where pages are large enough to fill them, not for the sparse page-table array.
+"""
+
+import mmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAP_NORESERVE = 0x4000  # asm-generic/mman-common.h; Python 3.11 does not name it
+_HUGE_FROM_BYTES = 64 << 20
+
+
+class PhysMem:
+    """Makes the arrays of one machine and gives parts of the first, its memory, back to the host."""
+
+    def __init__(self) -> None:
+        self._mappings: list[mmap.mmap] = []
+        self._page_bytes = 0
+
+    def alloc(self, nr_pages: int, words: int) -> NDArray[np.uint64]:
+        """Zeroed uint64[nr_pages, words]. Raises OSError(ENOMEM) where the host's limits forbid it."""
+        size = -(-nr_pages * words * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
+        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+        mapping.madvise(mmap.MADV_DONTFORK)
+        if not self._mappings:
+            self._page_bytes = words * 8
+            if size >= _HUGE_FROM_BYTES:
+                mapping.madvise(mmap.MADV_HUGEPAGE)
+        self._mappings.append(mapping)
+        return np.frombuffer(mapping, dtype=np.uint64)[: nr_pages * words].reshape(nr_pages, words)
+
+    def discard(self, pfn: int, nr_pages: int) -> None:
+        """Forget the contents of pages: they read as zeros and cost nothing."""
+        first = -(-pfn * self._page_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (pfn + nr_pages) * self._page_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first:
+            self._mappings[0].madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The file tree on plain objects: lookup, permission, open files, configfs directories. No FUSE, no content.
+
+Theory of operation
+    The registry holds the nodes; a Tree gives them the semantics of a file system. What differs between
+    procfs, sysctl, sysfs, debugfs and configfs is a row of `rules.RULES`. Requests come in on many
+    threads:
+
+    - lookup, stat, readdir and open read only the registry's dictionaries, one access each, and take no
+      lock;
+    - whatever runs a hook or changes the registry goes through `call`, which holds the machine meanwhile
+      and drives operations (generators), giving the machine away at each of their yields.
+
+    An open file keeps its node. If the node was removed meanwhile, each access says so (`Rules.gone`).
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+
+from fs.configfs import Items, error
+from fs.rules import DIR_MODES, RULES, Rules
+from fs.seq_file import SeqFile
+from kernelsim.attr import Dir, File, Flavour, Link, Node, Operation, Registry, complete
+
+R = TypeVar("R")
+
+READ, WRITE = 4, 2  # permission bits of one class
+
+
+def _never() -> bool:
+    return False
+
+
+class Call(Protocol):
+    """How to run something that needs the machine (the daemon's `Owner.call`)."""
+
+    def __call__(self, fn: Callable[..., Any], /, *args: Any, interrupted: Callable[[], bool] = ...) -> Any:
+        """`fn(*args)` with the machine held; if it returns an operation, that one's result.
+
+        Raises OSError(EINTR), the operation closed, once `interrupted()` says so.
+        """
+        ...
+
+
+def call_directly(fn: Callable[..., Any], /, *args: Any, interrupted: Callable[[], bool] = _never) -> Any:
+    """The Call of a program with one thread."""
+    result = fn(*args)
+    return complete(result) if hasattr(result, "send") else result
+
+
+@dataclass(frozen=True)
+class Cred:
+    """Who asks."""
+
+    uid: int = 0
+    gid: int = 0
+    groups: Callable[[], frozenset[int]] = field(default=frozenset, compare=False)
+    """Supplementary groups; asked for only where the answer depends on them."""
+
+    def in_group(self, gid: int) -> bool:
+        return gid == self.gid or gid in self.groups()
+
+
+ROOT = Cred()
+
+
+class Stat(NamedTuple):
+    """stat(2) of a node; times in nanoseconds."""
+
+    st_mode: int
+    st_ino: int
+    st_nlink: int
+    st_uid: int
+    st_gid: int
+    st_size: int
+    st_blksize: int
+    st_atime: int
+    st_mtime: int
+    st_ctime: int
+
+
+class DirEntry(NamedTuple):
+    """One name of a directory; `mode` holds the file type bits."""
+
+    name: str
+    mode: int
+    ino: int
+
+
+def _type_bits(node: Node) -> int:
+    return stat.S_IFDIR if isinstance(node, Dir) else stat.S_IFLNK if isinstance(node, Link) else stat.S_IFREG
+
+
+class OpenFile:
+    """One open(2) of a file. Several threads may use it at once."""
+
+    def __init__(self, tree: "Tree", node: File, flags: int) -> None:
+        self._tree = tree
+        self.node = node
+        self._appends = bool(flags & os.O_APPEND)
+        self._nr_appended = 0
+        self._rules = RULES[node.flavour]
+        self._seq = SeqFile()
+
+    def read(
+        self,
+        size: int,
+        offset: int,
+        cred: Cred = ROOT,
+        *,
+        nonblock: bool = False,
+        interrupted: Callable[[], bool] = _never,
+    ) -> bytes:
+        """pread(2). A stream gives the record at `offset`; `nonblock` makes it EAGAIN rather than wait."""
+        node, attr = self.node, self.node.attr
+        if node.flavour is Flavour.SYSCTL:
+            self._tree.check_again(node, cred, READ)
+            if offset:
+                return b""  # proc handlers know one position only: a short buffer cuts the text off for good
+        if not attr.readable:
+            raise error(self._rules.no_read, node.path)
+        if attr.is_stream:
+            hook, args = attr.read_stream, (offset, size, nonblock)
+            data: bytes = self._tree.call(self._tree.operate, node, hook, *args, interrupted=interrupted)
+            return data
+        return self._seq.read(lambda: self._render(interrupted), size, offset)
+
+    def write(
+        self, data: bytes, offset: int, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never
+    ) -> int:
+        """pwrite(2) -> bytes taken. Raises OSError as the attribute's kind and store do."""
+        node, attr = self.node, self.node.attr
+        if node.flavour is Flavour.SYSCTL:
+            self._tree.check_again(node, cred, WRITE)
+            if self._appends:  # proc goes by the file position; FUSE makes the offset from a cached size
+                offset, self._nr_appended = self._nr_appended, self._nr_appended + len(data)
+            if offset:
+                return len(data)  # kernel.sysctl_writes_strict = 1: nothing happens, all of it is taken
+        if not attr.writable:
+            raise error(self._rules.no_write, node.path)
+        data = data[: self._rules.write_window]
+        hook, args = (
+            (attr.write_stream, (data,)) if attr.is_stream else (attr.write_text, (data, node.flavour))
+        )
+        nr_taken: int = self._tree.call(self._tree.operate, node, hook, *args, interrupted=interrupted)
+        return nr_taken
+
+    def _render(self, interrupted: Callable[[], bool]) -> bytes:
+        node = self.node
+        text: bytes = self._tree.call(self._tree.operate, node, node.attr.read_text, interrupted=interrupted)
+        return text[: self._rules.file_size - 1] if self._rules.file_size else text
+
+
+class Tree:
+    """A registry as a file system, owned by one user.
+
+    registry    what there is
+    call        runs what needs the machine
+    uid, gid    who the files belong to: whoever runs the emulated kernel is its root
+    now_ns      shown as the time of every node
+    """
+
+    def __init__(
+        self, registry: Registry, call: Call = call_directly, *, uid: int = 0, gid: int = 0, now_ns: int = 0
+    ) -> None:
+        self.call = call
+        self._registry = registry
+        self._nodes = registry.nodes
+        self._items = Items(registry)
+        self._uid = uid
+        self._gid = gid
+        self._now_ns = now_ns
+
+    # Reading the tree. Paths are absolute below the mount point.
+
+    def getattr(self, path: str) -> Stat:
+        """stat(2). Raises ENOENT."""
+        return self.stat(self._lookup(path))
+
+    def stat(self, node: Node) -> Stat:
+        """fstat(2); a removed node still has its numbers."""
+        rules = RULES[node.flavour]
+        if isinstance(node, File):
+            mode, nlink, size = node.mode, 1, rules.file_size
+            if node.attr.is_stream:
+                size = self.call(node.attr.stream_size, node.kobj)
+        elif isinstance(node, Dir):
+            mode, size = DIR_MODES.get(node.path, rules.dir_mode), 0
+            nlink = (
+                2 + sum(isinstance(n, Dir) for n in tuple(node.entries.values()))
+                if rules.counts_subdirs
+                else 1
+            )
+        else:
+            mode, nlink, size = 0o777, 1, 0
+        times = (self._now_ns,) * 3
+        return Stat(
+            _type_bits(node) | mode, node.ino, nlink, self._uid, self._gid, size, rules.blksize, *times
+        )
+
+    def readdir(self, path: str) -> list[DirEntry]:
+        """Names in a stable order, `.` and `..` first: `sysctl -a` drops two unseen. Raises ENOTDIR."""
+        directory = self._lookup(path)
+        if not isinstance(directory, Dir):
+            raise error(errno.ENOTDIR, path)
+        parent = self._nodes.get(path.rpartition("/")[0] or "/", directory)
+        dots = [DirEntry(".", stat.S_IFDIR, directory.ino), DirEntry("..", stat.S_IFDIR, parent.ino)]
+        return dots + [DirEntry(name, _type_bits(n), n.ino) for name, n in tuple(directory.entries.items())]
+
+    def readlink(self, path: str) -> str:
+        """The target of a link. Raises EINVAL for anything else."""
+        node = self._lookup(path)
+        if not isinstance(node, Link):
+            raise error(errno.EINVAL, path)
+        return node.target
+
+    def open(self, path: str, flags: int, cred: Cred = ROOT) -> OpenFile:
+        """open(2) of a file that is there; O_TRUNC has no effect, as on the real ones. Raises EACCES."""
+        node = self._lookup(path)
+        if not isinstance(node, File):
+            raise error(errno.EISDIR if isinstance(node, Dir) else errno.ELOOP, path)
+        access = {os.O_RDONLY: READ, os.O_WRONLY: WRITE}.get(flags & os.O_ACCMODE, READ | WRITE)
+        if access & ~self._openable(node) or not self._permitted(node, cred, access):
+            raise error(errno.EACCES, path)
+        return OpenFile(self, node, flags)
+
+    # Changing the tree.
+
+    def create(self, path: str) -> NoReturn:
+        """open(2) with O_CREAT of a name that is not there: none of these file systems makes files."""
+        raise error(self._rules_of_parent(path).create, path)
+
+    def make(self, path: str) -> NoReturn:
+        """mknod, symlink, link and rename."""
+        raise error(self._rules_of_parent(path).make, path)
+
+    def unlink(self, path: str) -> NoReturn:
+        """Files go with what they describe, not by unlink(2)."""
+        raise error(RULES[self._lookup(path).flavour].remove, path)
+
+    def mkdir(self, path: str) -> None:
+        """Make an item in a configfs directory."""
+        self.call(self._items.make, path)
+
+    def rmdir(self, path: str, *, interrupted: Callable[[], bool] = _never) -> None:
+        """Remove an item of a configfs directory; only the wait for requests inside it can be interrupted."""
+        while not self.call(self._items.drop, path):
+            self.call(self._items.idle, path, interrupted=interrupted)
+
+    def chmod(self, path: str, mode: int) -> None:
+        """chmod(2) of a file. Raises EPERM for sysctls and directories."""
+        node = self._lookup(path)
+        if node.flavour is Flavour.SYSCTL or not isinstance(node, File):
+            raise error(errno.EPERM, path)
+        node.mode = stat.S_IMODE(mode) & 0o777
+
+    def chown(self, path: str) -> NoReturn:
+        """Files belong to whoever runs the emulated kernel."""
+        raise error(errno.EPERM, self._lookup(path).path)
+
+    # For open files.
+
+    def operate(self, file: File, hook: Callable[..., Operation[R]], *args: Any) -> Operation[R]:
+        """One request on an attribute. Raises the flavour's `gone` error once it was removed."""
+        if not file.alive:
+            raise error(RULES[file.flavour].gone, file.path)
+        with self._items.inside(file):
+            return (yield from hook(file.kobj, *args))
+
+    def check_again(self, file: File, cred: Cred, access: int) -> None:
+        """sysctl asks for permission at each read and write, whoever opened the file. Raises EPERM."""
+        if not self._permitted(file, cred, access):
+            raise error(errno.EPERM, file.path)
+
+    # Permission.
+
+    def _openable(self, file: File) -> int:
+        """Directions that open(2) lets anybody have."""
+        if not RULES[file.flavour].open_needs_method:
+            return READ | WRITE
+        readable = READ if file.mode & 0o444 and file.attr.readable else 0
+        return readable | (WRITE if file.mode & 0o222 and file.attr.writable else 0)
+
+    def _permitted(self, file: File, cred: Cred, access: int) -> bool:
+        """The mode bits for `cred`. In /proc/sys root has just the owner's bits, no CAP_DAC_OVERRIDE."""
+        is_owner = cred.uid in (0, self._uid)
+        if is_owner and file.flavour is not Flavour.SYSCTL:
+            return True
+        if is_owner:
+            bits = file.mode >> 6
+        elif (file.mode >> 3 ^ file.mode) & access and cred.in_group(self._gid):
+            bits = file.mode >> 3
+        else:
+            bits = file.mode
+        return not access & ~bits
+
+    def _lookup(self, path: str) -> Node:
+        node = self._nodes.get(path)
+        if node is None:
+            raise error(errno.ENOENT, path)
+        return node
+
+    def _rules_of_parent(self, path: str) -> Rules:
+        return RULES[self._lookup(path.rpartition("/")[0] or "/").flavour]

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs every compiled loop once, on small machines, so that no user waits for the compiler (`dpud warm`)."""
+
+from collections.abc import Callable
+
+from kernelsim.dpu_hw import DpuHardware
+from kernelsim.hostimage import HostImage
+from kernelsim.machine import MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, NodeConfig
+from kernelsim.mm_configfs import MmGroup
+from kernelsim.operation import complete
+
+Step = tuple[str, Callable[[], object]]
+
+_NODE = NodeConfig(32 << 20, 1)
+
+
+def _exercise(machine: Machine) -> None:
+    """Everything a process can go through, and compaction on both paths."""
+    read, write = machine.registry.read, machine.registry.write
+    machine.registry.add(f"{MM_CONFIGFS}/warm", MmGroup(machine).make_item("warm"))
+    home = f"{MM_CONFIGFS}/warm"
+    for name, text in (("anon", "24M"), ("file", "1M"), ("holes", "50 seed=1"), ("pin", "1"), ("mlock", "10")):
+        write(f"{home}/{name}", text)
+    write(f"{home}/fork", "child")
+    write(f"{home}/touch", "10")
+    for enabled in "10":
+        write("/proc/sys/vm/dpu_compact_enabled", enabled)
+        for nid in range(machine.mem.nr_nodes):
+            write(f"{NODES_SYSFS}/node{nid}/compact_dpu", "1")
+        write(f"{home}/holes", "60 seed=2")
+    write("/proc/sys/vm/nr_hugepages", "2")
+    write("/proc/sys/vm/nr_hugepages", "0")
+    for path in ("/proc/buddyinfo", "/proc/pagetypeinfo", "/proc/vmstat", "/proc/meminfo", f"{home}/verify"):
+        read(path)
+    assert not machine.check()
+    machine.state_hash()
+    for process in list(machine.processes.values()):
+        complete(machine.end_process(process))
+
+
+def _import(image: HostImage, hw: DpuHardware) -> None:
+    machine = Machine.from_image(image, None, hw)
+    machine.registry.write(f"{NODES_SYSFS}/node0/compact_dpu", "1")
+    assert not machine.check()
+
+
+def steps(new_hw: Callable[[], DpuHardware], small_image: Callable[[], HostImage]) -> list[Step]:
+    """(what, call) pairs in order; `new_hw` makes a device, `small_image` a host image of a few MiB."""
+    def run(words: str) -> None:
+        _exercise(Machine(MachineConfig(nodes=(_NODE, _NODE), bytes=words), new_hw()))
+
+    return [
+        ("machine with real bytes", lambda: run("full")),
+        ("machine with content stamps", lambda: run("stamp")),
+        ("machine from a capture", lambda: _import(small_image(), new_hw())),
+    ]

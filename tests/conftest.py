@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Loaded before every test module, and so before numba: `dpud` picks the folder of its compiled loops.
+
+tests/ has folders of the packages' names, which pytest puts on the import path. The packages themselves are
+imported here, from the repository, so that a folder of tests is never taken for one of them.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import dpud
+import fs
+import kernelsim
+
+assert all(package.__file__ for package in (dpud, fs, kernelsim)), "a test folder stands for a package"

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: GPL-2.0-only
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dpud.dpu.dpu_set import DPU_ALLOCATE_ALL, DpuSet, LaunchPolicy, XferDirection
+from dpud.dpu.errors import DpuErr, DpuError
+from dpud.dpu.faults import FaultKind, FaultPlan
+from dpud.dpu.move import I64
+from dpud.dpu.profile import load_profile
+from dpud.dpu.program import DPU_COMPACT, DPU_MRAM_HEAP_POINTER_NAME
+from dpud.dpu.rank import Rank, RankPool, RankState, Space, Symbol
+
+SYNC, ASYNC = LaunchPolicy.DPU_SYNCHRONOUS, LaunchPolicy.DPU_ASYNCHRONOUS
+TO_DPU, FROM_DPU = XferDirection.DPU_XFER_TO_DPU, XferDirection.DPU_XFER_FROM_DPU
+HEAP = DPU_MRAM_HEAP_POINTER_NAME
+
+
+def program(main: Callable[[Rank, I64], FaultKind | None], **changed: object) -> SimpleNamespace:
+    """A DPU program with one variable in each memory."""
+    symbols = {"arg": Symbol(Space.WRAM, 0, 64), "heap": Symbol(Space.MRAM, 0, 4096)}
+    fields = {"name": "toy", "symbols": symbols, "nr_tasklets": 1, "iram_bytes": 24, "main": main}
+    return SimpleNamespace(**(fields | changed))
+
+
+IDLE = program(lambda rank, dpus: None)
+
+
+@pytest.fixture
+def pool() -> Iterator[RankPool]:
+    """Two ranks; DPU 1 of each is disabled."""
+    chip = load_profile("upmem-v1a").chip
+    pool = RankPool([Rank(i, chip, FaultPlan(), nr_dpus=8, disabled_mask=0b10) for i in range(2)])
+    yield pool
+    pool.close()
+
+
+def fails(code: DpuErr, function: Callable[..., object], *args: object) -> None:
+    with pytest.raises(DpuError) as caught:
+        function(*args)
+    assert caught.value.code is code
+
+
+def test_alloc_takes_whole_ranks(pool: RankPool) -> None:
+    dpus = DpuSet.alloc(pool, 3)
+    assert len(dpus) == 3
+    assert [rank.is_owned for rank in pool.ranks] == [True, False]
+    fails(DpuErr.ALLOCATION, DpuSet.alloc, pool, 8)
+    assert not pool.ranks[1].is_owned
+    dpus.free()
+    everything = DpuSet.alloc(pool, DPU_ALLOCATE_ALL)
+    assert len(everything) == 14
+    fails(DpuErr.ALLOCATION, DpuSet.alloc_ranks, pool, 1)
+    everything.free()
+    assert [rank.usage_count for rank in pool.ranks] == [0, 0]
+
+
+def test_views(pool: RankPool) -> None:
+    dpus = DpuSet.alloc(pool, 9)
+    assert [len(rank) for rank in dpus.ranks()] == [7, 2]
+    assert sum(1 for _ in dpus.dpus()) == 9
+    fails(DpuErr.INVALID_DPU_SET, next(dpus.dpus()).free)
+    fails(DpuErr.INVALID_DPU_SET, next(dpus.dpus()).load, IDLE)
+
+
+def test_a_freed_set_is_invalid(pool: RankPool) -> None:
+    dpus = DpuSet.alloc_ranks(pool, 1)
+    view = next(dpus.dpus())
+    dpus.free()
+    for call in (
+        dpus.free,
+        dpus.sync,
+        dpus.status,
+        lambda: dpus.load(IDLE),
+        lambda: view.copy_from("arg", 0, 8),
+    ):
+        fails(DpuErr.INVALID_DPU_SET, call)
+    assert not pool.ranks[0].is_owned
+
+
+def test_bytes_travel(pool: RankPool) -> None:
+    dpus = DpuSet.alloc(pool, 9)
+    dpus.load(IDLE)
+    dpus.copy_to("heap", 8, b"for all!")
+    assert {dpu.copy_from("heap", 8, 8) for dpu in dpus.dpus()} == {b"for all!"}
+    rows = np.arange(18, dtype=np.uint64).reshape(9, 2)
+    dpus.push_xfer(TO_DPU, "arg", 16, rows)
+    back = np.zeros_like(rows)
+    dpus.push_xfer(FROM_DPU, "arg", 16, back)
+    assert (back == rows).all()
+    assert [int.from_bytes(dpu.copy_from("arg", 16, 8), "little") for dpu in dpus.dpus()] == rows[
+        :, 0
+    ].tolist()
+    dpus.load(IDLE)
+    assert next(dpus.dpus()).copy_from("arg", 16, 16) == bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("code", "symbol", "offset", "nr_bytes"),
+    [
+        (DpuErr.UNKNOWN_SYMBOL, "nothing", 0, 8),
+        (DpuErr.INVALID_SYMBOL_ACCESS, "arg", 60, 8),
+        (DpuErr.INVALID_SYMBOL_ACCESS, "arg", -4, 8),
+        (DpuErr.INVALID_SYMBOL_ACCESS, "heap", 4096, 8),
+        (DpuErr.INVALID_WRAM_ACCESS, "arg", 2, 4),
+        (DpuErr.INVALID_WRAM_ACCESS, "arg", 0, 6),
+        (DpuErr.INVALID_MRAM_ACCESS, "heap", 4, 8),
+        (DpuErr.INVALID_MRAM_ACCESS, "heap", 0, 12),
+    ],
+)
+def test_illegal_access(pool: RankPool, code: DpuErr, symbol: str, offset: int, nr_bytes: int) -> None:
+    dpus = DpuSet.alloc(pool, 1)
+    dpus.load(IDLE)
+    fails(code, dpus.copy_to, symbol, offset, bytes(nr_bytes))
+    fails(code, dpus.copy_from, symbol, offset, nr_bytes)
+
+
+def test_transfers_of_the_wrong_shape(pool: RankPool) -> None:
+    dpus = DpuSet.alloc(pool, 2)
+    dpus.load(IDLE)
+    fails(DpuErr.INVALID_MEMORY_TRANSFER, dpus.push_xfer, TO_DPU, "arg", 0, np.zeros((3, 8), np.uint8))
+    fails(DpuErr.INVALID_DPU_SET, dpus.copy_from, "arg", 0, 8)
+    fails(DpuErr.INVALID_DPU_SET, dpus.log_read)
+
+
+def test_programs(pool: RankPool) -> None:
+    dpus = DpuSet.alloc_ranks(pool, 2)
+    fails(DpuErr.NO_PROGRAM_LOADED, dpus.copy_to, "arg", 0, bytes(8))
+    fails(DpuErr.NO_PROGRAM_LOADED, dpus.launch, SYNC)
+    fails(DpuErr.TOO_MANY_TASKLETS, dpus.load, program(IDLE.main, nr_tasklets=25))
+    fails(DpuErr.INVALID_IRAM_ACCESS, dpus.load, program(IDLE.main, iram_bytes=24577))
+    too_big = {"x": Symbol(Space.WRAM, 65536, 8)}
+    fails(DpuErr.INVALID_WRAM_ACCESS, dpus.load, program(IDLE.main, symbols=too_big))
+    dpus.load(IDLE)
+    next(dpus.ranks()).load(DPU_COMPACT)
+    fails(DpuErr.DIFFERENT_DPU_PROGRAMS, dpus.copy_to, "arg", 0, bytes(8))
+
+
+def test_the_heap_ends_with_the_mram(pool: RankPool) -> None:
+    dpus = DpuSet.alloc(pool, 1)
+    dpus.load(DPU_COMPACT)
+    size = (64 << 20) - (1 << 20)
+    dpus.copy_to(HEAP, size - 8, b"the last")
+    assert dpus.copy_from(HEAP, size - 8, 8) == b"the last"
+    fails(DpuErr.INVALID_SYMBOL_ACCESS, dpus.copy_to, HEAP, size, bytes(8))
+
+
+def test_launch_policy(pool: RankPool) -> None:
+    dpus = DpuSet.alloc(pool, 1)
+    dpus.load(IDLE)
+    fails(DpuErr.INVALID_LAUNCH_POLICY, dpus.launch, 7)
+
+
+def test_a_synchronous_launch_runs_on_the_caller(pool: RankPool) -> None:
+    seen: list[tuple[int, list[int], str]] = []
+
+    def main(rank: Rank, dpus: I64) -> None:
+        seen.append((rank.rank_id, dpus.tolist(), threading.current_thread().name))
+
+    dpus = DpuSet.alloc(pool, 9)
+    dpus.load(program(main))
+    dpus.launch(SYNC)
+    here = threading.current_thread().name
+    assert seen == [(0, [0, 2, 3, 4, 5, 6, 7], here), (1, [0, 2], here)]
+    assert dpus.status() == (True, False)
+
+
+def test_while_running_the_host_has_no_mram(pool: RankPool) -> None:
+    started, go_on = threading.Event(), threading.Event()
+
+    def main(rank: Rank, dpus: I64) -> None:
+        started.set()
+        assert go_on.wait(10)
+
+    dpus = DpuSet.alloc(pool, 1)
+    dpus.load(program(main))
+    dpus.launch(ASYNC)
+    assert started.wait(10)
+    assert dpus.status() == (False, False)
+    fails(DpuErr.MRAM_BUSY, dpus.copy_to, "heap", 0, bytes(8))
+    fails(DpuErr.MRAM_BUSY, dpus.copy_from, "heap", 0, 8)
+    fails(DpuErr.DPU_ALREADY_RUNNING, dpus.launch, SYNC)
+    dpus.copy_to("arg", 0, bytes(8))  # WRAM has a port of its own
+    go_on.set()
+    dpus.sync()
+    assert dpus.status() == (True, False)
+    dpus.copy_to("heap", 0, bytes(8))
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "text"),
+    [
+        (FaultKind.DPU_FAULT, DpuErr.DPU_FAULT, "dpu is in fault"),
+        (FaultKind.TIMEOUT, DpuErr.TIMEOUT, "result timeout"),
+        (FaultKind.RANK_LOST, DpuErr.DRIVER, "driver error"),
+    ],
+)
+def test_a_fault_surfaces_at_launch_or_at_sync(
+    pool: RankPool, fault: FaultKind, code: DpuErr, text: str
+) -> None:
+    for rank in pool.ranks:
+        dpus = DpuSet.alloc_ranks(pool, 1)
+        dpus.load(program(lambda rank, dpus: fault))
+        if rank.rank_id == 0:
+            fails(code, dpus.launch, SYNC)
+        else:
+            dpus.launch(ASYNC)
+            with pytest.raises(DpuError, match=rf"asynchronous operation error \(launch_rank\): {text}"):
+                dpus.sync()
+            dpus.sync()  # told once
+        assert dpus.status() == (fault is not FaultKind.TIMEOUT, fault is FaultKind.DPU_FAULT)
+        held = rank.state
+        dpus.free()
+        if fault is FaultKind.RANK_LOST:
+            assert held is RankState.LOST  # so the second round gets the other rank
+        else:
+            DpuSet.alloc_ranks(pool, 1)  # resets it; kept, so the second round gets the other rank
+            assert rank.state is RankState.IDLE
+
+
+def test_a_lost_rank_comes_back_when_revived(pool: RankPool) -> None:
+    dpus = DpuSet.alloc_ranks(pool, 1)
+    dpus.load(program(lambda rank, dpus: FaultKind.RANK_LOST))
+    fails(DpuErr.DRIVER, dpus.launch, SYNC)
+    fails(DpuErr.DRIVER, dpus.copy_to, "arg", 0, bytes(8))
+    fails(DpuErr.DRIVER, dpus.launch, SYNC)
+    dpus.free()
+    fails(DpuErr.ALLOCATION, DpuSet.alloc_ranks, pool, 2)
+    pool.ranks[0].revive()
+    assert DpuSet.alloc_ranks(pool, 2).status() == (True, False)
+
+
+def test_jobs_of_a_rank_run_in_order(pool: RankPool) -> None:
+    order: list[object] = []
+
+    def main(rank: Rank, dpus: I64) -> FaultKind:
+        order.append("run")
+        return FaultKind.DPU_FAULT
+
+    dpus = DpuSet.alloc_ranks(pool, 1)
+    dpus.load(program(main))
+    dpus.launch(ASYNC)
+    dpus.callback(lambda _, error: order.append(error and error.code))
+    dpus.callback(lambda _, error: order.append(error))
+    dpus.sync()  # the callback took the error
+    assert order == ["run", DpuErr.DPU_FAULT, None]
+
+
+def test_a_program_that_breaks_is_an_internal_error(pool: RankPool, caplog: pytest.LogCaptureFixture) -> None:
+    dpus = DpuSet.alloc_ranks(pool, 1)
+    dpus.load(program(lambda rank, dpus: 1 // 0))  # type: ignore[arg-type, return-value]
+    dpus.launch(ASYNC)
+    with pytest.raises(DpuError, match="internal error"):
+        dpus.sync()
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_workers_end_with_the_pool(pool: RankPool) -> None:
+    dpus = DpuSet.alloc_ranks(pool, 2)
+    dpus.load(IDLE)
+    for _ in range(2):  # a closed pool starts its workers again
+        dpus.launch(ASYNC)
+        dpus.sync()
+        assert sum(thread.name.startswith("dpu_rank") for thread in threading.enumerate()) == 2
+        pool.close()
+        assert not any(thread.name.startswith("dpu_rank") for thread in threading.enumerate())
+
+
+def test_log_header_names_the_dpu(pool: RankPool) -> None:
+    """target 3, rank 1, slice 4, member 4: the SDK documentation's own example."""
+    rank = Rank(1, load_profile("upmem-v1a").chip, FaultPlan(), disabled_mask=(1 << 36) - 1)
+    dpus = DpuSet.alloc(RankPool([rank]), 1)
+    dpus.load(DPU_COMPACT)
+    assert dpus.log_read() == "=== DPU#0x30010404 ===\n"

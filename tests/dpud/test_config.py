@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The configuration file: what it gives, and the one line that each mistake gives."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpud.config import Config, ConfigError, Size, load, parse, parse_size
+
+GIB = 1024**3
+
+
+def test_defaults_are_two_nodes_of_4_gib_and_one_rank() -> None:
+    config = Config()
+    assert [node.memory for node in config.machine.nodes] == [4 * GIB, 4 * GIB]
+    assert (config.memory.bytes, config.dpu.ranks, config.dpu.dpus_per_rank) == (None, 1, 64)
+    assert config.dpu.profile == "upmem-v1a"
+    assert parse("") == config
+
+
+def test_every_key_is_taken() -> None:
+    config = parse("""
+        [machine]
+        cpus = 6
+        debug_vm = true
+        [[machine.nodes]]
+        memory = "64M"
+        distance = [10, 15]
+        [[machine.nodes]]
+        memory = 268435456
+        distance = [15, 10]
+        [memory]
+        bytes = "stamp"
+        [dpu]
+        ranks = 2
+        dpus_per_rank = 8
+        profile = "seed"
+        [mount]
+        path = "/mnt/x"
+        allow_other = false
+    """)
+    assert (config.machine.cpus, config.machine.debug_vm) == (6, True)
+    assert [int(node.memory) for node in config.machine.nodes] == [67108864, 268435456]
+    assert [node.distance for node in config.machine.nodes] == [(10, 15), (15, 10)]
+    assert config.memory_bytes == 335544320
+    assert (config.dpu.ranks, config.dpu.dpus_per_rank, config.dpu.profile) == (2, 8, "seed")
+    assert (config.mount.path, config.mount.allow_other) == ("/mnt/x", False)
+    assert config.memory.bytes == "stamp"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[machine]\nfoo = 1", "f.toml:2: machine.foo: unknown key"),
+        ("bar = 1", "f.toml:1: bar: unknown key"),
+        ("[gpu]\nx = 1", "f.toml:1: gpu: unknown key"),
+        ('[machine]\n\ncpus = "x"', "f.toml:3: machine.cpus: Expected int, got str"),
+        ("[[machine.nodes]]\ndistance = [10, 20]", "f.toml: machine: distance has 1 numbers for each node"),
+        ("[[machine.nodes]]\ndistance = [9]", "f.toml:2: machine.nodes[0].distance[0]: Expected int >= 10"),
+        ("[machine]\ncpus = 0", "f.toml:2: machine.cpus: Expected int >= 1"),
+        ("[machine]\nnodes = []", "f.toml:2: machine.nodes: Expected array of length >= 1"),
+        (
+            '[[machine.nodes]]\nmemory = "4G"\n[[machine.nodes]]\nmemory = "1M"',
+            "f.toml:3: machine.nodes[1]: a node of 1M is too small: at least 32M",
+        ),
+        ('[[machine.nodes]]\nmemory = "33M"', "f.toml:1: machine.nodes[0]: a node of 33M does not end"),
+        ('[[machine.nodes]]\nmemory = "4X"', "f.toml:2: machine.nodes[0].memory: '4X' is not a size"),
+        ("[[machine.nodes]]\nmemory = -4", "f.toml:2: machine.nodes[0].memory: -4 is not a size"),
+        ('[[machine.nodes]]\nmemory = "100T"', "f.toml: machine.nodes: 100T of real bytes is more than"),
+        ('[memory]\nbytes = "none"', "f.toml:2: memory.bytes: Invalid enum value 'none'"),
+        ("[dpu]\ndpus_per_rank = 65", "f.toml:2: dpu.dpus_per_rank: Expected int <= 64"),
+        ("x =", "f.toml: Invalid value"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(text: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "f.toml")
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_that_does_not_fit_the_host_is_refused() -> None:
+    """8 GiB are 2^21 pages of 64 bytes of metadata: 128 MiB."""
+    Config().check_host(128 << 20)
+    with pytest.raises(ConfigError, match="needs 128M of page metadata, this host has 127M"):
+        Config().check_host(127 << 20)
+
+
+def test_load_names_a_missing_or_binary_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent.toml: No such file or directory"):
+        load(tmp_path / "absent.toml")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(tmp_path / "binary")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4096", 4096), ("4K", 4096), ("3m", 3145728), ("4G", 4294967296), ("1T", 2**40)]
+)
+def test_parse_size(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("bad", ["", "G", "4GB", "-1", "1.5G", " 4G", "4 G", True, None, 1.5, "9" * 16])
+def test_parse_size_refuses(bad: object) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(bad)
+
+
+@given(st.integers(0, 2**49))
+def test_a_size_reads_back_what_it_prints(value: int) -> None:
+    assert parse_size(str(Size(value))) == value
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
+    with suppress(ConfigError):
+        parse(text)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Time, sleep and memory for the machine."""
+
+import resource
+import threading
+
+import numpy as np
+
+from dpud.inject import BlockingWaitQueue, LiveClock, sparse_words
+
+TIMEOUT_S = 10.0
+
+
+def test_a_wake_up_between_looking_and_sleeping_is_not_lost() -> None:
+    queue = BlockingWaitQueue()
+    assert queue.wait(0)  # the first wait only takes note
+    queue.wake_up()  # after the look, before the sleep
+    assert queue.wait(0)
+    assert not queue.wait(0), "one wake-up, one return"
+
+
+def test_wake_up_wakes_everybody_who_sleeps() -> None:
+    queue, asleep, woken = BlockingWaitQueue(), threading.Barrier(4), list[bool]()
+
+    def sleeper() -> None:
+        queue.wait(0)
+        asleep.wait(TIMEOUT_S)
+        woken.append(queue.wait(TIMEOUT_S))
+
+    threads = [threading.Thread(target=sleeper) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    asleep.wait(TIMEOUT_S)
+    queue.wake_up()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    assert woken == [True] * 3
+
+
+def test_the_clock_starts_at_boot_and_goes_forward() -> None:
+    clock = LiveClock()
+    first = clock.now_ns()
+    assert 0 <= first <= clock.now_ns() < 60 * 10**9
+    assert clock.wall_ns() <= clock.wall_ns()
+
+
+def test_sparse_words_cost_only_what_is_touched() -> None:
+    """A TiB, far more than the host has; one page of it in use."""
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = sparse_words(1 << 28, 512)
+    assert (memory.shape, memory.dtype, memory.flags.writeable) == ((1 << 28, 512), np.uint64, True)
+    memory[1 << 27] = 7
+    assert memory[1 << 27].sum() == 7 * 512
+    assert not memory[12345].any()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 64 << 10

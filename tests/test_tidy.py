@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The shape of the code: who may import whom, how long a function or a file may grow, licence lines."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("kernelsim", "fs", "dpud")
+MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 500
+
+CORE_MAY_IMPORT = """
+    __future__ abc bisect collections collections.abc contextlib dataclasses enum errno functools heapq
+    itertools math operator re typing
+    numba numpy numpy.typing
+"""
+MAY_IMPORT = {
+    "kernelsim/attr.py": ("kernelsim.kinds", "kernelsim.operation"),
+    "kernelsim/kinds.py": (),
+    "kernelsim/operation.py": (),
+    "kernelsim": ("kernelsim",),
+    "fs": ("fs", "kernelsim.attr", "kernelsim.kinds", "kernelsim.operation"),
+    "dpud": ("dpud", "fs", "kernelsim"),
+}
+"""Of our own modules, by file or package; the first that fits counts."""
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path.relative_to(ROOT) for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted name of everything that a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            assert node.module is not None
+            own = node.module in PACKAGES  # `from kernelsim import page` imports kernelsim.page
+            yield from (f"{node.module}.{alias.name}" for alias in node.names) if own else (node.module,)
+
+
+def is_ours(module: str) -> bool:
+    return module.split(".")[0] in PACKAGES
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(sources(*PACKAGES)) > 10
+    assert set(imports(Path("dpud/owner.py"))) >= {"errno", "threading", "collections.abc"}
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=str)
+def test_import_direction(path: Path) -> None:
+    allowed = next(rule for part, rule in MAY_IMPORT.items() if path.is_relative_to(part))
+    wrong = {
+        module
+        for module in imports(path)
+        if is_ours(module) and not any(module == name or module.startswith(f"{name}.") for name in allowed)
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", sources("kernelsim"), ids=str)
+def test_the_core_is_pure(path: Path) -> None:
+    foreign = {module for module in imports(path) if not is_ours(module)}
+    assert foreign <= set(CORE_MAY_IMPORT.split())
+
+
+def test_one_module_imports_the_fuse_library() -> None:
+    """And none outside fs/ does."""
+    users = [str(path) for path in sources(*PACKAGES) if {"fuse", "mfusepy"} & set(imports(path))]
+    assert users == ["fs/fuse_ops.py"]
+
+
+def test_no_parallel_loops() -> None:
+    """numba's own thread pool is not safe under our threads."""
+    pattern = re.compile(r"parallel\s*=\s*True|\bprange\s*\(")
+    assert not [path for path in sources(*PACKAGES) if pattern.search(code_of(path))]
+
+
+def code_of(path: Path) -> str:
+    """A module without its docstrings and comments."""
+    return ast.unparse(without_docstrings(ast.parse((ROOT / path).read_text())))
+
+
+def without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [item for item in body if not is_text(item)] or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree
+
+
+def is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES, "tests"), ids=str)
+def test_spdx_line_comes_first(path: Path) -> None:
+    licence = "MIT" if path.is_relative_to("dpud/gpu") else "GPL-2.0-only"
+    first = (ROOT / path).read_text().split("\n", 2)
+    line = first[1] if first[0].startswith("#!") else first[0]
+    assert line == f"# SPDX-License-Identifier: {licence}"
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES, "tests"), ids=str)
+def test_files_and_functions_stay_readable(path: Path) -> None:
+    text = (ROOT / path).read_text()
+    assert text.count("\n") <= MAX_FILE_LINES
+    long = {
+        node.name: length
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES
+    }
+    assert not long

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim.content import Memory, page_holds
-from kernelsim.jit import njit
+from kernelsim.jit import njit, njit_alloc
 from kernelsim.lruvec import folio_lru_list, lru_head
 from kernelsim.mm_types import Vm
 from kernelsim.mmzone import MIGRATE_TYPES, NR_LRU_LISTS, NR_PAGE_ORDERS, Blocks, Mem, Zones, pageblock_order
@@ -332,7 +332,7 @@ def _check_content(vm: Vm, report: _Report) -> None:
         report.none("kernel page overwritten", vm.kernel_stamps.first_bad(vm.memory))
 
 
-@njit
+@njit_alloc
 def content_digest(pages: Pages, memory: Memory, nr_pages: int) -> NDArray[np.uint64]:
     """uint64[1]: the words of all pages in use, folded in order (FNV-1a's step on words)."""
     digest = np.full(1, 0xCBF29CE484222325, dtype=np.uint64)

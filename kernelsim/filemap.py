@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim.content import stamp_of
-from kernelsim.jit import njit
+from kernelsim.jit import njit, njit_alloc
 from kernelsim.memory import put_page
 from kernelsim.mm_types import Vm
 from kernelsim.mmzone import Blocks, Nodes, Zones
 from kernelsim.page import Pages
 
 
-@njit
+@njit_alloc
 def _disk_stamps(nr_pages: int, sequence: int) -> NDArray[np.uint64]:
     disk = np.empty(nr_pages, dtype=np.uint64)
     for i in range(nr_pages):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.jit import njit
+from kernelsim.jit import njit, njit_alloc
 from kernelsim.mmzone import (
     MAX_PAGE_ORDER,
     MIGRATE_HIGHATOMIC,
@@ -230,7 +230,7 @@ def _infer_zone(
     take(MIGRATE_RECLAIMABLE, rank, int((foreign == 0).sum()), budget[MIGRATE_RECLAIMABLE], nr)
 
 
-@njit
+@njit_alloc
 def _pick(
     rank: NDArray[np.int64],
     nr_sure: int,

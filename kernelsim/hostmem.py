@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from kernelsim.content import Memory, fill_page, page_holds, stamp_of
 from kernelsim.filemap import File
 from kernelsim.hostimage import HostImage, HostTask
-from kernelsim.jit import njit
+from kernelsim.jit import njit, njit_alloc
 from kernelsim.lruvec import lruvec_add_folio
 from kernelsim.mm_types import Vm
 from kernelsim.mmap import MMAP_BASE_VPN, Mm, Vma
@@ -138,9 +138,7 @@ def _first_overwritten(memory: Memory, pfns: NDArray[np.int64], sequence: int) -
 
 
 @njit
-def _classify(
-    pages: Pages, flags: NDArray[np.uint32], mapcount: NDArray[np.int32], kinds: NDArray[np.uint8]
-) -> None:
+def _classify(pages: Pages, flags: NDArray[np.uint32], mapcount: NDArray[np.int32], kinds: NDArray[np.uint8]) -> None:
     """0 not in use, 1 kernel, 2 anonymous, 3 file, 4 compound, 5 page table, 6 unowned kernel page."""
     for pfn in range(len(flags)):
         state = flags[pfn]
@@ -335,9 +333,7 @@ def _take_table(pages: Pages, pt: PageTables, frames: NDArray[np.int64], used: N
 
 
 @njit
-def _import_lru(
-    pages: Pages, zones: Zones, nodes: Nodes, flags: NDArray[np.uint32], kinds: NDArray[np.uint8]
-) -> None:
+def _import_lru(pages: Pages, zones: Zones, nodes: Nodes, flags: NDArray[np.uint32], kinds: NDArray[np.uint8]) -> None:
     for pfn in range(len(flags)):
         kind = kinds[pfn]
         if kind == 2:
@@ -403,7 +399,7 @@ def _write_stamps(memory: Memory, pfns: NDArray[np.int64], stamps: NDArray[np.ui
         fill_page(memory, pfns[i], stamps[i])
 
 
-@njit
+@njit_alloc
 def _new_stamps(nr: int, sequence: int) -> NDArray[np.uint64]:
     stamps = np.empty(nr, dtype=np.uint64)
     for i in range(nr):

@@ -15,7 +15,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def njit(function: F) -> F:
-    """Compile `function` in nopython mode; the type checker goes on seeing its plain signature."""
+    """Compile a loop over arrays it is given; the type checker goes on seeing its plain signature.
+
+    Without numba's reference counting (`_nrt`): counting every array in and out of every call made the small functions
+    that kernel loops consist of several times slower. Such a function cannot make arrays; `njit_alloc` can.
+    """
+    return cast(F, numba.njit(cache=True, nogil=True, _nrt=False)(function))
+
+
+def njit_alloc(function: F) -> F:
+    """The same for functions that make arrays."""
     return cast(F, numba.njit(cache=True, nogil=True)(function))
 
 

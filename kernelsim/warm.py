@@ -46,6 +46,7 @@ def _import(image: HostImage, hw: DpuHardware) -> None:
 
 def steps(new_hw: Callable[[], DpuHardware], small_image: Callable[[], HostImage]) -> list[Step]:
     """(what, call) pairs in order; `new_hw` makes a device, `small_image` a host image of a few MiB."""
+
     def run(words: str) -> None:
         _exercise(Machine(MachineConfig(nodes=(_NODE, _NODE), bytes=words), new_hw()))
 

@@ -112,9 +112,7 @@ def test_page_sums_are_in_mram() -> None:
         (0, [8, 2**49], None),
     ],
 )
-def test_an_illegal_batch_moves_nothing(
-    base: int, frags: list[int], runs: list[tuple[int, int]] | None
-) -> None:
+def test_an_illegal_batch_moves_nothing(base: int, frags: list[int], runs: list[tuple[int, int]] | None) -> None:
     memory = random_memory()
     before = memory.copy()
     dpu = driver(memory)

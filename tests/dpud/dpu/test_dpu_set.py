@@ -91,9 +91,7 @@ def test_bytes_travel(pool: RankPool) -> None:
     back = np.zeros_like(rows)
     dpus.push_xfer(FROM_DPU, "arg", 16, back)
     assert (back == rows).all()
-    assert [int.from_bytes(dpu.copy_from("arg", 16, 8), "little") for dpu in dpus.dpus()] == rows[
-        :, 0
-    ].tolist()
+    assert [int.from_bytes(dpu.copy_from("arg", 16, 8), "little") for dpu in dpus.dpus()] == rows[:, 0].tolist()
     dpus.load(IDLE)
     assert next(dpus.dpus()).copy_from("arg", 16, 16) == bytes(16)
 
@@ -198,9 +196,7 @@ def test_while_running_the_host_has_no_mram(pool: RankPool) -> None:
         (FaultKind.RANK_LOST, DpuErr.DRIVER, "driver error"),
     ],
 )
-def test_a_fault_surfaces_at_launch_or_at_sync(
-    pool: RankPool, fault: FaultKind, code: DpuErr, text: str
-) -> None:
+def test_a_fault_surfaces_at_launch_or_at_sync(pool: RankPool, fault: FaultKind, code: DpuErr, text: str) -> None:
     for rank in pool.ranks:
         dpus = DpuSet.alloc_ranks(pool, 1)
         dpus.load(program(lambda rank, dpus: fault))

@@ -25,7 +25,8 @@ from kernelsim.dpu_hw import DpuHardware
 from kernelsim.filemap import File
 from kernelsim.fork import dup_mm
 from kernelsim.hostimage import HostImage
-from kernelsim.hostmem import import_mem, import_processes
+from kernelsim.hostmem import import_mem
+from kernelsim.hostproc import import_processes
 from kernelsim.hugetlb import HugetlbPool
 from kernelsim.meminfo import Meminfo
 from kernelsim.mm_configfs import MmGroup, Process, check_name

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from kernelsim.content import Memory, copy_page, fill_page, page_holds, stamp_of
 from kernelsim.jit import njit
 from kernelsim.lruvec import folio_mark_accessed, lruvec_add_folio, lruvec_del_folio
+from kernelsim.mlock import mlock_folio, munlock_folio
 from kernelsim.mmzone import MIGRATE_MOVABLE, Blocks, Nodes, Zones
 from kernelsim.page import (
     GUP_PIN_BIAS,
@@ -30,7 +31,6 @@ from kernelsim.page import (
     PG_lru,
     PG_mlocked,
     PG_swapbacked,
-    PG_unevictable,
     PG_uptodate,
 )
 from kernelsim.page_alloc import free_pages, get_page_from_freelist
@@ -73,36 +73,6 @@ def put_page(pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pfn: int)
         if pages[pfn].flags & PG_mlocked:  # an imported page whose VM_LOCKED mapping was not captured
             zones[pages[pfn].zone].nr_mlock -= 1
         free_pages(pages, zones, blocks, pfn, 0)
-
-
-@njit
-def mlock_folio(pages: Pages, zones: Zones, nodes: Nodes, events: Events, pfn: int) -> None:
-    """One more VM_LOCKED mapping; the first makes the page unevictable."""
-    pages[pfn].mlock_count += 1
-    if pages[pfn].flags & PG_mlocked == 0:
-        on_lru = pages[pfn].flags & PG_lru
-        if on_lru:
-            lruvec_del_folio(pages, zones, nodes, pfn)
-        pages[pfn].flags |= PG_mlocked | PG_unevictable
-        if on_lru:
-            lruvec_add_folio(pages, zones, nodes, pfn)
-        zones[pages[pfn].zone].nr_mlock += 1
-        events[0].unevictable_pgs_mlocked += 1
-
-
-@njit
-def munlock_folio(pages: Pages, zones: Zones, nodes: Nodes, events: Events, pfn: int) -> None:
-    """One VM_LOCKED mapping less; the last makes the page evictable again."""
-    pages[pfn].mlock_count -= 1
-    if pages[pfn].mlock_count == 0:
-        on_lru = pages[pfn].flags & PG_lru
-        if on_lru:
-            lruvec_del_folio(pages, zones, nodes, pfn)
-        pages[pfn].flags &= ~(PG_mlocked | PG_unevictable)
-        if on_lru:
-            lruvec_add_folio(pages, zones, nodes, pfn)
-        zones[pages[pfn].zone].nr_mlock -= 1
-        events[0].unevictable_pgs_munlocked += 1
 
 
 @njit
@@ -472,46 +442,3 @@ def copy_page_range(
                 mms[vmas[child].mm].rss_file += 1
         vpn += 1
     return vpn, 0
-
-
-@njit
-def mlock_pages(
-    pages: Pages, zones: Zones, nodes: Nodes, vmas: Vmas, pt: PageTables, events: Events, vma: int, lock: bool
-) -> None:
-    """Account a VMA's present pages to, or from, a change of VM_LOCKED."""
-    for vpn in range(vmas[vma].start, vmas[vma].end):
-        ptep = walk_pte(pt, vmas[vma].root, vpn)
-        if ptep >= 0 and pt[ptep] & _PAGE_PRESENT:
-            if lock:
-                mlock_folio(pages, zones, nodes, events, pte_pfn(pt[ptep]))
-            else:
-                munlock_folio(pages, zones, nodes, events, pte_pfn(pt[ptep]))
-
-
-@njit
-def pin_pages(
-    vmas: Vmas, pt: PageTables, pages: Pages, vma: int, vpns: NDArray[np.int64], pinned: NDArray[np.int64]
-) -> int:
-    """Pin the present pages among `vpns` for long-term DMA (pin_user_pages); their pfns go to `pinned`.
-
-    Returns how many, or -EAGAIN if one of them is being moved (then none is pinned).
-    """
-    nr = 0
-    for vpn in vpns:
-        ptep = walk_pte(pt, vmas[vma].root, vpn)
-        if ptep < 0 or pt[ptep] == _ZERO:
-            continue
-        if pt[ptep] & _PAGE_MIGRATION:
-            return -EAGAIN
-        pinned[nr] = pte_pfn(pt[ptep])
-        nr += 1
-    for i in range(nr):
-        pages[pinned[i]].refcount += GUP_PIN_BIAS
-    return nr
-
-
-@njit
-def unpin_pages(pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pinned: NDArray[np.int64]) -> None:
-    for pfn in pinned:
-        pages[pfn].refcount -= GUP_PIN_BIAS
-        put_page(pages, zones, blocks, nodes, pfn)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from kernelsim import memory as _memory
 from kernelsim.filemap import File
+from kernelsim.gup import pin_pages, unpin_pages
+from kernelsim.mlock import mlock_pages
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.pgtable import alloc_table, free_pgtables
 from kernelsim.rmap import VM_LOCKED, VM_SHARED, VM_WRITE
@@ -225,13 +227,13 @@ class Mm:
         if vma.locked != lock:
             vm, mem = self.vm, self.vm.mem
             vm.vmas["flags"][vma.id] ^= VM_LOCKED
-            _memory.mlock_pages(mem.pages, mem.zones, mem.nodes, vm.vmas, vm.pt, vm.events, vma.id, lock)
+            mlock_pages(mem.pages, mem.zones, mem.nodes, vm.vmas, vm.pt, vm.events, vma.id, lock)
 
     def pin(self, vma: Vma, vpns: NDArray[np.int64]) -> LongOp:
         """Pin present pages for long-term DMA, on top of those pinned before."""
         pinned = np.empty(len(vpns), dtype=np.int64)
         while True:
-            nr = _memory.pin_pages(self.vm.vmas, self.vm.pt, self.vm.mem.pages, vma.id, vpns, pinned)
+            nr = pin_pages(self.vm.vmas, self.vm.pt, self.vm.mem.pages, vma.id, vpns, pinned)
             if nr >= 0:
                 self.pinned = np.concatenate([self.pinned, pinned[:nr]])
                 return
@@ -240,7 +242,7 @@ class Mm:
     def unpin(self) -> None:
         """Drop all pins of this process."""
         mem = self.vm.mem
-        _memory.unpin_pages(mem.pages, mem.zones, mem.blocks, mem.nodes, self.pinned)
+        unpin_pages(mem.pages, mem.zones, mem.blocks, mem.nodes, self.pinned)
         self.pinned = self.pinned[:0]
 
     def exit(self) -> LongOp:

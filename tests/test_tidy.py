@@ -14,7 +14,7 @@ MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 500
 
 CORE_MAY_IMPORT = """
-    __future__ abc bisect collections collections.abc contextlib dataclasses enum errno functools heapq
+    __future__ abc bisect collections collections.abc contextlib dataclasses enum errno functools hashlib heapq
     itertools math operator re typing
     numba numpy numpy.typing
 """

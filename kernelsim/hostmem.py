@@ -149,11 +149,8 @@ def import_lru(pages: Pages, zones: Zones, nodes: Nodes, flags: NDArray[np.uint3
         kind = kinds[pfn]
         if kind == USE_ANON:
             pages[pfn].flags |= PG_swapbacked
-        if (
-            kind == USE_ANON
-            or kind == USE_FILE
-            or (kind == USE_COMPOUND and flags[pfn] & PG_lru and flags[pfn] & PG_head)
-        ):
+        compound_head = kind == USE_COMPOUND and flags[pfn] & PG_lru and flags[pfn] & PG_head
+        if compound_head or kind in (USE_ANON, USE_FILE):
             pages[pfn].flags |= flags[pfn] & (PG_unevictable | PG_mlocked)
             pages[pfn].flags &= ~PG_writeback
             if flags[pfn] & PG_mlocked:

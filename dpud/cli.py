@@ -116,9 +116,7 @@ def snapshot(directory: str) -> None:
         with Progress(transient=True) as progress:
             task = progress.add_task("Reading memory", total=1.0)
             show = partial(progress.update, task)
-            report = capture(
-                Path(directory), progress=lambda what, done: show(description=what, completed=done)
-            )
+            report = capture(Path(directory), progress=lambda what, done: show(description=what, completed=done))
     except CaptureError as error:
         raise UserError(str(error)) from error
     click.echo(report)
@@ -160,12 +158,9 @@ def bench(name: str | None) -> None:
 @cli.command(hidden=True)
 def warm() -> None:
     """Compile every loop once, into numba's cache (`make install` does it)."""
-    from rich.progress import track
+    from dpud import warm as loops
 
-    from kernelsim import warm as kernels
-
-    for _name, step in track(kernels.steps(), description="Compiling"):
-        step()
+    loops.warm()
 
 
 def _load(path: str | None) -> Any:

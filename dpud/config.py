@@ -8,7 +8,7 @@
     memory = "4G"
     distance = [10, 20]      # to each node, as in node*/distance; for all nodes or none
     [memory]
-    bytes = "full"           # real bytes; "stamp": 8 bytes a page that travel with it (the default of --from)
+    bytes = "full"           # 4096 real bytes a page; "stamp": 8 that travel with it (always so with --from)
     [dpu]
     ranks = 1
     dpus_per_rank = 64

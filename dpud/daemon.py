@@ -20,25 +20,34 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from rich.console import Console
+
 from dpud import claim, namespace
 from dpud.capture import CaptureError, read_capture, read_host
 from dpud.config import Config, Size
+from dpud.dpu.debugfs import add_fault_files
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.errors import DpuError
 from dpud.dpu.sysfs import add_rank_files
 from dpud.errors import UserError
 from dpud.exec import PROBE
-from dpud.inject import BlockingWaitQueue, LiveClock, sparse_words
+from dpud.inject import BlockingWaitQueue, LiveClock
 from dpud.owner import Owner
 from dpud.pacer import Pacer
+from dpud.physmem import PhysMem
 from fs.fuse_ops import mount
 from fs.kernfs import Tree
 from fs.mountpoint import MountError
+from kernelsim.hostimage import HostImage
 from kernelsim.machine import Machine, MachineConfig, NodeConfig
 from kernelsim.printk import KERN_ERR
 
 SWITCH_INTERVAL_S = 0.001
 """How long a computing thread keeps the interpreter while a request waits; Python's own 5 ms would show."""
+
+
+HOST_ATTEMPTS = 3
+"""How often to read the host in search of a moment in which its free lists hold still; about 1.3 s each."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ def run(options: RunOptions) -> None:
         _paced(_build(options, driver)) as (machine, owner),
     ):
         add_rank_files(machine.registry, driver.pool)
+        add_fault_files(machine.registry, driver)
+        add_fault_files(machine.registry, driver)
         ready = Readiness(options.ready_fd, path, _describe(options, machine))
         tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid())
         _serve(tree, path, options.config, ready)
@@ -93,28 +104,38 @@ def _devices(config: Config) -> Iterator[DpuDriver]:
 
 def _build(options: RunOptions, driver: DpuDriver) -> Machine:
     """The machine that the configuration describes, or the one that was captured."""
-    live: dict[str, Any] = {
-        "clock": LiveClock(),
-        "wait_queue": BlockingWaitQueue,
-        "alloc_words": sparse_words,
-    }
-    config = machine_config(options.config, imported=options.source is not None)
-    if options.source is None:
-        return Machine(config, driver, **live)
+    memory = PhysMem()
     try:
-        image = read_host() if options.source == "host" else read_capture(Path(options.source))
-    except CaptureError as error:
+        config = machine_config(options.config)
+        image = _read_image(options) if options.source else None
+        live: dict[str, Any] = {"clock": LiveClock(), "wait_queue": BlockingWaitQueue}
+        live |= {"alloc_words": memory.alloc, "discard": memory.discard}
+        if image is None:
+            return Machine(config, driver, **live)
+        machine = Machine.from_image(image, config, driver, **live)
+    except (CaptureError, ValueError, OSError) as error:  # broken, impossible, too large for this host
         raise UserError(str(error)) from error
-    return Machine.from_image(image, config, driver, **live)
+    for note in image.notes:
+        machine.printk(f"import: {note}")
+    return machine
 
 
-def machine_config(config: Config, imported: bool = False) -> MachineConfig:
+def _read_image(options: RunOptions) -> HostImage:
+    if options.config.memory.bytes == "full":
+        raise UserError('memory.bytes: an imported machine has no real bytes, only "stamp"')
+    if options.source != "host":
+        return read_capture(Path(options.source or ""))
+    with Console(stderr=True).status("Reading this host's memory"):
+        return read_host(HOST_ATTEMPTS)
+
+
+def machine_config(config: Config) -> MachineConfig:
     """The kernel side's part of the file, CPUs shared out over the nodes from the first on."""
     machine = config.machine
     share, rest = divmod(machine.cpus, len(machine.nodes))
     return MachineConfig(
         nodes=tuple(NodeConfig(node.memory, share + (nid < rest)) for nid, node in enumerate(machine.nodes)),
-        bytes=config.memory.bytes or ("stamp" if imported else "full"),
+        bytes=config.memory.bytes or "full",
         debug_vm=machine.debug_vm,
         distance=tuple(node.distance for node in machine.nodes if node.distance),
     )

@@ -58,15 +58,11 @@ def shell(mountpoint: str | None, run_options: Sequence[str] = ()) -> int:
     program = os.environ.get("SHELL") or "/bin/sh"
     if os.path.basename(program) != "bash":
         return run([program, "-i"], mountpoint, run_options, env={"PS1": "(dpud) $ "})
-    startup = (
-        'test -r ~/.bashrc && . ~/.bashrc; PS1="(dpud) $PS1"'  # .bashrc sets the prompt, so ours comes after
-    )
+    startup = 'test -r ~/.bashrc && . ~/.bashrc; PS1="(dpud) $PS1"'  # .bashrc sets the prompt, so ours comes after
     reading, writing = os.pipe()
     os.write(writing, startup.encode())
     os.close(writing)
-    return run(
-        [program, "--rcfile", f"/dev/fd/{reading}", "-i"], mountpoint, run_options, pass_fds=(reading,)
-    )
+    return run([program, "--rcfile", f"/dev/fd/{reading}", "-i"], mountpoint, run_options, pass_fds=(reading,))
 
 
 def check_live(mountpoint: str) -> None:
@@ -95,9 +91,7 @@ class _Runner:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup stays nohup
                 signal.signal(signum, self._on_signal)
 
-    def run(
-        self, command: Sequence[str], mountpoint: str, env: Mapping[str, str], pass_fds: Sequence[int]
-    ) -> int:
+    def run(self, command: Sequence[str], mountpoint: str, env: Mapping[str, str], pass_fds: Sequence[int]) -> int:
         try:
             namespace.lay_over(mountpoint)
         except OSError as error:

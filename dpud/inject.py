@@ -1,17 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the daemon gives to the emulated kernel, which has none of its own: time, sleep, and memory."""
+"""What the daemon gives to the emulated kernel, which has none of its own: time and sleep."""
 
-import mmap
 import threading
 import time
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kernelsim.wait import WaitQueue
-
-_MAP_NORESERVE = 0x4000  # Linux; the mmap module has no name for it before Python 3.13
-_WORD_BYTES = 8
 
 
 class LiveClock:
@@ -51,13 +44,3 @@ class BlockingWaitQueue(WaitQueue):
         with self._woken:
             self._nr_wakes += 1
             self._woken.notify_all()
-
-
-def sparse_words(nr_pages: int, words: int) -> NDArray[np.uint64]:
-    """Zeroed uint64[nr_pages, words] that counts against neither memory nor overcommit until it is touched.
-
-    Raises OSError(ENOMEM) where the address space is limited.
-    """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    memory = mmap.mmap(-1, nr_pages * words * _WORD_BYTES, flags=flags)
-    return np.frombuffer(memory, dtype=np.uint64).reshape(nr_pages, words)

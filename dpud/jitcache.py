@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -27,11 +28,12 @@ _PREFIX = "jit-"
 
 
 def fingerprint(root: Path = _ROOT) -> str:
-    """Hash of this checkout's place, its sources of compiled loops, and the interpreter.
-
-    (numba keeps its files by the sources' path, and looks at its own version itself.)
-    """
+    """Hash of this checkout's place (numba keeps its files by it), its compiled loops, numba and Python."""
+    numba = find_spec("numba")  # not imported: `dpud --help` does not need it
+    assert numba is not None
+    assert numba.origin is not None
     digest = hashlib.sha256(f"{root}\0{sys.version}\0".encode())
+    digest.update(Path(numba.origin).with_name("_version.py").read_bytes())
     for folder in _SOURCES:
         for path in sorted((root / folder).rglob("*.py")):
             digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")

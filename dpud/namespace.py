@@ -86,9 +86,7 @@ def lay_over(emulated: str, real: str = "/") -> None:
             mount(source, target, flags=MS_BIND | MS_REC)
 
 
-def mount(
-    source: str, target: str, fstype: str | None = None, flags: int = 0, data: str | None = None
-) -> None:
+def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, data: str | None = None) -> None:
     """mount(2). Raises OSError, with the target as its file name."""
     words = [None if word is None else os.fsencode(word) for word in (source, target, fstype, data)]
     _check(_libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]), target)

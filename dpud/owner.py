@@ -127,9 +127,7 @@ class Owner:
             self._holder = None
             self._lock.release()
 
-    def _wait(
-        self, operation: Operation[Any], waitable: Waitable | None, interrupted: Callable[[], bool]
-    ) -> None:
+    def _wait(self, operation: Operation[Any], waitable: Waitable | None, interrupted: Callable[[], bool]) -> None:
         while not (self.closed or interrupted()):
             if waitable is None or waitable.wait(_WAIT_SLICE_S):
                 return

@@ -3,7 +3,7 @@
 
 It is private, since all who use it are threads of one process, and kept out of children (MADV_DONTFORK): a fork to
 start a command must not copy gigabytes of page tables. Huge host pages make touching and copying it several times
-faster; they are asked for where pages are large enough to fill them, not for the sparse page-table array.
+faster; they are asked for in the first array, which is the memory itself, not for the sparse page-table array.
 """
 
 import mmap
@@ -16,27 +16,25 @@ _HUGE_FROM_BYTES = 64 << 20
 
 
 class PhysMem:
-    """Makes the arrays of one machine and gives parts of the first, its memory, back to the host."""
+    """Makes the arrays of one machine, and gives parts of them back to the host."""
 
     def __init__(self) -> None:
-        self._mappings: list[mmap.mmap] = []
-        self._page_bytes = 0
+        self._mappings: list[tuple[mmap.mmap, int]] = []
 
     def alloc(self, nr_pages: int, words: int) -> NDArray[np.uint64]:
         """Zeroed uint64[nr_pages, words]. Raises OSError(ENOMEM) where the host's limits forbid it."""
-        size = -(-nr_pages * words * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
-        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+        page_bytes = words * 8
+        mapping = mmap.mmap(-1, nr_pages * page_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         mapping.madvise(mmap.MADV_DONTFORK)
-        if not self._mappings:
-            self._page_bytes = words * 8
-            if size >= _HUGE_FROM_BYTES:
-                mapping.madvise(mmap.MADV_HUGEPAGE)
-        self._mappings.append(mapping)
-        return np.frombuffer(mapping, dtype=np.uint64)[: nr_pages * words].reshape(nr_pages, words)
+        if not self._mappings and nr_pages * page_bytes >= _HUGE_FROM_BYTES:
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+        self._mappings.append((mapping, page_bytes))
+        return np.frombuffer(mapping, dtype=np.uint64).reshape(nr_pages, words)
 
     def discard(self, pfn: int, nr_pages: int) -> None:
-        """Forget the contents of pages: they read as zeros and cost nothing."""
-        first = -(-pfn * self._page_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = (pfn + nr_pages) * self._page_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-        if last > first:
-            self._mappings[0].madvise(mmap.MADV_DONTNEED, first, last - first)
+        """Forget the contents of free pages, as far as they fill host pages: they read as zeros and cost nothing."""
+        for mapping, page_bytes in self._mappings:
+            first = -(-pfn * page_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = (pfn + nr_pages) * page_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+            if last > first:
+                mapping.madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -30,9 +30,7 @@ ZoneKey = tuple[int, str]
 Values = dict[str, int]
 
 _ZONE = re.compile(r"Node\s+(\d{1,4}), zone\s+(\w+)(.*)")
-_LABEL = re.compile(
-    r"\s+(?:pages )?(free|min|low|high|promo|spanned|present|managed|count:|start_pfn:)\s+(\d{1,18})"
-)
+_LABEL = re.compile(r"\s+(?:pages )?(free|min|low|high|promo|spanned|present|managed|count:|start_pfn:)\s+(\d{1,18})")
 _TYPE = re.compile(r", type\s+(\w+)\s+(.*)")
 _VMA = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) ([r-])([w-])([x-])([sp]) [0-9a-f]+ \S+ \d+ *(.*)")
 
@@ -160,9 +158,7 @@ def _zone(
 ) -> HostZone:
     node, name = key
     if name not in zone_names:
-        _fail(
-            "zoneinfo", f"zone {name} of node {node} has memory; only {', '.join(zone_names)} can be emulated"
-        )
+        _fail("zoneinfo", f"zone {name} of node {node} has memory; only {', '.join(zone_names)} can be emulated")
     if "start_pfn" not in values:
         _fail("zoneinfo", f"zone {name} of node {node} has no `start_pfn`")
     start, spanned = values["start_pfn"], values["spanned"]

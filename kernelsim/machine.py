@@ -172,6 +172,7 @@ class Machine:
         clock: Clock | None = None,
         *,
         alloc_words: AllocWords = zeroed_words,
+        discard: Discard | None = None,
         wait_queue: Callable[[], WaitQueue] = WaitQueue,
     ) -> Machine:
         """A machine with a real one's memory. Of `config` only CPUs and switches count; contents are always stamps.
@@ -183,7 +184,9 @@ class Machine:
         nodes = tuple(nodes[nid] if nid < len(nodes) else NodeConfig() for nid in range(nr_nodes))
         config = replace(config or MachineConfig(), nodes=nodes, bytes="stamp", distance=())
         mem = import_mem(image, default_distance(nr_nodes))
-        machine = cls(config, hw, clock, mem=mem, alloc_words=alloc_words, wait_queue=wait_queue)
+        machine = cls(
+            config, hw, clock, mem=mem, alloc_words=alloc_words, discard=discard, wait_queue=wait_queue
+        )
         for name, mm in import_processes(machine.vm, image):
             machine.imported[name] = mm
         return machine

@@ -18,9 +18,7 @@ ORDERS = range(11)
 UNMOVABLE, MOVABLE, RECLAIMABLE, HIGHATOMIC, ISOLATE = range(5)
 TYPES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
 
-UPTODATE, LRU, SLAB, BUDDY, MMAP, ANON, SWAPBACKED, NOPAGE = (
-    1 << bit for bit in (3, 5, 7, 10, 11, 12, 14, 20)
-)
+UPTODATE, LRU, SLAB, BUDDY, MMAP, ANON, SWAPBACKED, NOPAGE = (1 << bit for bit in (3, 5, 7, 10, 11, 12, 14, 20))
 PGTABLE, RESERVED = 1 << 26, 1 << 32
 ANON_PAGE = UPTODATE | LRU | MMAP | ANON | SWAPBACKED
 
@@ -56,11 +54,7 @@ class Machine:
         for order in reversed(ORDERS):
             for pfn in sorted(left):
                 block = range(pfn, pfn + (1 << order))
-                if (
-                    pfn % (1 << order) == 0
-                    and left.issuperset(block)
-                    and not (order == 10 and self._split(pfn))
-                ):
+                if pfn % (1 << order) == 0 and left.issuperset(block) and not (order == 10 and self._split(pfn)):
                     left.difference_update(block)
                     yield pfn, order
 
@@ -78,9 +72,7 @@ class Machine:
 
     def block_counts(self, zone: Zone) -> list[int]:
         blocks = range(zone.start // PAGES, zone.end // PAGES)
-        counted = [
-            self.types[block] for block in blocks if self.flags[block * PAGES : (block + 1) * PAGES].any()
-        ]
+        counted = [self.types[block] for block in blocks if self.flags[block * PAGES : (block + 1) * PAGES].any()]
         return [counted.count(kind) for kind in range(5)]
 
     def pagetypeinfo(self) -> str:
@@ -89,9 +81,7 @@ class Machine:
         text += f"{'Free pages count per migrate type at order ':<43} {''.join(f'{o:6d} ' for o in ORDERS)}\n"
         for zone in self.zones:
             for kind, name in enumerate(TYPES):
-                orders = [
-                    o for pfn, o in free if zone.start <= pfn < zone.end and self.types[pfn // PAGES] == kind
-                ]
+                orders = [o for pfn, o in free if zone.start <= pfn < zone.end and self.types[pfn // PAGES] == kind]
                 counts = "".join(f"{orders.count(order):6d} " for order in ORDERS)
                 text += f"Node {zone.node:4d}, zone {zone.name:>8}, type {name:>12} {counts}\n"
         text += f"\n{'Number of blocks type ':<23}{''.join(f'{name:>12} ' for name in TYPES)}\n"
@@ -113,15 +103,11 @@ class Machine:
             text += "        protection: (0, 0, 0, 0, 0)\n      nr_free_pages 77\n  pagesets\n"
             for cpu, count in enumerate((3, 4)):
                 text += f"    cpu: {cpu}\n              count:    {count}\n              high:     60\n"
-            text += (
-                f"  vm stats threshold: 4\n  node_unreclaimable:  0\n  start_pfn:           {zone.start}\n"
-            )
+            text += f"  vm stats threshold: 4\n  node_unreclaimable:  0\n  start_pfn:           {zone.start}\n"
         return (
             text
             + "Node 0, zone  Movable\n  pages free     0\n        spanned  0\n"
-            + "".join(
-                f"        {label:<8} 0\n" for label in ("min", "low", "high", "promo", "present", "managed")
-            )
+            + "".join(f"        {label:<8} 0\n" for label in ("min", "low", "high", "promo", "present", "managed"))
         )
 
     def maps(self) -> str:

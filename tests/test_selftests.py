@@ -23,9 +23,7 @@ def check_tap(output: str) -> None:
     assert lines[0] == "TAP version 13"
     plan = [line for line in lines if re.fullmatch(r"1\.\.\d+", line)]
     assert len(plan) == 1, output
-    results = [
-        re.fullmatch(r"(not ok|ok) (\d+)\b.*", line) for line in lines if line not in (lines[0], *plan)
-    ]
+    results = [re.fullmatch(r"(not ok|ok) (\d+)\b.*", line) for line in lines if line not in (lines[0], *plan)]
     assert all(results), output
     numbers = [int(result[2]) for result in results if result]
     assert numbers == list(range(1, int(plan[0][3:]) + 1)), output

@@ -40,9 +40,7 @@ def test_free_counts_of_a_real_machine(name: str) -> None:
     image = read_real(name)
     ours = format_buddyinfo(image.zones, count_free_blocks(image)).splitlines()
     assert ours[:2] == (REAL[name] / "buddyinfo").read_text().splitlines()[:2]
-    before, after = (
-        rows((REAL[name] / file).read_text())["Normal"] for file in ("buddyinfo", "buddyinfo.end")
-    )
+    before, after = (rows((REAL[name] / file).read_text())["Normal"] for file in ("buddyinfo", "buddyinfo.end"))
     for nr, a, b in zip(rows(ours[2] + "\n")["Normal"], before, after, strict=True):
         slack = max(0.03 * max(a, b), abs(a - b) / 2)
         assert min(a, b) - slack <= nr <= max(a, b) + slack
@@ -53,9 +51,7 @@ def test_pageblock_types_of_a_real_machine(name: str) -> None:
     """Totals as in pagetypeinfo, and kernel pages lie where they belong."""
     image = read_real(name)
     text = (REAL[name] / "pagetypeinfo").read_text().split("Number of blocks type")[1]
-    wanted = {
-        zone: [int(word) for word in words.split()] for zone, words in re.findall(r"zone +(\w+) (.*)", text)
-    }
+    wanted = {zone: [int(word) for word in words.split()] for zone, words in re.findall(r"zone +(\w+) (.*)", text)}
     present = (image.flags.reshape(-1, 512) != 1 << 20).any(axis=1)
     for zone in image.zones:
         blocks = slice(zone.start_pfn // 512, zone.end_pfn // 512)
@@ -176,9 +172,7 @@ def test_a_broken_capture_is_one_clear_line(built: Machine, tmp_path: Path, mess
     assert "\n" not in str(error.value)
 
 
-def test_a_text_that_never_ends_is_not_read_on(
-    built: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_that_never_ends_is_not_read_on(built: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture, "MAX_TEXT_BYTES", 1 << 20)
     folder = built.write(tmp_path)
     (folder / "zoneinfo").unlink()
@@ -188,9 +182,7 @@ def test_a_text_that_never_ends_is_not_read_on(
 
 
 @pytest.mark.parametrize("nr_apart", [0, 4])
-def test_a_flipped_bit_is_found(
-    built: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nr_apart: int
-) -> None:
+def test_a_flipped_bit_is_found(built: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nr_apart: int) -> None:
     """By the checksum, also if that comes with a later read than the content."""
     folder = built.write(tmp_path)
     packed = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(built.counts.tobytes()))
@@ -233,9 +225,7 @@ def damage(draw: st.DrawFn):  # type: ignore[no-untyped-def]
     """(file, how it is changed)"""
     name = draw(st.sampled_from(NAMES))
     place, size = draw(st.floats(0, 1)), draw(st.integers(0, 64))
-    junk = draw(
-        st.one_of(st.binary(max_size=24), st.sampled_from([b"-1", b"0", b"99999999999999999", b">", b"\n"]))
-    )
+    junk = draw(st.one_of(st.binary(max_size=24), st.sampled_from([b"-1", b"0", b"99999999999999999", b">", b"\n"])))
     how = draw(st.sampled_from(["cut", "overwrite", "insert", "number", "drop line", "twice"]))
 
     def change(content: bytes) -> bytes:

@@ -15,9 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "dpud", *words], capture_output=True, text=True, timeout=60, cwd="/"
-    )
+    return subprocess.run([sys.executable, "-m", "dpud", *words], capture_output=True, text=True, timeout=60, cwd="/")
 
 
 def test_help_lists_every_command() -> None:
@@ -29,9 +27,7 @@ def test_help_lists_every_command() -> None:
 
 def test_help_does_not_wait_for_numba_or_numpy() -> None:
     script = "import sys; sys.argv[1:] = ['exec', '--help']; from dpud.cli import main\n"
-    script += (
-        "try: main()\nfinally: print([name for name in ('numba', 'numpy', 'fuse') if name in sys.modules])"
-    )
+    script += "try: main()\nfinally: print([name for name in ('numba', 'numpy', 'fuse') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 

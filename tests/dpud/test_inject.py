@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Time, sleep and memory for the machine."""
 
-import resource
 import threading
 
-import numpy as np
-
-from dpud.inject import BlockingWaitQueue, LiveClock, sparse_words
+from dpud.inject import BlockingWaitQueue, LiveClock
 
 TIMEOUT_S = 10.0
 
@@ -42,14 +39,3 @@ def test_the_clock_starts_at_boot_and_goes_forward() -> None:
     first = clock.now_ns()
     assert 0 <= first <= clock.now_ns() < 60 * 10**9
     assert clock.wall_ns() <= clock.wall_ns()
-
-
-def test_sparse_words_cost_only_what_is_touched() -> None:
-    """A TiB, far more than the host has; one page of it in use."""
-    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    memory = sparse_words(1 << 28, 512)
-    assert (memory.shape, memory.dtype, memory.flags.writeable) == ((1 << 28, 512), np.uint64, True)
-    memory[1 << 27] = 7
-    assert memory[1 << 27].sum() == 7 * 512
-    assert not memory[12345].any()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 64 << 10

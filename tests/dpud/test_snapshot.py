@@ -79,9 +79,7 @@ def test_a_failed_snapshot_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("quiet", "said"), [(True, "held still (attempt 3)"), (False, "never held still in 3")]
-)
+@pytest.mark.parametrize(("quiet", "said"), [(True, "held still (attempt 3)"), (False, "never held still in 3")])
 def test_the_report_says_whether_the_host_held_still(quiet: bool, said: str) -> None:
     report = SnapshotReport(Path("/x"), quiet, 3, 4096, 5, 0, 1000)
     assert said in str(report)
@@ -97,9 +95,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "comm").write_text("a b\n")
     (folder / "maps").write_text(
-        "2000-6000 rw-p 00000000 00:00 0 \n"
-        "6000-7000 ---p 00000000 00:00 0 \n"
-        "7000-8000 r--s 00000000 fd:00 9  /x y\n"
+        "2000-6000 rw-p 00000000 00:00 0 \n6000-7000 ---p 00000000 00:00 0 \n7000-8000 r--s 00000000 fd:00 9  /x y\n"
     )
     mapped = np.flatnonzero(built.counts)
     entries = np.zeros(8, dtype=np.uint64)

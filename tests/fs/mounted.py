@@ -36,9 +36,7 @@ class Mounted:
     def sh(self, script: str, *prefix: str) -> "subprocess.CompletedProcess[str]":
         """Run a shell script in the root of the mount."""
         command = [*prefix, "sh", "-c", script]
-        return subprocess.run(
-            command, cwd=self.root, capture_output=True, text=True, timeout=DEADLINE_S, check=False
-        )
+        return subprocess.run(command, cwd=self.root, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
 
     def out(self, script: str, *prefix: str) -> str:
         """Its output; the script must not fail."""

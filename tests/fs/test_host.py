@@ -108,9 +108,7 @@ NUMBERS = [
     b" " * 4095 + b"7", b"7" + b" " * 5000, b"7\n" + b"x" * 4095, b"7" * 4096, b"7" * 5000, b"",
 ]  # fmt: skip
 
-WRITES: dict[str, Operation] = {
-    f"write {data[:24]!r}*{len(data)}": opened(W, write(data)) for data in NUMBERS
-}
+WRITES: dict[str, Operation] = {f"write {data[:24]!r}*{len(data)}": opened(W, write(data)) for data in NUMBERS}
 
 OPERATIONS: dict[str, Operation] = {
     **WRITES,
@@ -160,9 +158,7 @@ SIBLINGS: dict[str, Operation] = {
 UNLIKE_SYSCTL = {"rmdir", "unlink the directory"}
 UNLIKE_PROC = {"write b''*0", "two pwrites", "pwrite at 3", "seek to the end"}
 SYSCTL_OPERATIONS = {name: op for name, op in (OPERATIONS | SIBLINGS).items() if name not in UNLIKE_SYSCTL}
-PROC_OPERATIONS = {
-    name: op for name, op in OPERATIONS.items() if name not in UNLIKE_PROC and "read" not in name
-}
+PROC_OPERATIONS = {name: op for name, op in OPERATIONS.items() if name not in UNLIKE_PROC and "read" not in name}
 
 
 @pytest.fixture(scope="module")

@@ -80,9 +80,7 @@ def test_listing(mnt: Mounted) -> None:
     assert os.listdir(mnt.root / "proc") == ["sys", "buddyinfo", "big", "pagetypeinfo"]
     inode = os.stat(mnt.root / "proc/sys/vm/threshold").st_ino
     assert {e.name: e.inode() for e in os.scandir(mnt.root / "proc/sys/vm")}["threshold"] == inode
-    assert (
-        mnt.out("stat -c '%a %s %o %h' proc/sys/vm/threshold proc/sys/vm") == "644 0 1024 1\n555 0 1024 1\n"
-    )
+    assert mnt.out("stat -c '%a %s %o %h' proc/sys/vm/threshold proc/sys/vm") == "644 0 1024 1\n555 0 1024 1\n"
     assert mnt.out("stat -c '%a %s' sys/devices/system/node/node0/compact") == "200 4096\n"
 
 
@@ -129,9 +127,7 @@ def test_mkdir_and_rmdir(mnt: Mounted) -> None:
     os.chdir("/")
     config = mnt.root / "sys/kernel/config/toy"
     (config / "a").mkdir()
-    assert (
-        mnt.out("cd sys/kernel/config/toy/a; echo 64K > size; cat size; ls") == "65536\nbuffers\nsize\nslow\n"
-    )
+    assert mnt.out("cd sys/kernel/config/toy/a; echo 64K > size; cat size; ls") == "65536\nbuffers\nsize\nslow\n"
     (config / "a/buffers/one").mkdir()
     assert errno_of(os.rmdir, config / "a") == errno.ENOTEMPTY
     (config / "a/buffers/one").rmdir()
@@ -172,9 +168,7 @@ def test_records_of_a_stream(mnt: Mounted) -> None:
 def test_debians_dmesg(mnt: Mounted) -> None:
     mnt.out("echo 'DPU: Compacting 128 fragments' > dev/kmsg")
     script = "mount --bind dev/kmsg /dev/kmsg && dmesg | grep DPU: | tail -n1"
-    assert mnt.out(script, "unshare", "-m", "--propagation", "private").endswith(
-        "] DPU: Compacting 128 fragments\n"
-    )
+    assert mnt.out(script, "unshare", "-m", "--propagation", "private").endswith("] DPU: Compacting 128 fragments\n")
 
 
 def test_a_hundred_blocked_readers_hurt_nobody(mnt: Mounted) -> None:

@@ -124,9 +124,7 @@ def test_trigger_takes_anything(data: bytes) -> None:
     assert Trigger().parse(data, Flavour.SYSFS)[1] == len(data)
 
 
-@pytest.mark.parametrize(
-    "kind", [Int(0, 1000), Int(-5, 5), Int(1, 2**63), Bool(), Size(), Choice("a", "b"), Text()]
-)
+@pytest.mark.parametrize("kind", [Int(0, 1000), Int(-5, 5), Int(1, 2**63), Bool(), Size(), Choice("a", "b"), Text()])
 @pytest.mark.parametrize("flavour", Flavour)
 def test_samples_are_what_they_say(kind: Kind[object], flavour: Flavour) -> None:
     for text in kind.legal():

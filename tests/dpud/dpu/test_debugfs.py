@@ -9,7 +9,7 @@ from kernelsim.machine import MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, 
 from kernelsim.mm_configfs import MmGroup
 
 
-@pytest.fixture()
+@pytest.fixture
 def machine() -> Machine:
     driver = DpuDriver(DpuConfig(nr_ranks=1))
     machine = Machine(MachineConfig(nodes=(NodeConfig(64 << 20, 1),), bytes="stamp"), driver)

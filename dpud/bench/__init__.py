@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`dpud bench`: measures, beside something real that does the same.
+
+A benchmark is a module with `run() -> Report`. What it is compared with is measured in the same run, in turns, and the
+reports say how busy the machine was and which CPUs could be used. A missed figure is printed, it is not an error: a
+timing on somebody's laptop decides nothing.
+"""
+
+import signal
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
+from importlib import import_module
+from pathlib import Path
+
+from dpud import namespace
+from dpud.errors import UserError
+
+BENCHMARKS: Mapping[str, str] = {
+    "region": "region",
+    "node": "node",
+    "fuse": "fuse",
+    "import": "startup",
+    "pages": "micro",
+}
+"""Name on the command line -> module of this package."""
+
+
+def run(names: str | Iterable[str] | None = None, write: Path | None = None) -> int:
+    """Run the benchmarks named (all of them if none is), print their tables, and write them to `write` as Markdown.
+
+    Returns the exit code. Raises UserError.
+    """
+    wanted = [names] if isinstance(names, str) else list(names or BENCHMARKS)
+    for name in wanted:
+        if name not in BENCHMARKS:
+            raise UserError(f"no benchmark {name}: there are {', '.join(BENCHMARKS)}")
+    signal.signal(signal.SIGTERM, _terminated)
+    with suppress(namespace.NamespaceError):  # without one, mounts are only as private as their place
+        namespace.enter()
+    return _run(wanted, write)
+
+
+def _terminated(signum: int, _frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _run(names: list[str], write: Path | None) -> int:
+    """After `enter()`, which wants a process with one thread: importing numpy starts some."""
+    from rich.console import Console
+
+    from dpud.bench import host, report
+
+    console = Console()
+    console.print(host.conditions())
+    reports = []
+    for name in names:
+        before = host.load()
+        with console.status(f"{name} ...") if sys.stdout.isatty() else nullcontext():
+            result: report.Report = import_module(f"dpud.bench.{BENCHMARKS[name]}").run()
+        result.notes.insert(0, f"before: {before}; after: {host.load()}")
+        console.print(result.table(), *result.notes, "", sep="\n")
+        reports.append(result)
+    if write is not None:
+        write.write_text(report.document(host.conditions(), reports))
+    return 0

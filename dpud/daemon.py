@@ -78,7 +78,6 @@ def run(options: RunOptions) -> None:
     ):
         add_rank_files(machine.registry, driver.pool)
         add_fault_files(machine.registry, driver)
-        add_fault_files(machine.registry, driver)
         ready = Readiness(options.ready_fd, path, _describe(options, machine))
         tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid())
         _serve(tree, path, options.config, ready)

@@ -47,6 +47,7 @@ from kernelsim.timer import Clock
 SCAN_SLICE_PAGES = 1 << 15
 COMMIT_SLICE_PAGES = 1 << 14
 CPU_SLICE_PAGES = 1 << 11
+SYNCHRONOUS_FRAGMENTS = 1 << 10  # about 0.4 ms of copying; waking a rank's thread and its waiter takes as long
 
 
 class DpuCompactState(enum.Enum):
@@ -58,7 +59,7 @@ class DpuCompactState(enum.Enum):
     FAILED = "failed"
 
 
-@dataclass
+@dataclass(eq=False)
 class DpuCompactRegion:
     """One batch (struct dpu_compact_region).
 
@@ -82,6 +83,10 @@ class DpuCompactRegion:
     def wait(self, timeout_s: float, /) -> bool:
         """For those who meet one of its pages: wait for the device, if it is at work."""
         return self.completion is None or self.completion.wait(timeout_s)
+
+    def over(self) -> bool:
+        """The device is not, or no longer, at work on it."""
+        return self.completion is None or self.completion.done()
 
 
 @dataclass
@@ -148,7 +153,7 @@ class DpuCompact:
                     continue
                 pending.append(region)
                 yield from self._start(region)
-                while len(pending) >= (self.hw.max_in_flight if self.hw else 1):
+                while pending and (len(pending) >= self._max_in_flight or pending[0].over()):
                     yield from self._finish(pending.popleft())
             while pending:
                 yield from self._finish(pending.popleft())
@@ -156,6 +161,10 @@ class DpuCompact:
             # the request was interrupted: what is in flight is brought to its end all the same
             while pending:
                 complete(self._finish(pending.popleft()))
+
+    @property
+    def _max_in_flight(self) -> int:
+        return self.hw.max_in_flight if self.hw else 1
 
     def _worth_a_batch(self, region: DpuCompactRegion) -> bool:
         if self.hw is None or not self.sysctl.dpu_compact_enabled:
@@ -197,21 +206,19 @@ class DpuCompact:
 
     # Stage 2.
 
-    def dpu_compact_execute(self, region: DpuCompactRegion) -> DpuResult:
-        """Lay the region out, have the device move it, and wait for that."""
-        assert self.hw is not None
-        skip_runs = self._prepare_execute(region)
-        addrs = region.dpu_addr_list
-        result = self.hw.dpu_hw_compact_execute(region.first << PAGE_SHIFT, addrs, len(addrs), skip_runs)
-        self._executed(region, result)
-        return result
+    def dpu_compact_execute(self, region: DpuCompactRegion) -> None:
+        """Lay the region out and have the device move it; `region.completion` tells when, if that goes on.
 
-    def _submit(self, region: DpuCompactRegion) -> None:
-        """The same without waiting: region.completion tells when it is over."""
+        A batch that takes no longer than handing it to a rank's thread and back is moved at once, if no other is under
+        way; `region.result` is then set on return. OSError(ENODEV): there is no device.
+        """
         assert self.hw is not None
         skip_runs = self._prepare_execute(region)
-        addrs = region.dpu_addr_list
-        region.completion = self.hw.submit(region.first << PAGE_SHIFT, addrs, len(addrs), skip_runs)
+        batch = (region.first << PAGE_SHIFT, region.dpu_addr_list, region.nr_fragments, skip_runs)
+        if region.nr_fragments <= SYNCHRONOUS_FRAGMENTS and len(self.vm.in_flight) == 1:
+            region.result = self.hw.dpu_hw_compact_execute(*batch)
+        else:
+            region.completion = self.hw.submit(*batch)
 
     def _prepare_execute(self, region: DpuCompactRegion) -> NDArray[np.uint64]:
         region.state = DpuCompactState.EXECUTING
@@ -290,7 +297,7 @@ class DpuCompact:
             self.stats.too_few_fragments += 1
             return
         try:
-            self._submit(region)
+            self.dpu_compact_execute(region)
         except OSError as error:
             self._no_device(error)
 
@@ -299,9 +306,12 @@ class DpuCompact:
 
     def _finish(self, region: DpuCompactRegion) -> LongOp:
         """Wait for a region's batch, stage 3, and the CPU path where the batch did not do it all."""
+        reap = self._reap(region)
         try:
-            yield from self._reap(region)
+            for waitable in reap:  # unlike `yield from`, leaves it open if this operation is closed
+                yield waitable
         finally:
+            complete(reap)
             mem = self.vm.mem
             release_held(mem.pages, mem.zones, mem.blocks, region.first, region.last)
             self.vm.in_flight.remove(region)
@@ -309,22 +319,20 @@ class DpuCompact:
             yield from self._compact_by_cpu(region)
 
     def _reap(self, region: DpuCompactRegion) -> LongOp:
-        if region.completion is None:
-            self._put_back(region)
-            region.state = DpuCompactState.FAILED
-            return
-        while not region.completion.done():
+        while region.completion is not None and not region.completion.done():
             yield region.completion
         try:
-            result = region.completion.result()
+            result = region.completion.result() if region.completion is not None else region.result
         except OSError as error:
             self._no_device(error)
+            result = None
+        if result is None:
             self._put_back(region)
             region.state = DpuCompactState.FAILED
             return
         self._executed(region, self._checked(region, result))
         yield from self.dpu_compact_update_mappings(region)
-        whole = region.result is not None and region.result.nr_retired == region.nr_fragments
+        whole = result.nr_retired == region.nr_fragments
         region.state = DpuCompactState.COMPLETED if whole else DpuCompactState.FAILED
 
     def _checked(self, region: DpuCompactRegion, result: DpuResult) -> DpuResult:

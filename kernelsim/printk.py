@@ -99,4 +99,6 @@ def _too_small() -> bytes:
 def _escape(text: str) -> bytes:
     r"""Control bytes, non-ASCII bytes and backslashes as \xNN."""
     raw = text.encode("utf-8", "surrogateescape")
+    if raw.isascii() and text.isprintable() and b"\\" not in raw:
+        return raw
     return b"".join(bytes([c]) if 0x20 <= c < 0x7F and c != 0x5C else b"\\x%02x" % c for c in raw)

@@ -25,6 +25,8 @@ BENCHMARKS: Mapping[str, str] = {
 }
 """Name on the command line -> module of this package."""
 
+_WIDTH = 110  # where the terminal does not say
+
 
 def run(names: str | Iterable[str] | None = None, write: Path | None = None) -> int:
     """Run the benchmarks named (all of them if none is), print their tables, and write them to `write` as Markdown.
@@ -51,7 +53,7 @@ def _run(names: list[str], write: Path | None) -> int:
 
     from dpud.bench import host, report
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     console.print(host.conditions())
     reports = []
     for name in names:

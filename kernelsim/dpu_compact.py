@@ -145,6 +145,8 @@ class DpuCompact:
         size = 1 << self.sysctl.dpu_compact_region_order
         try:
             for base in range(start & ~(size - 1), end, size):
+                while self.vm.nr_forks:
+                    yield None
                 region = self.dpu_compact_region_create(zone, max(base, start), min(base + size, end))
                 if region is None:
                     continue
@@ -354,12 +356,14 @@ class DpuCompact:
         self.vm.events["dpu_compact_fallback"] += 1
         mem = self.vm.mem
         pfn, target, nr_targets = region.first, region.first, 0
+        self.vm.in_flight.append(region)  # who finds no memory meanwhile waits for the frames that are held
         try:
             while pfn < region.last:
                 pfn, target, nr_targets = self._cpu_slice(pfn, region.last, target, nr_targets)
                 yield None
         finally:
             release_held(mem.pages, mem.zones, mem.blocks, region.first, region.last)
+            self.vm.in_flight.remove(region)
 
     def _cpu_slice(self, pfn: int, end: int, target: int, nr_targets: int) -> tuple[int, int, int]:
         vm, mem = self.vm, self.vm.mem

@@ -10,18 +10,23 @@ from kernelsim.tlb import flush_tlb_mm
 
 
 def dup_mm(parent: Mm, cpu: int) -> Operation[Mm]:
-    """Fork: returns the child's mm. Out of memory leaves no child behind."""
-    yield from parent.wait_unlocked()
-    child = Mm(parent.vm, parent.node, cpu)
-    parent.mmap_locked = True
+    """Fork: returns the child's mm. Out of memory, or an interruption, leaves no child behind.
+
+    No batch is in flight meanwhile, so that the child can be taken down at any time without waiting.
+    """
+    vm = parent.vm
+    yield from wait_in_flight(vm)
+    vm.nr_forks += 1
     try:
-        for vma in list(parent.vma):
-            yield from _dup_vma(vma, child)
-    except BaseException:
-        complete(child.exit())
-        raise
+        child = Mm(vm, parent.node, cpu)
+        try:
+            for vma in list(parent.vma):
+                yield from _dup_vma(vma, child)
+        except BaseException:
+            complete(child.exit())
+            raise
     finally:
-        parent.mmap_locked = False
+        vm.nr_forks -= 1
     child.next_vpn = parent.next_vpn
     return child
 
@@ -47,7 +52,6 @@ def _copy_pages(vma: Vma, copy: Vma) -> LongOp:
     vm, mem = vma.vm, vma.vm.mem
     vpn = vma.start
     while vpn < vma.end:
-        yield from wait_in_flight(vm)
         vpn, error = copy_page_range(
             mem.pages, mem.zones, mem.blocks, mem.nodes, copy.mm.zonelist, vm.vmas, vm.mms, vm.pt, vm.events,
             vm.memory, vma.id, copy.id, vpn, min(vpn + 8 * SLICE_PAGES, vma.end),

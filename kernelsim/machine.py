@@ -249,6 +249,9 @@ class Machine:
             raise OSError(errno.EEXIST, "name is taken")
         cpus = self.cpus[parent.mm.node] or [parent.mm.cpu]
         mm = yield from dup_mm(parent.mm, cpus[self._next_pid % len(cpus)])
+        if path in self.registry.nodes:  # taken in the meantime
+            yield from mm.exit()
+            raise OSError(errno.EEXIST, "name is taken")
         child = Process(self, name, mm)
         child.files = list(parent.files)
         for file in child.files:

@@ -12,12 +12,15 @@
     cat web/verify                  reads everything back: `ok`, or how many pages differ
     rmdir web                       ends it
 
-Settings that need memory fail with ENOMEM and leave the process as it was.
+Settings that need memory fail with ENOMEM and leave the process as it was. What is done to one process is done one
+after the other: a second request waits, as for Linux's mmap_lock, and finds ESRCH once the process has ended.
 """
 
 import errno
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +34,9 @@ from kernelsim.page import PAGE_SIZE
 
 if TYPE_CHECKING:
     from kernelsim.machine import Machine
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
@@ -68,6 +74,26 @@ def choose(nr: int, percent: int, seed: int, in_runs: bool) -> NDArray[np.bool_]
     return chosen
 
 
+def exclusive(
+    hook: Callable[Concatenate["Process", P], Operation[R]],
+) -> Callable[Concatenate["Process", P], Operation[R]]:
+    """Make an operation on a process wait for the one before; OSError(ESRCH) if the process has ended."""
+
+    @wraps(hook)
+    def locked(process: "Process", *args: P.args, **kwargs: P.kwargs) -> Operation[R]:
+        while process.mmap_locked:
+            yield None
+        if process.ended:
+            raise OSError(errno.ESRCH, "the process has ended")
+        process.mmap_locked = True
+        try:
+            return (yield from hook(process, *args, **kwargs))
+        finally:
+            process.mmap_locked = False
+
+    return locked
+
+
 class Process(Kobject):
     """One emulated process."""
 
@@ -88,6 +114,8 @@ class Process(Kobject):
         self.name = name
         self.mm = mm
         self.node = mm.node
+        self.mmap_locked = False
+        self.ended = False
         self._pid = machine.take_pid()
         self.files: list[File] = []
         self._holes = "0"
@@ -116,6 +144,7 @@ class Process(Kobject):
         return sum(vma.nr_pages for vma in self.anon_vmas) * PAGE_SIZE
 
     @anon.store
+    @exclusive
     def _set_anon(self, size: int) -> LongOp:
         yield from self._replace(size, self.anon_vmas, None)
         self._holes = "0"
@@ -125,6 +154,7 @@ class Process(Kobject):
         return sum(vma.nr_pages for vma in self.file_vmas) * PAGE_SIZE
 
     @file.store
+    @exclusive
     def _set_file(self, size: int) -> LongOp:
         nr_pages = self._pages(size)
         file = File(self.machine.vm, nr_pages) if nr_pages else None
@@ -169,6 +199,7 @@ class Process(Kobject):
         return self._holes
 
     @holes.store
+    @exclusive
     def _punch(self, text: str) -> LongOp:
         percent, options, flags = parse_amount(text, flags=("runs",))
         for number, vma in enumerate(self.anon_vmas):
@@ -177,6 +208,7 @@ class Process(Kobject):
         self._holes = " ".join(text.split())
 
     @fork.store
+    @exclusive
     def _fork(self, text: str) -> LongOp:
         yield from self.machine.fork_process(self, text.strip())
 
@@ -187,6 +219,7 @@ class Process(Kobject):
         return str(round(100 * locked / total) if total else 0)
 
     @mlock.store
+    @exclusive
     def _mlock(self, text: str) -> LongOp:
         percent, _, _ = parse_amount(text)
         vmas = sorted(self.anon_vmas, key=lambda vma: vma.start)
@@ -204,6 +237,7 @@ class Process(Kobject):
         return self._pinned
 
     @pin.store
+    @exclusive
     def _pin(self, text: str) -> LongOp:
         percent, options, _ = parse_amount(text)
         self.mm.unpin()
@@ -213,6 +247,7 @@ class Process(Kobject):
         self._pinned = " ".join(text.split())
 
     @touch.store
+    @exclusive
     def _touch(self, text: str) -> LongOp:
         percent, options, _ = parse_amount(text)
         for number, vma in enumerate(list(self.mm.vma)):
@@ -220,6 +255,7 @@ class Process(Kobject):
             yield from self.mm.write(vma, vma.vpns()[chosen])
 
     @verify.show
+    @exclusive
     def _verify(self) -> Operation[Any]:
         bad = 0
         for vma in list(self.mm.vma):
@@ -232,8 +268,10 @@ class Process(Kobject):
     def _rss(self) -> str:
         return str(self.mm.rss_pages * PAGE_SIZE)
 
+    @exclusive
     def end(self) -> LongOp:
         """Exit: everything the process had is freed."""
+        self.ended = True
         yield from self.mm.exit()
         yield from self._drop_unmapped_files()
 

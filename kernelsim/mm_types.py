@@ -83,6 +83,7 @@ class Vm:
         self._avcs = Table(avc_dtype)
         self.i_pages: NDArray[np.int64] = np.full(0, -1, dtype=np.int64)
         self.in_flight: list[Waitable] = []
+        self.nr_forks = 0  # forks that are copying; no batch begins while there are any
         self.sequence = 0
         self.files: list[File] = []
         self.vma_objects: list[Vma] = []

@@ -2,7 +2,7 @@
 """Processes as memory management sees them: an mm with its VMAs, and the calls that shape it.
 
 Calls that touch many pages are long operations (generators): they work in slices and may be interleaved with anything
-else that goes on in the machine. Calls that take page tables down or copy them (munmap, exit, fork) first wait until
+that goes on in the machine, except other calls on the same mm (mm_configfs.py queues those). Calls that take page tables down or copy them (munmap, exit, fork) first wait until
 no batch is in flight, because a batch remembers where its PTEs are; on Linux the page-table and rmap locks see to that.
 """
 
@@ -93,7 +93,6 @@ class Mm:
         self.cpu = cpu
         self.vma: list[Vma] = []
         self.pinned: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self.mmap_locked = False  # a fork is copying: the parent must not change what is still to be copied
         mem = vm.mem
         if root is None:
             root = alloc_table(mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.pt)
@@ -146,14 +145,9 @@ class Mm:
                 if error and error != -errno.EAGAIN:
                     raise OSError(-error, "read")
 
-    def wait_unlocked(self) -> LongOp:
-        while self.mmap_locked:
-            yield None
-
     def _access(self, vma: Vma, vpns: NDArray[np.int64], write: bool) -> LongOp:
         done = 0
         while done < len(vpns):
-            yield from self.wait_unlocked()
             nr, _, error = self._access_slice(vma, vpns[done : done + SLICE_PAGES], write)
             done += nr
             if error and self.vm.in_flight:
@@ -178,7 +172,6 @@ class Mm:
         """Give pages back: their content is forgotten, the range stays mapped."""
         vm, mem = self.vm, self.vm.mem
         for first in range(0, len(vpns), 4 * SLICE_PAGES):
-            yield from self.wait_unlocked()
             part = vpns[first : first + 4 * SLICE_PAGES]
             _memory.zap_pages(
                 mem.pages,

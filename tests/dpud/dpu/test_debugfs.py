@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Breaking the device through its files."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from dpud.dpu.debugfs import DEBUGFS_PATH, add_fault_files
@@ -10,13 +12,14 @@ from kernelsim.mm_configfs import MmGroup
 
 
 @pytest.fixture
-def machine() -> Machine:
+def machine() -> Iterator[Machine]:
     driver = DpuDriver(DpuConfig(nr_ranks=1))
     machine = Machine(MachineConfig(nodes=(NodeConfig(64 << 20, 1),), bytes="stamp"), driver)
     add_fault_files(machine.registry, driver)
     machine.registry.add(f"{MM_CONFIGFS}/a", MmGroup(machine).make_item("a"))
     machine.registry.write("/proc/sys/vm/dpu_compact_region_order", "14")
-    return machine
+    yield machine
+    driver.close()
 
 
 @pytest.mark.parametrize(

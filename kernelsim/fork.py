@@ -38,7 +38,6 @@ def _dup_vma(vma: Vma, child: Mm) -> LongOp:
     rows["flags"][copy.id] = rows["flags"][vma.id] & ~VM_LOCKED
     rows["pgoff"][copy.id] = rows["pgoff"][vma.id]
     if vma.file is None:
-        copy.wrote = vma.wrote.copy()
         for mapping in vma.chains:
             copy.join(mapping)
         copy.own_mapping(vm.take_mapping(), int(rows["pgoff"][vma.id]))
@@ -52,11 +51,14 @@ def _copy_pages(vma: Vma, copy: Vma) -> LongOp:
     vm, mem = vma.vm, vma.vm.mem
     vpn = vma.start
     while vpn < vma.end:
+        first = vpn - vma.start
         vpn, error = copy_page_range(
             mem.pages, mem.zones, mem.blocks, mem.nodes, copy.mm.zonelist, vm.vmas, vm.mms, vm.pt, vm.events,
             vm.memory, vma.id, copy.id, vpn, min(vpn + 8 * SLICE_PAGES, vma.end),
         )  # fmt: skip
         flush_tlb_mm(vm.tlbs, vm.events, vma.mm.id)
+        if vma.file is None:
+            copy.wrote[first : vpn - vma.start] = vma.wrote[first : vpn - vma.start]
         if error:
             raise OSError(-error, "fork")
         yield None

@@ -80,7 +80,7 @@ def exclusive(
     """Make an operation on a process wait for the one before; OSError(ESRCH) if the process has ended."""
 
     @wraps(hook)
-    def locked(process: "Process", *args: P.args, **kwargs: P.kwargs) -> Operation[R]:
+    def locked(process: "Process", /, *args: P.args, **kwargs: P.kwargs) -> Operation[R]:
         while process.mmap_locked:
             yield None
         if process.ended:
@@ -271,9 +271,9 @@ class Process(Kobject):
     @exclusive
     def end(self) -> LongOp:
         """Exit: everything the process had is freed."""
-        self.ended = True
         yield from self.mm.exit()
         yield from self._drop_unmapped_files()
+        self.ended = True
 
 
 class MmGroup(ConfigGroup):

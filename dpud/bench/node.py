@@ -25,6 +25,7 @@ from kernelsim.jit import njit
 from kernelsim.page import PAGE_SIZE
 
 SIZE = 4 << 30
+WARM_UP_SIZE = 64 << 20
 PERCENT, SEED = 50, 7
 REGION_ORDER = 18
 NR_ROUNDS = 6
@@ -56,11 +57,11 @@ def overlapping(samples: "array[int]", begin: int, end: int) -> tuple[int, ...]:
     return tuple(last - first for first, last in pairs if last >= begin and first <= end)
 
 
-def our_round(mount: Path, probed: bool) -> Round:
-    """Fragment and compact node 0 of a fresh machine, through its files."""
+def our_round(mount: Path, size: int, probed: bool) -> Round:
+    """Fragment and compact node 0 with a process of `size` bytes, through files."""
     process = mount / MM / "bench"
     process.mkdir()
-    (process / "anon").write_text(str(SIZE))
+    (process / "anon").write_text(str(size))
     (process / "holes").write_text(f"{PERCENT} seed={SEED}")
     (mount / "proc/sys/vm/dpu_compact_region_order").write_text(str(REGION_ORDER))
     stats = mount / STATS
@@ -132,8 +133,8 @@ def run() -> Report:
         "node",
         "4 GiB with a random half freed, one write to compact_dpu",
         f"Through a mounted daemon, real bytes, region order {REGION_ORDER}. Medians of {NR_ROUNDS // 2} rounds each, "
-        "a fresh machine for every round, alternating with the peer: the same pattern in this machine's memory, one "
-        "write to its compact_memory, pages counted by pgmigrate_success.",
+        "a fresh daemon for every round that compacted 64 MiB before, alternating with the peer: the same pattern in "
+        "this machine's memory, one write to its compact_memory, pages counted by pgmigrate_success.",
     )
     missing = no_peer()
     ours, theirs = [], []
@@ -141,12 +142,17 @@ def run() -> Report:
         if missing is None:
             theirs.append(real_round())
         with host.daemon() as mount:
-            ours.append(our_round(mount, probed=number % 2 == 1))
+            our_round(mount, WARM_UP_SIZE, probed=False)
+            ours.append(our_round(mount, SIZE, probed=number % 2 == 1))
     report.figures = _figures(ours, theirs, copy_ns_per_page())
-    report.notes.append(f"pages moved: ours {ours[0].nr_moved}, peer {[peer.nr_moved for peer in theirs]}")
+    report.notes += [f"{who}: {_rounds(rounds)}" for who, rounds in (("ours", ours), ("peer", theirs)) if rounds]
     if missing:
         report.notes.append(missing)
     return report
+
+
+def _rounds(rounds: list[Round]) -> str:
+    return ", ".join(f"{each.nr_moved} pages at {each.ns_per_page:.0f} ns" for each in rounds)
 
 
 def _figures(ours: list[Round], theirs: list[Round], copy_ns: float) -> list[Figure]:

@@ -15,7 +15,7 @@ import errno
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -199,6 +199,7 @@ class DpuDriver:
 
     def _start(self, dpus: DpuSet, batch: _Batch, completion: BatchCompletion) -> None:
         """Launch asynchronously; the rank's worker collects the outcome behind it."""
+        batch = replace(batch, started_ns=time.perf_counter_ns())  # waiting for a rank is not work
         error = self._launch(dpus, batch, LaunchPolicy.DPU_ASYNCHRONOUS)
         dpus.callback(lambda dpus, late: self._end(dpus, batch, completion, error or late))
 

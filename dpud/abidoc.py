@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""docs/abi.md, made from the declarations: `python -m dpud.abidoc > docs/abi.md`."""
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from dpud.dpu.debugfs import add_fault_files
+from dpud.dpu.driver import DpuConfig, DpuDriver
+from dpud.dpu.faults import FaultKind
+from dpud.dpu.sysfs import add_rank_files
+from kernelsim.attr import Attr, Registry, Stub
+from kernelsim.machine import MM_CONFIGFS, Machine, MachineConfig, NodeConfig
+
+HEAD = """\
+# Files
+
+<!-- Made by `python -m dpud.abidoc > docs/abi.md`. Do not edit. -->
+
+Every file of the emulated tree, from its declaration. Paths are below the mount point (`dpud run`), or as they stand
+(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node or rank. `NAME` is what was given to mkdir.
+`KIND` is one of {kinds}.
+
+A mode of 0200 cannot be read, not even by root. A value outside its range, or a text that is none, is refused with
+`Invalid argument` and changes nothing. Where there is no default, the file shows a state or starts something.
+"""
+
+_KINDS = [kind.value for kind in FaultKind if kind is not FaultKind.CORRUPT]
+_ALIKE = {r"/node0/": "/node*/", r"/dpu_rank0/": "/dpu_rank*/", rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/"}
+_ROW = "| {} | {} | {} | {} | {} | {} |"
+
+
+def main() -> None:
+    print(page(), end="")
+
+
+def page() -> str:
+    """The whole page."""
+    driver = DpuDriver(DpuConfig(nr_ranks=1))
+    try:
+        kinds = ", ".join(f"`{kind}`" for kind in _KINDS)
+        return "\n".join([HEAD.format(kinds=kinds), *_tables(example(driver))])
+    finally:
+        driver.close()
+
+
+def example(driver: DpuDriver) -> Registry:
+    """A small machine's tree that has one directory of every kind."""
+    machine = Machine(MachineConfig(nodes=(NodeConfig(32 << 20, 1),), bytes="stamp"), driver)
+    add_rank_files(machine.registry, driver.pool)
+    add_fault_files(machine.registry, driver)
+    machine.registry.add(f"{MM_CONFIGFS}/NAME", machine.new_process("NAME"))
+    return machine.registry
+
+
+def _tables(registry: Registry) -> Iterator[str]:
+    """One table a directory, by name."""
+    files = {_generic(path): attr for path, _kobj, attr in registry.walk()}
+    for directory, paths in groupby(sorted(files, key=_split), key=lambda path: _split(path)[0]):
+        yield f"## {directory}\n"
+        yield _ROW.format("file", "mode", "values", "default", "what", "since")
+        yield _ROW.format(*["---"] * 6)
+        yield from (_row(_split(path)[1], files[path]) for path in paths)
+        yield ""
+
+
+def _row(name: str, attr: Attr[Any]) -> str:
+    default = "" if attr.default is None else f"`{attr.default}`"
+    values = attr.kind.describe() if not isinstance(attr, Stub) else "fixed text"
+    return _ROW.format(f"`{name}`", f"0{attr.mode:03o}", values.replace("|", "\\|"), default, attr.doc, attr.since)
+
+
+def _split(path: str) -> tuple[str, str]:
+    directory, _, name = path.rpartition("/")
+    return directory, name
+
+
+def _generic(path: str) -> str:
+    """One directory stands for all of its kind."""
+    for pattern, name in _ALIKE.items():
+        path = re.sub(pattern, name, path)
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`dpud demo`: what the project is for, shown with the commands that a user would type.
+
+Each scene (scenes.py) is a process of its own under `dpud exec`, so the paths it uses are the real ones.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from dpud.errors import UserError
+
+CAPTURE, PROCESS = "capture", "process"
+SCENES = (CAPTURE, PROCESS)
+_CAPTURED = Path(__file__).parent.parent / "data" / "captures" / "demo"  # capture.DEMO, without loading numba
+
+
+def run(name: str | None) -> int:
+    """Play one scene, or all of them -> exit code. Raises UserError for a name that is none."""
+    if name is not None and name not in SCENES:
+        raise UserError(f'there is no demo "{name}"; there are: {", ".join(SCENES)}')
+    for scene in [name] if name else SCENES:
+        if code := subprocess.run(_command(scene)).returncode:
+            return code
+    return 0
+
+
+def _command(scene: str) -> list[str]:
+    python = [sys.executable, "-P", "-m"]
+    source = ["--from", str(_CAPTURED)] if scene == CAPTURE else []
+    return [*python, "dpud", "exec", *source, "--", *python, "dpud.demo", scene]

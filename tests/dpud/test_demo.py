@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The demo: its arithmetic, its picture, its shell session; and, mounted, that it plays to its end."""
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dpud import demo
+from dpud.capture import DEMO
+from dpud.demo.blockmap import BlockMap
+from dpud.demo.cost import Cost
+from dpud.demo.scenes import free_pages, parse_stats, scattered
+from dpud.demo.shell import CommandError, Shell
+from dpud.errors import UserError
+from kernelsim.machine import Machine, MachineConfig, NodeConfig
+
+ROOT = Path(__file__).parent.parent.parent
+BUDDYINFO = """\
+Node 0, zone      DMA      1      0      0      0      0      0      0      0      0      1      3 
+Node 0, zone   Normal      4      2      0      0      0      0      0      0      0      0      1 
+"""  # noqa: W291
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=100)
+
+
+def printed(shell: Shell) -> str:
+    assert isinstance(shell.console.file, io.StringIO)
+    return shell.console.file.getvalue()
+
+
+# The model. dpu.md section 6: 512 pages, 64 DPUs, 8 rounds of 12.49 us and 35 us overhead against Zen 3.
+
+
+def test_the_gain_of_512_pages_is_the_published_one() -> None:
+    cost = Cost.of(512, 135_000)
+    assert cost.copy_ms == pytest.approx(0.197, rel=0.01)
+    assert cost.metadata_ms == pytest.approx(512 * 0.714 / 1000, rel=0.01)
+    assert cost.gain == pytest.approx(1.12, abs=0.005)
+
+
+def test_a_device_slower_than_memcpy_is_a_loss() -> None:
+    assert Cost.of(32, 47_500).gain < 1
+
+
+# Texts.
+
+
+def test_free_pages_by_order_over_all_zones() -> None:
+    pages = free_pages(BUDDYINFO)
+    assert pages[0] == 5
+    assert pages[1] == 4
+    assert pages[9] == 512
+    assert pages[10] == 4 * 1024
+    assert scattered(BUDDYINFO) == pytest.approx(9 / (9 + 512 + 4096))
+
+
+def test_stats_are_name_and_number() -> None:
+    assert parse_stats("regions 2\npages_moved 130816\n") == {"regions": 2, "pages_moved": 130816}
+
+
+# The picture.
+
+
+def block_map(nr_free: list[int], holes: int = 0) -> BlockMap:
+    hole = np.arange(len(nr_free) + holes) >= len(nr_free)
+    return BlockMap(np.array(nr_free + [0] * holes), hole)
+
+
+def test_a_block_is_broken_if_partly_free() -> None:
+    assert block_map([0, 1, 511, 512], holes=1).broken.tolist() == [False, True, True, False, False]
+
+
+def test_cells_show_use_by_character_and_broken_blocks_by_colour() -> None:
+    full, half, free = [0] * 16, [256] * 16, [512] * 16
+    (row,) = block_map(full + half + free, holes=16).rows()
+    assert row.plain == "  0 GiB █▒ ·"
+    styles = [str(span.style) for span in row.spans]
+    assert styles == ["blue", "red", "blue", "bright_black"]
+
+
+def test_a_row_is_2_gib_and_rows_without_memory_are_left_out() -> None:
+    rows = block_map([512] * 1024, holes=1024).rows()
+    assert [row.plain[:8] for row in rows] == ["  0 GiB "]
+    assert len(rows[0].plain) == 8 + 64
+
+
+def test_the_map_of_a_machine_counts_what_buddyinfo_counts() -> None:
+    machine = Machine(MachineConfig(nodes=(NodeConfig(64 << 20, 1),), bytes="stamp"))
+    machine.registry.write("/proc/sys/vm/nr_hugepages", "3")
+    memory = BlockMap.of(machine.mem)
+    assert memory.nr_free.sum() == sum(free_pages(machine.registry.read("/proc/buddyinfo").decode()))
+    assert memory.nr_free.max() == 512
+    assert (memory.nr_free == 0).sum() == 3
+    assert not memory.hole.any()
+
+
+# The session.
+
+
+def test_a_command_is_shown_before_its_output() -> None:
+    shell = Shell(console())
+    assert shell.sh("echo one; echo two >&2") == "one\ntwo\n"
+    assert printed(shell) == "$ echo one; echo two >&2\none\ntwo\n"
+
+
+def test_output_is_shown_as_it_is() -> None:
+    """No markup, no line breaks: it is not our text."""
+    shell = Shell(console())
+    line = "[red]x[/red] " * 20
+    shell.sh(f"echo '{line}'")
+    assert printed(shell).splitlines()[1] == line
+
+
+def test_cd_is_where_the_next_command_runs(tmp_path: Path) -> None:
+    shell = Shell(console())
+    shell.cd(str(tmp_path))
+    assert shell.sh("pwd") == f"{tmp_path}\n"
+
+
+def test_a_command_that_fails_ends_the_demo() -> None:
+    with pytest.raises(CommandError, match="exit 3"):
+        Shell(console()).sh("exit 3")
+
+
+def test_an_unknown_demo_is_the_user_s_mistake() -> None:
+    with pytest.raises(UserError, match='no demo "fragment"; there are: capture, process'):
+        demo.run("fragment")
+
+
+def test_the_daemon_and_the_twin_read_the_same_capture() -> None:
+    assert str(DEMO) in demo._command("capture")
+
+
+# All of it.
+
+
+@pytest.fixture(scope="module")
+def played() -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "dpud", "demo"], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.mount
+def test_the_demo_gets_more_huge_pages(played: str) -> None:
+    before, after = map(int, re.findall(r"^\$ cat /proc/sys/vm/nr_hugepages\n(\d+)$", played, re.MULTILINE))
+    assert after > before + 900
+    assert f"{after - before:,} more huge pages" in played
+
+
+@pytest.mark.mount
+def test_the_demo_starts_from_the_real_machine_s_free_lists(played: str) -> None:
+    """Zones that held still while they were captured, to the byte."""
+    captured = (ROOT / "dpud/data/captures/demo/buddyinfo").read_text().splitlines()
+    assert "\n".join(captured[:2]) in played
+
+
+@pytest.mark.mount
+def test_the_demo_loses_no_byte(played: str) -> None:
+    assert len(re.findall(r"^\$ cat web/verify worker/verify\nok\nok$", played, re.MULTILINE)) == 2
+    assert "DPU compaction failed: dpu is in fault, 5000 of" in played

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Nothing is ever lost, whatever runs between the slices of whatever else.
+
+Requests run in slices and take turns. Here chance chooses the requests, the turns, who is interrupted, how late the
+device moves its pages and when it fails. After every single slice all invariants must hold, contents included, and in
+the end every process must read back what it wrote and every page be free again.
+"""
+
+import errno
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from machines import Lab, advance, settle, small_slices
+
+from dpud.dpu.faults import FaultKind
+from kernelsim.attr import Operation
+
+NAMES = ("a", "b", "c", "d")
+KINDS = tuple(FaultKind)
+MAY_HAPPEN = {errno.ENOMEM, errno.EEXIST, errno.ESRCH}
+MAX_RUNNING = 5
+
+SETTINGS = (
+    *(("anon", size) for size in ("0", "1M", "6M", "20M")),
+    *(("file", size) for size in ("0", "64K", "3M")),
+    *(("holes", text) for text in ("50 seed=1", "30 seed=2", "60 runs", "97 seed=3", "100")),
+    *(("touch", text) for text in ("5 seed=4", "50 seed=5", "100")),
+    *(("fork", name) for name in NAMES),
+    *(("mlock", text) for text in ("0", "30", "100")),
+    *(("pin", text) for text in ("0", "3 seed=6", "40")),
+)
+
+
+class World:
+    """A machine under several requests at once."""
+
+    def __init__(self, nodes: tuple[int, ...], nr_ranks: int | None, patience: int | None, slice_pages: int) -> None:
+        self.patch = small_slices(slice_pages)
+        self.lab = Lab(nodes, nr_ranks=nr_ranks, patience=patience)
+        self.lab.sysctl(dpu_compact_min_fragments=4)
+        self.at_boot = self.lab.mem.zones["free_pages"].tolist()
+        self.running: list[Operation[object]] = []
+        self.lab.spawn("a", anon="12M", holes="50 seed=9")
+
+    def sound(self) -> None:
+        assert self.lab.machine.check() == []
+
+    def begin(self, operation: Operation[object]) -> None:
+        if len(self.running) < MAX_RUNNING:
+            self.running.append(operation)
+            self.turns(len(self.running) - 1, 1)
+
+    def change(self, name: str, attr: str, text: str) -> None:
+        """echo into a process's file; mkdir first where there is none."""
+        if name not in self.lab.machine.processes:
+            self.lab.spawn(name)
+        if name in self.lab.names:
+            self.begin(self.lab.start_set(name, attr, text))
+
+    def look(self, name: str) -> None:
+        if name in self.lab.names:
+            self.begin(self.lab.start_verify(name))
+
+    def leave(self, name: str) -> None:
+        """rmdir."""
+        if name in self.lab.names and len(self.running) < MAX_RUNNING:
+            self.begin(self.lab.end(name))
+
+    def compact(self, nid: int) -> None:
+        self.begin(self.lab.start_compact(nid % self.lab.mem.nr_nodes))
+
+    def turns(self, which: int, nr: int) -> None:
+        """Some slices of one request; every one leaves the machine sound."""
+        for _ in range(nr):
+            if not self.running:
+                return
+            which %= len(self.running)
+            over, outcome = advance(self.running[which])
+            self.sound()
+            if over:
+                del self.running[which]
+                return self.judge(outcome)
+
+    def judge(self, outcome: object) -> None:
+        if isinstance(outcome, OSError):
+            assert outcome.errno in MAY_HAPPEN, outcome
+        elif isinstance(outcome, bytes):
+            assert outcome == b"ok\n"
+
+    def interrupt(self, which: int) -> None:
+        if self.running:
+            self.running.pop(which % len(self.running)).close()
+
+    def configure(self, enabled: int, order: int, least: int) -> None:
+        self.lab.sysctl(
+            dpu_compact_enabled=enabled, dpu_compact_region_order=order, dpu_compact_min_fragments=least
+        )
+
+    def finish(self) -> None:
+        """Let everything that runs come to its end."""
+        running, self.running = self.running, []
+        for outcome in settle(running):
+            self.judge(outcome)
+        self.lab.assert_at_rest()
+
+    def end(self) -> None:
+        """Everything goes; every page is free again."""
+        self.finish()
+        settle([self.lab.end(name) for name in sorted(self.lab.machine.processes)])
+        self.lab.sysctl(nr_hugepages=0)
+        self.lab.assert_at_rest()
+        assert self.lab.mem.zones["free_pages"].tolist() == self.at_boot
+        assert self.lab.vm.mms_in_use == set()
+        assert self.lab.vm.vma_objects == []
+        assert self.lab.vm.files == []
+
+
+class Requests(RuleBasedStateMachine):
+    """The world, under hypothesis: it looks for the shortest way to break it."""
+
+    world: World | None = None
+
+    @initialize(
+        nodes=st.sampled_from([(32,), (32, 34)]),
+        nr_ranks=st.sampled_from([1, 3, None]),
+        patience=st.sampled_from([None, 0, 2, 9]),
+        slice_pages=st.sampled_from([16, 100, 700]),
+    )
+    def boot(self, nodes: tuple[int, ...], nr_ranks: int | None, patience: int | None, slice_pages: int) -> None:
+        self.world = World(nodes, nr_ranks, patience, slice_pages)
+
+    @rule(name=st.sampled_from(NAMES), setting=st.sampled_from(SETTINGS))
+    def change(self, name: str, setting: tuple[str, str]) -> None:
+        self.world.change(name, *setting)
+
+    @rule(name=st.sampled_from(NAMES))
+    def look(self, name: str) -> None:
+        self.world.look(name)
+
+    @rule(name=st.sampled_from(NAMES))
+    def leave(self, name: str) -> None:
+        self.world.leave(name)
+
+    @rule(nid=st.integers(0, 1))
+    def compact(self, nid: int) -> None:
+        self.world.compact(nid)
+
+    @precondition(lambda self: self.world.running)
+    @rule(which=st.integers(0, MAX_RUNNING - 1), nr=st.sampled_from([1, 2, 5, 30]))
+    def turns(self, which: int, nr: int) -> None:
+        self.world.turns(which, nr)
+
+    @precondition(lambda self: self.world.running)
+    @rule(which=st.integers(0, MAX_RUNNING - 1))
+    def interrupt(self, which: int) -> None:
+        self.world.interrupt(which)
+
+    @rule(kind=st.sampled_from(KINDS), move=st.sampled_from([0, 1, 40, 300]))
+    def break_device(self, kind: FaultKind, move: int) -> None:
+        self.world.lab.arm(kind, move)
+
+    @rule(enabled=st.integers(0, 1), order=st.integers(9, 18), least=st.sampled_from([1, 32, 200]))
+    def configure(self, enabled: int, order: int, least: int) -> None:
+        self.world.configure(enabled, order, least)
+
+    @rule(nr=st.sampled_from([0, 1, 4]))
+    def huge_pages(self, nr: int) -> None:
+        self.world.lab.sysctl(nr_hugepages=nr)
+
+    @rule()
+    def finish(self) -> None:
+        self.world.finish()
+
+    @invariant()
+    def sound(self) -> None:
+        if self.world:
+            self.world.sound()
+
+    def teardown(self) -> None:
+        if self.world:
+            try:
+                self.world.end()
+            finally:
+                self.world.patch.undo()
+
+
+class TestRequests(Requests.TestCase):
+    settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.slow
+class TestRequestsAtLength(Requests.TestCase):
+    settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+
+
+def soak(seed: int, nr_steps: int) -> World:
+    """A world left to chance: many requests in flight, many turns, now and then a blow."""
+    rng = np.random.default_rng(seed)
+
+    def pick(choices: tuple[object, ...]) -> object:
+        return choices[int(rng.integers(len(choices)))]
+
+    world = World(pick(((32,), (32, 34))), pick((1, 2, None)), pick((None, 0, 3, 20)), pick((16, 100, 700)))
+    world.configure(1, pick((9, 10, 12, 18)), 4)
+    blows = (
+        (0.14, lambda: world.change(pick(NAMES), *pick(SETTINGS))),
+        (0.06, lambda: world.compact(int(rng.integers(2)))),
+        (0.02, lambda: world.look(pick(NAMES))),
+        (0.01, lambda: world.leave(pick(NAMES))),
+        (0.02, lambda: world.interrupt(int(rng.integers(MAX_RUNNING)))),
+        (0.03, lambda: world.lab.arm(pick(KINDS), pick((0, 3, 60)))),
+        (0.02, lambda: world.configure(int(rng.random() < 0.8), pick((9, 10, 12, 18)), pick((1, 4, 200)))),
+        (0.01, lambda: world.lab.sysctl(nr_hugepages=pick((0, 3)))),
+        (0.69, lambda: world.turns(int(rng.integers(MAX_RUNNING)), int(rng.integers(1, 8)))),
+    )
+    weights = [weight for weight, _ in blows]
+    try:
+        for which in rng.choice(len(blows), nr_steps, p=weights):
+            blows[which][1]()
+            world.sound()
+        world.end()
+    finally:
+        world.patch.undo()
+    return world
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_soak(seed: int) -> None:
+    soak(seed, 150)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 130))
+def test_soak_at_length(seed: int) -> None:
+    soak(seed, 800)

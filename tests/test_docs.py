@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What README.md and docs/ say is so."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpud import config
+from dpud.dpu.faults import FaultKind
+from dpud.dpu.profile import profile_names
+from kernelsim.machine import Machine, MachineConfig, NodeConfig
+
+ROOT = Path(__file__).parent.parent
+README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
+
+
+def block(page: Path, language: str) -> str:
+    """The one code block of that language."""
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+def first_column(page: Path, heading: str) -> list[str]:
+    """Names in the first column of the table whose head begins so, those in one cell apart."""
+    _, _, rest = page.read_text().partition(f"\n| {heading} |")
+    rows = rest.partition("\n\n")[0].splitlines()[2:]
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+
+
+@pytest.mark.parametrize("page", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_the_guide_s_configuration_is_the_default() -> None:
+    shown = config.parse(block(GUIDE, "toml"))
+    default = config.Config()
+    assert [node.memory for node in shown.machine.nodes] == [node.memory for node in default.machine.nodes]
+    assert [list(node.distance) for node in shown.machine.nodes] == [[10, 20], [20, 10]]
+    assert (shown.machine.cpus, shown.machine.debug_vm) == (default.machine.cpus, default.machine.debug_vm)
+    assert shown.memory.bytes == "full"
+    assert shown.dpu == default.dpu
+
+
+def test_the_guide_s_configuration_leaves_no_key_out() -> None:
+    text = block(GUIDE, "toml")
+    for table in (config.Machine, config.Node, config.Memory, config.Dpu, config.Mount):
+        for key in set(table.__struct_fields__) - {"nodes"}:
+            assert re.search(rf"^{key} = ", text, re.MULTILINE), key
+
+
+def test_the_guide_knows_every_profile() -> None:
+    assert sorted(first_column(GUIDE, "profile")) == profile_names()
+
+
+def test_the_guide_knows_every_fault() -> None:
+    kinds = [name for name in first_column(GUIDE, "KIND") if "/" not in name]
+    assert sorted(kinds) == sorted(kind.value for kind in FaultKind)
+
+
+def test_the_guide_knows_every_statistic() -> None:
+    machine = Machine(MachineConfig(nodes=(NodeConfig(32 << 20, 1),), bytes="stamp"))
+    lines = machine.registry.read("/sys/kernel/debug/dpu_compact/stats").decode().splitlines()
+    names = [re.sub("^skipped_.*", "skipped_*", line.split()[0]) for line in lines]
+    assert sorted(first_column(GUIDE, "name")) == sorted(set(names))
+
+
+@pytest.mark.slow
+def test_the_readme_s_program_runs() -> None:
+    done = subprocess.run([sys.executable, "-c", block(README, "python")], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].startswith("Node 0, zone      DMA")
+    assert done.stdout.split()[-2:] == ["ok", "[]"]

@@ -81,8 +81,8 @@ def exec_(mountpoint: str | None, config: str | None, source: str | None, comman
     /proc/meminfo, /sys/devices/system/node, /sys/kernel/debug, /sys/kernel/config, /sys/class/dpu_rank,
     /dev/kmsg (for dmesg), and whatever else the emulation has in common with the real kernel.
 
-    A covered directory shows only what is emulated: sysctls that the emulation lacks are not there. Emulated
-    processes are not in /proc but in $DPUD_MOUNT/proc.
+    A covered directory shows only what is emulated: sysctls that the emulation lacks are not there. The bare
+    tree is mounted at $DPUD_MOUNT.
 
     No root is needed where user namespaces are allowed; you are uid 0 inside, as with `unshare -r`.
 

@@ -19,7 +19,7 @@ from dpud import namespace
 from dpud.errors import UserError
 
 MOUNT_VARIABLE = "DPUD_MOUNT"
-"""In the command's environment: where the emulated tree is mounted (/proc/PID of emulated processes)."""
+"""In the command's environment: where the emulated tree is mounted."""
 
 PROBE = "proc/sys/vm/dpu_compact_enabled"
 """The file that tells a live dpud mount."""

@@ -23,7 +23,7 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parent.parent
 _SOURCES = ("kernelsim", "dpud/dpu")
 _SHARED = Path("/var/cache")
-_KEEP = 3
+_KEEP = 8
 _PREFIX = "jit-"
 
 

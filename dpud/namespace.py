@@ -11,7 +11,7 @@ How the tree is laid over:
 - Any other directory is bound whole. It shows only what is emulated: of /proc/sys/vm the emulated sysctls.
 - A name that the real kernel lacks has no mount point to bind over. Under /sys the shared directory is
   rebuilt as a tmpfs that shows the old entries and has room for the new ones. /proc and /dev stay as they
-  are: a file that is missing there (and the emulated /proc/PID) is only seen under the daemon's mount point.
+  are: a file that is missing there is only seen under the daemon's mount point.
 """
 
 import ctypes

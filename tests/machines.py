@@ -26,20 +26,28 @@ class LateBatch:
     def __init__(self, execute: Callable[[], DpuResult], patience: int) -> None:
         self._execute = execute
         self._patience = patience
-        self._result: DpuResult | None = None
+        self._result: DpuResult | OSError | None = None
 
     def done(self) -> bool:
         if self._result is None:
             self._patience -= 1
             if self._patience < 0:
-                self._result = self._execute()
+                self._move()
         return self._result is not None
+
+    def _move(self) -> None:
+        try:
+            self._result = self._execute()
+        except OSError as no_device:
+            self._result = no_device
 
     def wait(self, timeout_s: float) -> bool:
         return self.done()
 
     def result(self) -> DpuResult:
         assert self._result is not None
+        if isinstance(self._result, OSError):
+            raise self._result
         return self._result
 
 

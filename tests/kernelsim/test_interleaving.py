@@ -162,6 +162,10 @@ class Requests(RuleBasedStateMachine):
     def break_device(self, kind: FaultKind, move: int) -> None:
         self.world.lab.arm(kind, move)
 
+    @rule()
+    def repair_device(self) -> None:
+        self.world.lab.revive()
+
     @rule(enabled=st.integers(0, 1), order=st.integers(9, 18), least=st.sampled_from([1, 32, 200]))
     def configure(self, enabled: int, order: int, least: int) -> None:
         self.world.configure(enabled, order, least)
@@ -206,15 +210,16 @@ def soak(seed: int, nr_steps: int) -> World:
     world = World(pick(((32,), (32, 34))), pick((1, 2, None)), pick((None, 0, 3, 20)), pick((16, 100, 700)))
     world.configure(1, pick((9, 10, 12, 18)), 4)
     blows = (
-        (0.14, lambda: world.change(pick(NAMES), *pick(SETTINGS))),
-        (0.06, lambda: world.compact(int(rng.integers(2)))),
+        (0.13, lambda: world.change(pick(NAMES), *pick(SETTINGS))),
+        (0.10, lambda: world.compact(int(rng.integers(2)))),
         (0.02, lambda: world.look(pick(NAMES))),
         (0.01, lambda: world.leave(pick(NAMES))),
         (0.02, lambda: world.interrupt(int(rng.integers(MAX_RUNNING)))),
-        (0.03, lambda: world.lab.arm(pick(KINDS), pick((0, 3, 60)))),
-        (0.02, lambda: world.configure(int(rng.random() < 0.8), pick((9, 10, 12, 18)), pick((1, 4, 200)))),
+        (0.01, lambda: world.lab.arm(pick(KINDS), pick((0, 3, 60)))),
+        (0.01, lambda: world.lab.revive()),
+        (0.01, lambda: world.configure(int(rng.random() < 0.9), pick((9, 10, 12, 18)), pick((1, 4, 200)))),
         (0.01, lambda: world.lab.sysctl(nr_hugepages=pick((0, 3)))),
-        (0.69, lambda: world.turns(int(rng.integers(MAX_RUNNING)), int(rng.integers(1, 8)))),
+        (0.68, lambda: world.turns(int(rng.integers(MAX_RUNNING)), int(rng.integers(1, 8)))),
     )
     weights = [weight for weight, _ in blows]
     try:

@@ -168,6 +168,12 @@ class Lab:
         point = self.faults.points[kind]
         point.move, point.times, point.bit = move, times, bit
 
+    def revive(self) -> None:
+        """Lost ranks come back."""
+        for rank in self.hw.pool.ranks if self.hw else ():
+            if not rank.is_present:
+                rank.revive()
+
     # What must always hold.
 
     def assert_sound(self) -> None:

@@ -73,8 +73,8 @@ def test_a_new_folder_starts_from_the_shared_one(places: Path, monkeypatch: pyte
 
 
 def test_old_folders_go(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for age, name in enumerate("abcde"):
+    for age, name in enumerate("abcdefghij"):
         monkeypatch.setattr(jitcache, "fingerprint", lambda name=name: name)
         os.utime(jitcache.use(), (1000 + age, 1000 + age))
     kept = {path.name for path in (places / "shared/dpud").iterdir()}
-    assert kept == {"jit-c", "jit-d", "jit-e"}
+    assert kept == {f"jit-{name}" for name in "cdefghij"}

@@ -171,8 +171,7 @@ class Lab:
     def revive(self) -> None:
         """Lost ranks come back."""
         for rank in self.hw.pool.ranks if self.hw else ():
-            if not rank.is_present:
-                rank.revive()
+            rank.revive()
 
     # What must always hold.
 

@@ -77,5 +77,5 @@ def run() -> Report:
         with place, host.daemon() as mount, host.lxcfs() as peer:
             report.figures += _figures(where, _compare(mount, peer))
     if peer is None:
-        report.notes.append("no peer: lxcfs is not installed (Debian: apt install lxcfs) or did not start (it wants root)")
+        report.notes.append("no peer: lxcfs is missing (Debian: apt install lxcfs) or did not start (it wants root)")
     return report

@@ -25,9 +25,7 @@ def small_mem(*sizes_mib: int) -> Mem:
 
 
 def alloc(mem: Mem, order: int, migratetype: int = MOVABLE, nid: int = 0) -> int:
-    return int(
-        buddy.get_page_from_freelist(mem.pages, mem.zones, mem.blocks, mem.zonelist[nid], order, migratetype)
-    )
+    return int(buddy.get_page_from_freelist(mem.pages, mem.zones, mem.blocks, mem.zonelist[nid], order, migratetype))
 
 
 def free(mem: Mem, pfn: int, order: int) -> None:

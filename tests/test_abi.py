@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The tree against facts that were typed in separately (abi/linux.toml), and every file's wiring."""
+
+import errno
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machines import Lab
+from wiring import errno_of, wiring_cases
+
+FACTS: dict[str, dict[str, Any]] = {
+    path.replace("{n}", str(nid)): facts
+    for path, facts in tomllib.loads((Path(__file__).parent / "abi/linux.toml").read_text()).items()
+    for nid in (0, 1)
+}
+LAB = Lab((32, 32))
+
+
+def modes() -> dict[str, int]:
+    return {path: attr.mode for path, _, attr in LAB.registry.walk()}
+
+
+def test_the_tree_has_these_files_and_no_others() -> None:
+    assert set(modes()) == set(FACTS)
+
+
+@pytest.mark.parametrize("path", FACTS)
+def test_mode(path: str) -> None:
+    assert oct(modes()[path]) == oct(FACTS[path]["mode"])
+
+
+@pytest.mark.parametrize("path", [path for path, facts in FACTS.items() if "default" in facts])
+def test_default(path: str) -> None:
+    assert Lab((32, 32)).read(path) == FACTS[path]["default"] + "\n"
+
+
+@pytest.mark.parametrize("path", [path for path, facts in FACTS.items() if "range" in facts])
+def test_range(path: str) -> None:
+    lab = Lab((32,))
+    low, high = FACTS[path]["range"]
+    for value in (low, high):
+        lab.write(path, f"{value}\n")
+        assert lab.read(path) == f"{value}\n"
+    for value in (low - 1, high + 1, 2**31, 2**64):
+        assert errno_of(lab.write, path, str(value)) == errno.EINVAL
+        assert lab.read(path) == f"{high}\n"
+
+
+@pytest.mark.parametrize("case", wiring_cases(Lab((32, 32)).registry), ids=str)
+def test_wiring(case: Any) -> None:
+    case.run()

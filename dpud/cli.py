@@ -147,12 +147,13 @@ def demo(name: str | None) -> None:
 
 
 @cli.command()
-@click.argument("name", required=False)
-def bench(name: str | None) -> None:
-    """Measure, beside something real that does the same."""
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables to this file.")
+def bench(names: tuple[str, ...], write: Path | None) -> None:
+    """Measure, beside something real that does the same: region, node, fuse, import, pages; all if none is named."""
     from dpud import bench as benches
 
-    sys.exit(benches.run(name))
+    sys.exit(benches.run(names, write))
 
 
 @cli.command(hidden=True)

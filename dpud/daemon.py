@@ -41,6 +41,7 @@ from fs.mountpoint import MountError
 from kernelsim.hostimage import HostImage
 from kernelsim.machine import Machine, MachineConfig, NodeConfig
 from kernelsim.printk import KERN_ERR
+from kernelsim.warm import preload
 
 SWITCH_INTERVAL_S = 0.001
 """How long a computing thread keeps the interpreter while a request waits; Python's own 5 ms would show."""
@@ -76,6 +77,7 @@ def run(options: RunOptions) -> None:
         _devices(options.config) as driver,
         _paced(_build(options, driver)) as (machine, owner),
     ):
+        preload(DpuDriver())
         add_rank_files(machine.registry, driver.pool)
         add_fault_files(machine.registry, driver)
         ready = Readiness(options.ready_fd, path, _describe(options, machine))

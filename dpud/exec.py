@@ -49,7 +49,7 @@ def run(
     namespace.enter()
     if mountpoint is not None:
         return runner.run(command, mountpoint, env or {}, pass_fds)
-    with _own_daemon(run_options) as own:
+    with own_daemon(run_options) as own:
         return 2 if own is None else runner.run(command, own, env or {}, pass_fds)
 
 
@@ -113,7 +113,7 @@ class _Runner:
 
 
 @contextmanager
-def _own_daemon(run_options: Sequence[str]) -> Iterator[str | None]:
+def own_daemon(run_options: Sequence[str]) -> Iterator[str | None]:
     """A daemon of our own on a temporary mount point, which is the value; None if it did not start."""
     mountpoint = tempfile.mkdtemp(prefix="dpud-", dir=os.environ.get("XDG_RUNTIME_DIR"))
     reading, writing = os.pipe()

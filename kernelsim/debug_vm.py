@@ -260,6 +260,8 @@ def _check_free(mem: Mem, report: _Report) -> None:
         report.equal(f"{name} nr_free", record["nr_free"].tolist(), nr_free[zone].tolist())
         report.equal(f"{name} free_pages", int(record["free_pages"]), int((nr_free[zone].sum(1) * sizes).sum()))
         span = slice(int(record["start_pfn"]), int(record["end_pfn"]))
+        others = int(np.count_nonzero(mem.pages["zone"][span] != zone))
+        report.equal(f"{name} pages of another zone", 0, others)
         report.equal(f"{name} buddy heads", int(nr_free[zone].sum()), _count(flags[span], PG_buddy))
         report.equal(f"{name} held_pages", int(record["held_pages"]), _count(flags[span], PG_held))
         report.equal(f"{name} nr_mlock", int(record["nr_mlock"]), _count(flags[span], PG_mlocked))

@@ -310,7 +310,7 @@ class DpuCompact:
         """Wait for a region's batch, stage 3, and the CPU path where the batch did not do it all."""
         reap = self._reap(region)
         try:
-            for waitable in reap:  # unlike `yield from`, leaves it open if this operation is closed
+            for waitable in reap:  # noqa: UP028  (`yield from` would close it when this operation is closed)
                 yield waitable
         finally:
             complete(reap)

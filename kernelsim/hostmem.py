@@ -59,6 +59,7 @@ def import_mem(image: HostImage, distance: NDArray[np.int64]) -> Mem:
         record["watermark"] = [zone.min, zone.low, zone.high, zone.promo]
     mem.nodes["nr_page_table_pages"] = _count_by_node(mem, PG_table)
     mem.nodes["nr_hugetlb"] = _count_by_node(mem, PG_huge)
+    mem.nodes["nr_slab"] = _count_by_node(mem, PG_slab)
     return mem
 
 

@@ -184,9 +184,7 @@ class Machine:
         nodes = tuple(nodes[nid] if nid < len(nodes) else NodeConfig() for nid in range(nr_nodes))
         config = replace(config or MachineConfig(), nodes=nodes, bytes="stamp", distance=())
         mem = import_mem(image, default_distance(nr_nodes))
-        machine = cls(
-            config, hw, clock, mem=mem, alloc_words=alloc_words, discard=discard, wait_queue=wait_queue
-        )
+        machine = cls(config, hw, clock, mem=mem, alloc_words=alloc_words, discard=discard, wait_queue=wait_queue)
         for name, mm in import_processes(machine.vm, image):
             machine.imported[name] = mm
         return machine

@@ -13,18 +13,8 @@ import numpy as np
 from kernelsim.attr import Attr, Kobject, Text
 from kernelsim.hugetlb import HUGEPAGE_KBYTES, HugetlbPool
 from kernelsim.mmzone import WMARK_HIGH, WMARK_LOW, Mem
-from kernelsim.page import PG_slab
 
 _KB = 4
-
-
-def nr_slab(mem: Mem, nid: int | None = None) -> int:
-    """Slab pages, which come with imported machines only."""
-    pages = mem.pages[: mem.nr_pages]
-    slab = pages["flags"] & np.uint32(PG_slab) != 0
-    if nid is not None:
-        slab &= mem.zones["node"][pages["zone"]] == nid
-    return int(np.count_nonzero(slab))
 
 
 def si_mem_available(mem: Mem) -> int:
@@ -74,7 +64,7 @@ class Meminfo(Kobject):
         yield "SwapFree", 0
         yield "AnonPages", int(nodes["nr_anon_pages"].sum())
         yield "Mapped", int(nodes["nr_mapped"].sum())
-        yield "Slab", nr_slab(self.mem)
+        yield "Slab", int(nodes["nr_slab"].sum())
         yield "PageTables", int(nodes["nr_page_table_pages"].sum())
 
     def _huge(self) -> str:
@@ -107,7 +97,7 @@ def node_meminfo(mem: Mem, hugetlb: HugetlbPool, nid: int) -> str:
         ("Mapped", int(node["nr_mapped"][0])),
         ("AnonPages", int(node["nr_anon_pages"][0])),
         ("PageTables", int(node["nr_page_table_pages"][0])),
-        ("Slab", nr_slab(mem, nid)),
+        ("Slab", int(node["nr_slab"][0])),
     ]
     text = "".join(f"Node {nid} {name + ':':<16s}{pages * _KB:8d} kB\n" for name, pages in lines)
     for name, nr in (("HugePages_Total", nr_huge), ("HugePages_Free", nr_huge), ("HugePages_Surp", 0)):

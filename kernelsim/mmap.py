@@ -2,8 +2,9 @@
 """Processes as memory management sees them: an mm with its VMAs, and the calls that shape it.
 
 Calls that touch many pages are long operations (generators): they work in slices and may be interleaved with anything
-that goes on in the machine, except other calls on the same mm (mm_configfs.py queues those). Calls that take page tables down or copy them (munmap, exit, fork) first wait until
-no batch is in flight, because a batch remembers where its PTEs are; on Linux the page-table and rmap locks see to that.
+that goes on in the machine, except other calls on the same mm (mm_configfs.py queues those). Calls that take page
+tables down or copy them (munmap, exit, fork) first wait until no batch is in flight, because a batch remembers where
+its PTEs are; on Linux the page-table and rmap locks see to that.
 """
 
 from __future__ import annotations

@@ -85,6 +85,7 @@ node_dtype = np.dtype(
         ("nr_file_pages", np.int64),
         ("nr_page_table_pages", np.int64),
         ("nr_hugetlb", np.int64),
+        ("nr_slab", np.int64),  # of an imported machine; never changes
     ]
 )
 

@@ -143,7 +143,7 @@ class VmstatFiles(Kobject):
 
     def _pagetypes(self, nid: int) -> str:
         orders = "".join(f"{order:6d} " for order in range(NR_PAGE_ORDERS))
-        lines = [f"{'Free pages count per migrate type at order ':<43s}{orders}"]
+        lines = [f"{'Free pages count per migrate type at order ':<43s} {orders}"]
         for zone, record in self._populated(nid):
             name = self.mem.zone_name(zone)
             for migratetype, type_name in enumerate(migratetype_names):

@@ -21,7 +21,7 @@ from signal import SIGKILL, SIGTERM
 
 from dpud import namespace
 from dpud.errors import UserError
-from dpud.exec import _own_daemon
+from dpud.exec import own_daemon
 
 _START_TIMEOUT_S = 10
 
@@ -63,7 +63,7 @@ def pinned_to(cpus: set[int]) -> Iterator[None]:
 @contextmanager
 def daemon(*run_options: str) -> Iterator[Path]:
     """A dpud of our own, and where it is mounted. Raises UserError if it does not start (it has said why)."""
-    with _own_daemon(run_options) as mountpoint:
+    with own_daemon(run_options) as mountpoint:
         if mountpoint is None:
             raise UserError("the daemon to be measured did not start")
         yield Path(mountpoint)

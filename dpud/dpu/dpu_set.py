@@ -44,6 +44,12 @@ Part = tuple[Rank, I64]
 """A rank of the set and which of its DPUs belong to it (int64[n], ascending)."""
 
 
+def _rows(dpus: I64) -> slice | I64:
+    """Index of some DPUs' rows: a slice where they follow one another, which numpy copies much faster."""
+    first, last = int(dpus[0]), int(dpus[-1])
+    return slice(first, last + 1) if last - first == len(dpus) - 1 else dpus
+
+
 def _wanted(number: int) -> int | None:
     return None if number == DPU_ALLOCATE_ALL else number
 
@@ -159,7 +165,7 @@ class DpuSet:
         data = np.frombuffer(source, np.uint8)
         space, window = self._window(symbol, offset, len(data))
         for rank, dpus in self._parts:
-            rank.bytes_of(space)[dpus, window] = data
+            rank.bytes_of(space)[_rows(dpus), window] = data
 
     def copy_from(self, symbol: str, offset: int, length: int) -> bytes:
         """dpu_copy_from: `length` bytes of one DPU; DpuError(INVALID_DPU_SET) for a set of several."""
@@ -181,9 +187,9 @@ class DpuSet:
         for rank, dpus in self._parts:
             mine = data[at : at + len(dpus)]
             if direction == XferDirection.DPU_XFER_TO_DPU:
-                rank.bytes_of(space)[dpus, window] = mine
+                rank.bytes_of(space)[_rows(dpus), window] = mine
             else:
-                mine[:] = rank.bytes_of(space)[dpus, window]
+                mine[:] = rank.bytes_of(space)[_rows(dpus), window]
             at += len(dpus)
 
     # --- running ---

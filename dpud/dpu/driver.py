@@ -114,7 +114,7 @@ class DpuDriver:
         self.profile = load_profile(self.config.profile)
         self.faults = faults or FaultPlan()
         self.stats = DpuStats()
-        self.last_log = ""
+        self.last_log = ""  # what the program of the last failed batch printed
         self.pool = RankPool([self._new_rank(rank_id) for rank_id in range(self.config.nr_ranks)])
         self._lock = threading.Lock()
         self._waiting: deque[tuple[_Batch, BatchCompletion]] = deque()
@@ -239,7 +239,7 @@ class DpuDriver:
         if not code and nr_retired < len(batch.frag_addrs):
             code = _read_status(dpus)
         new_addrs = self._layout(dpus, batch, code)
-        if code in ANSWERS:
+        if code and code in ANSWERS:
             self.last_log = next(dpus.dpus()).log_read()
         if not code and nr_retired < len(batch.frag_addrs):
             code = DpuErr.INTERNAL  # the program says all is well, yet left pages out

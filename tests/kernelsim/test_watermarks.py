@@ -43,8 +43,9 @@ def test_watermarks_and_lowmem_reserve_are_the_real_kernels(case: str) -> None:
     # khugepaged raised min_free_kbytes above the default there; the zones' shares add up to it
     mem.setup_watermarks(4 * sum(int(zone["min"]) for zone in real))  # type: ignore[arg-type]
     for zone, record in zip(real, mem.zones, strict=True):
+        # each share was rounded down, so was their sum
         expected = [zone[mark] for mark in ("min", "low", "high", "promo")]
-        assert record["watermark"].tolist() == pytest.approx(expected, abs=3), zone["name"]  # the sum was rounded down, too
+        assert record["watermark"].tolist() == pytest.approx(expected, abs=3), zone["name"]
         assert record["reserve"].tolist() == zone["protection"][:4], zone["name"]  # type: ignore[index]
 
 

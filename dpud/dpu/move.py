@@ -144,32 +144,78 @@ def _flip(page: U64, bit: int) -> None:
 
 @njit
 def move_pages(
-    memory: U64, mram: I64, wram: I64, dpus: I64, stop: int, flip_at: int, flip_bit: int, retired: I64
+    memory: U64,
+    mram: I64,
+    wram: I64,
+    dpus: I64,
+    first: int,
+    stop: int,
+    flip_at: int,
+    flip_bit: int,
+    retired: I64,
+    slot: int,
 ) -> int:
-    """Carry out the planned moves in order, until move `stop`; -> program status.
+    """Carry out the planned moves first .. stop-1 in order; -> program status.
 
-    A move retires (`retired[0]` counts them) once the page written was read back and its sum found right. The
-    write before that hits a page that is free or vacated, so whatever goes wrong, the source still holds the
+    A move retires (`retired[slot]` is then its number plus one) once the page written was read back and its sum found
+    right. The write before that hits a page that is free or vacated, so whatever goes wrong, the source still holds the
     content. `flip_at` and `flip_bit` corrupt one written page on purpose (-1: none).
     """
-    nr_done = 0
-    for dpu in dpus:
-        nr_slots = wram[dpu, ARG_NR_SLOTS]
-        heap = mram[dpu, HEAP:]
-        for k in range(wram[dpu, ARG_NR_FRAGS]):
-            if nr_done == stop:
-                return STATUS_OK
-            page = memory[heap[COL_NEW * nr_slots + k] // PAGE_SIZE]
-            total = _copy_page(memory[heap[k] // PAGE_SIZE], page)
-            if nr_done == flip_at:
-                _flip(page, flip_bit)
-            if page_sum(page) != total:
-                return STATUS_CORRUPTED
-            heap[COL_SUM * nr_slots + k] = total
-            wram[dpu, RES_NR_RETIRED] = k + 1
-            nr_done += 1
-            retired[0] = nr_done
+    nr_slots = wram[dpus[0], ARG_NR_SLOTS]
+    for i in range(first, stop):
+        heap = mram[dpus[i // nr_slots], HEAP:]
+        k = i % nr_slots
+        page = memory[heap[COL_NEW * nr_slots + k] // PAGE_SIZE]
+        total = _copy_page(memory[heap[k] // PAGE_SIZE], page)
+        if i == flip_at:
+            _flip(page, flip_bit)
+        if page_sum(page) != total:
+            return STATUS_CORRUPTED
+        heap[COL_SUM * nr_slots + k] = total
+        retired[slot] = i + 1
     return STATUS_OK
+
+
+@njit
+def report_retired(wram: I64, dpus: I64, nr_retired: int) -> None:
+    """Tell each DPU how many of its moves retired."""
+    for dpu in dpus:
+        mine = nr_retired - wram[dpu, ARG_FIRST_FRAG]
+        wram[dpu, RES_NR_RETIRED] = min(max(mine, 0), wram[dpu, ARG_NR_FRAGS])
+
+
+@njit
+def cut_segments(mram: I64, wram: I64, dpus: I64, stop: int, smallest: int, ends: I64, alone: I64) -> int:
+    """Cut the moves 0 .. stop-1 into long waves and the stretches between them -> number of segments.
+
+    A segment ends before move `ends[s]`. Where `alone[s]` is 0 it is a wave (see count_waves) of at least `smallest`
+    moves, whose moves may go at the same time; else it is shorter waves, to be done in order. int64 both, with room for
+    2 * stop / smallest + 2.
+    """
+    nr_slots = wram[dpus[0], ARG_NR_SLOTS]
+    nr, start, p = 0, 0, 0
+    done = 0  # where the last segment ended
+    for k in range(stop + 1):
+        ended = k == stop
+        if not ended:
+            new = mram[dpus[k // nr_slots], HEAP + COL_NEW * nr_slots + k % nr_slots]
+            while mram[dpus[p // nr_slots], HEAP + p % nr_slots] < new:
+                p += 1
+            ended = start <= p < k and mram[dpus[p // nr_slots], HEAP + p % nr_slots] == new
+        if not ended:
+            continue
+        if k - start >= smallest:
+            if start > done:
+                ends[nr], alone[nr] = start, 1
+                nr += 1
+            ends[nr], alone[nr] = k, 0
+            nr += 1
+            done = k
+        start = k
+    if stop > done:
+        ends[nr], alone[nr] = stop, 1
+        nr += 1
+    return nr
 
 
 @njit

@@ -15,7 +15,7 @@ Host-visible symbols, all in 8-byte words (move.py has the offsets):
 The DPU whose slice begins the batch prints the one line of the log.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,9 @@ from dpud.dpu.rank import Rank, Space, Symbol
 
 WORD_BYTES = 8
 DPU_MRAM_HEAP_POINTER_NAME = "__sys_used_mram_end"
+PARALLEL_MOVES = 4096
+"""Waves shorter than this are not worth a second thread: it takes 0.1 ms to wake, they take less than 2 ms."""
+
 DPU_INPUT_ARGUMENTS = "DPU_INPUT_ARGUMENTS"
 DPU_RESULTS = "DPU_RESULTS"
 PRINT_LENGTH = "__sys_print_length"
@@ -62,7 +65,8 @@ class DpuCompact:
         if nr_moves >= 0:
             fault = rank.faults.take(nr_moves)
             stop, flip_at, flip_bit = _limits(fault, nr_moves)
-            status = move.move_pages(rank.memory, mram, wram, dpus, stop, flip_at, flip_bit, rank.completion)
+            status = _move(rank, dpus, stop, flip_at, flip_bit)
+        move.report_retired(wram, dpus, int(rank.completion[0]))
         if status:
             wram[dpus, move.RES_STATUS] = status
         nr_retired = rank.completion[0]
@@ -70,6 +74,47 @@ class DpuCompact:
         if fault is None or fault.kind in (FaultKind.PARTIAL, FaultKind.CORRUPT):
             return None
         return fault.kind
+
+
+def _move(rank: Rank, dpus: I64, stop: int, flip_at: int, flip_bit: int) -> int:
+    """Carry out the moves before `stop`; -> program status, rank.completion[0] tells how many retired.
+
+    The DPUs of a rank work side by side. So do two threads here, in each wave that is long enough to be worth it: its
+    moves do not touch one another's pages. A failure in the first half leaves moves of the second half done but not
+    retired; their sources are still whole, since only a later wave may write there.
+    """
+    mram, wram = rank.words_of(Space.MRAM), rank.words_of(Space.WRAM)
+
+    def move_range(first: int, last: int, slot: int) -> int:
+        return move.move_pages(rank.memory, mram, wram, dpus, first, last, flip_at, flip_bit, rank.completion, slot)
+
+    if stop < 2 * PARALLEL_MOVES:
+        return move_range(0, stop, 0)
+    room = 2 * (stop // PARALLEL_MOVES + 1)
+    ends, alone = np.empty(room, np.int64), np.empty(room, np.int64)
+    nr = move.cut_segments(mram, wram, dpus, stop, PARALLEL_MOVES, ends, alone)
+    first = 0
+    for last, in_order in zip(ends[:nr].tolist(), alone[:nr].tolist(), strict=True):
+        status = move_range(first, last, 0) if in_order else _move_wave(rank, move_range, first, last)
+        if status:
+            return status
+        first = last
+    return move.STATUS_OK
+
+
+def _move_wave(rank: Rank, move_range: Callable[[int, int, int], int], first: int, last: int) -> int:
+    """One wave, its halves at the same time; -> program status."""
+    middle = (first + last) // 2
+    rank.completion[1] = middle
+    second = rank.helper.submit(move_range, middle, last, 1)
+    try:
+        status = move_range(first, middle, 0)
+    finally:
+        late_status = second.result()
+    if status:
+        return status
+    rank.completion[0] = rank.completion[1]
+    return late_status
 
 
 def _limits(fault: Fault | None, nr_moves: int) -> tuple[int, int, int]:

@@ -11,10 +11,10 @@ emulator's physical memory: the pages of that memory stand for pages in the bank
 
 A rank that is HUNG or LOST writes nothing more: what its counter says is final.
 
-`completion` is the one thing that the host can read in every state: how many moves the running program has
-retired. A rank belongs to one allocated set at a time. Its jobs (asynchronous launches, callbacks) run in
-order on a worker thread of its own, started by the first of them; a synchronous launch runs on the caller's
-thread.
+`completion[0]` is the one thing that the host can read in every state: how many moves the running program has
+retired. (`completion[1]` is the same for the `helper`, the second thread that long waves are moved with.) A rank
+belongs to one allocated set at a time. Its jobs (asynchronous launches, callbacks) run in order on a worker thread of
+its own, started by the first of them; a synchronous launch runs on the caller's thread.
 """
 
 import logging
@@ -23,6 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -200,7 +201,8 @@ class Rank:
         self.usage_count = 0
         self.program: DpuProgram | None = None
         self.memory: U64 = np.zeros((0, 1), np.uint64)
-        self.completion: I64 = np.zeros(1, np.int64)
+        self.completion: I64 = np.zeros(2, np.int64)
+        self.helper = self._new_helper()
         self.run_ns = 0
         self.async_error = DpuErr.OK
         self.worker = Worker(f"dpu_rank{rank_id}")
@@ -208,6 +210,15 @@ class Rank:
         self._words: dict[Space, I64] = {}
         self._linked: DpuProgram | None = None
         self._variables = slice(0, 0)
+
+    def _new_helper(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, f"dpu_rank{self.rank_id}_helper")
+
+    def close(self) -> None:
+        """End the threads; they start again when they are needed."""
+        self.worker.close()
+        self.helper.shutdown()
+        self.helper = self._new_helper()
 
     @property
     def present(self) -> bool:
@@ -346,6 +357,8 @@ class RankPool:
 
     def close(self) -> None:
         """End the workers, and those that their last jobs started."""
-        while any(rank.worker.started for rank in self.ranks):
+        while True:
             for rank in self.ranks:
-                rank.worker.close()
+                rank.close()
+            if not any(rank.worker.started for rank in self.ranks):
+                return

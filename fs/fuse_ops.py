@@ -83,15 +83,11 @@ class FuseOps:
         lib = binding._libfuse
         self._fuse_interrupted = ctypes.CFUNCTYPE(ctypes.c_int)(("fuse_interrupted", lib))
         self._session_exited = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(("fuse_session_exited", lib))
-        self._getgroups = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p)(
-            ("fuse_getgroups", lib)
-        )
+        self._getgroups = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p)(("fuse_getgroups", lib))
 
     @operation
     def init(self, _path: str) -> None:
-        get_session = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
-            ("fuse_get_session", self._binding._libfuse)
-        )
+        get_session = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("fuse_get_session", self._binding._libfuse))
         self._session = get_session(self._binding._libfuse.fuse_get_context().contents.fuse)
         self.was_mounted = True
         self._on_ready()
@@ -268,9 +264,7 @@ def mount(
         )
     except RuntimeError as error:
         if not ops.was_mounted:  # libfuse3 also ends with an error after SIGTERM
-            raise MountError(
-                f"{mountpoint}: FUSE did not mount (libfuse {version[0]}.{version[1]})"
-            ) from error
+            raise MountError(f"{mountpoint}: FUSE did not mount (libfuse {version[0]}.{version[1]})") from error
 
 
 def _libfuse_version(binding: Any) -> tuple[int, int]:

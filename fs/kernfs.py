@@ -129,9 +129,7 @@ class OpenFile:
             return data
         return self._seq.read(lambda: self._render(interrupted), size, offset)
 
-    def write(
-        self, data: bytes, offset: int, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never
-    ) -> int:
+    def write(self, data: bytes, offset: int, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> int:
         """pwrite(2) -> bytes taken. Raises OSError as the attribute's kind and store do."""
         node, attr = self.node, self.node.attr
         if node.flavour is Flavour.SYSCTL:
@@ -143,9 +141,7 @@ class OpenFile:
         if not attr.writable:
             raise error(self._rules.no_write, node.path)
         data = data[: self._rules.write_window]
-        hook, args = (
-            (attr.write_stream, (data,)) if attr.is_stream else (attr.write_text, (data, node.flavour))
-        )
+        hook, args = (attr.write_stream, (data,)) if attr.is_stream else (attr.write_text, (data, node.flavour))
         nr_taken: int = self._tree.call(self._tree.operate, node, hook, *args, interrupted=interrupted)
         return nr_taken
 
@@ -190,17 +186,11 @@ class Tree:
                 size = self.call(node.attr.stream_size, node.kobj)
         elif isinstance(node, Dir):
             mode, size = DIR_MODES.get(node.path, rules.dir_mode), 0
-            nlink = (
-                2 + sum(isinstance(n, Dir) for n in tuple(node.entries.values()))
-                if rules.counts_subdirs
-                else 1
-            )
+            nlink = 2 + sum(isinstance(n, Dir) for n in tuple(node.entries.values())) if rules.counts_subdirs else 1
         else:
             mode, nlink, size = 0o777, 1, 0
         times = (self._now_ns,) * 3
-        return Stat(
-            _type_bits(node) | mode, node.ino, nlink, self._uid, self._gid, size, rules.blksize, *times
-        )
+        return Stat(_type_bits(node) | mode, node.ino, nlink, self._uid, self._gid, size, rules.blksize, *times)
 
     def readdir(self, path: str) -> list[DirEntry]:
         """Names in a stable order, `.` and `..` first: `sysctl -a` drops two unseen. Raises ENOTDIR."""

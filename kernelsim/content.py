@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.jit import njit, u64
+from kernelsim.jit import njit, njit_alloc, u64
 
 Memory: TypeAlias = NDArray[np.uint64]
 
@@ -55,3 +55,12 @@ def page_holds(memory: Memory, pfn: int, stamp: Any) -> bool:
 def copy_page(memory: Memory, dst: int, src: int) -> None:
     for i in range(memory.shape[1]):
         memory[dst, i] = memory[src, i]
+
+
+@njit_alloc
+def new_stamps(nr: int, sequence: int) -> NDArray[np.uint64]:
+    """uint64[nr]: the stamps of writes `sequence`, `sequence` + 1, ..."""
+    stamps = np.empty(nr, dtype=np.uint64)
+    for i in range(nr):
+        stamps[i] = stamp_of(sequence + i)
+    return stamps

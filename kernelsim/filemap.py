@@ -9,20 +9,12 @@ there: mappings are shared, so a write by one is a write for all.
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.content import stamp_of
-from kernelsim.jit import njit, njit_alloc
+from kernelsim.content import new_stamps
+from kernelsim.jit import njit
 from kernelsim.memory import put_page
 from kernelsim.mm_types import Vm
 from kernelsim.mmzone import Blocks, Nodes, Zones
 from kernelsim.page import Pages
-
-
-@njit_alloc
-def _disk_stamps(nr_pages: int, sequence: int) -> NDArray[np.uint64]:
-    disk = np.empty(nr_pages, dtype=np.uint64)
-    for i in range(nr_pages):
-        disk[i] = stamp_of(sequence + i)
-    return disk
 
 
 @njit
@@ -54,7 +46,7 @@ class File:
         self.mapping = vm.take_mapping()
         self.i_base = vm.grow_page_cache(nr_pages)
         vm.avcs["i_base"][self.mapping] = self.i_base
-        self.disk = _disk_stamps(nr_pages, vm.sequence + 1)
+        self.disk = new_stamps(nr_pages, vm.sequence + 1)
         vm.sequence += nr_pages
         vm.files.append(self)
 

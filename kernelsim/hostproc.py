@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.content import Memory, fill_page, stamp_of
+from kernelsim.content import Memory, fill_page, new_stamps
 from kernelsim.filemap import File
 from kernelsim.hostimage import HostImage, HostTask
 from kernelsim.hostmem import (
@@ -29,7 +29,7 @@ from kernelsim.hostmem import (
     classify,
     import_lru,
 )
-from kernelsim.jit import njit, njit_alloc
+from kernelsim.jit import njit
 from kernelsim.mm_types import Vm
 from kernelsim.mmap import MMAP_BASE_VPN, Mm, Vma
 from kernelsim.mmzone import Nodes, Zones
@@ -110,14 +110,6 @@ def _own_pages(
 def _write_stamps(memory: Memory, pfns: NDArray[np.int64], stamps: NDArray[np.uint64]) -> None:
     for i in range(len(pfns)):
         fill_page(memory, pfns[i], stamps[i])
-
-
-@njit_alloc
-def _new_stamps(nr: int, sequence: int) -> NDArray[np.uint64]:
-    stamps = np.empty(nr, dtype=np.uint64)
-    for i in range(nr):
-        stamps[i] = stamp_of(sequence + i)
-    return stamps
 
 
 class HostImporter:
@@ -216,7 +208,7 @@ class HostImporter:
         """Map pages, and let the process know what is in them: a page nobody mapped before gets its stamp now."""
         vm, mem = self.vm, self.vm.mem
         fresh = (mem.pages["mapcount"][pfns] == 0) & (self.kinds[pfns] == USE_ANON)
-        _write_stamps(vm.memory, pfns[fresh], _new_stamps(int(fresh.sum()), vm.sequence + 1))
+        _write_stamps(vm.memory, pfns[fresh], new_stamps(int(fresh.sum()), vm.sequence + 1))
         vm.sequence += int(fresh.sum())
         nr = _import_ptes(
             mem.pages, mem.zones, mem.nodes, vm.vmas, vm.mms, vm.pt, self.frames, self.used, vma.id, vpns, pfns

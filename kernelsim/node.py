@@ -13,14 +13,14 @@ from kernelsim.vmstat import node_items, zone_items
 
 
 def format_list(numbers: Sequence[int]) -> str:
-    """`0-3,6`, as the kernel prints sets (%*pbl)."""
+    """The line `0-3,6`, as the kernel prints sets (%*pbl); an empty one for none."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs) + "\n"
 
 
 def format_mask(numbers: Sequence[int], nr_bits: int) -> str:

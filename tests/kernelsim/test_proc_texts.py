@@ -101,7 +101,9 @@ def test_a_long_free_list_is_capped_as_the_kernel_counts_it() -> None:
 def test_meminfo_adds_up() -> None:
     lab = Lab((64,))
     managed_kb = 64 * 1024 - 4 - 64 * 16
-    assert lab.read("/proc/meminfo").startswith(f"MemTotal:       {managed_kb:8d} kB\nMemFree:        {managed_kb:8d} kB")
+    assert lab.read("/proc/meminfo").startswith(
+        f"MemTotal:       {managed_kb:8d} kB\nMemFree:        {managed_kb:8d} kB"
+    )
     lab.spawn("a", anon="4M", file="2M", mlock="50")
     values = {name: int(line.split()[1]) for name, line in zip_lines(lab.read("/proc/meminfo"))}
     assert values["AnonPages"] == 4096
@@ -191,7 +193,7 @@ def assert_as_captured(machine: Machine, folder: Path) -> None:
     """DMA and DMA32 to the byte; Normal moved while it was captured: within 3 % or half of how far it moved."""
     ours = machine.registry.read("/proc/buddyinfo").decode()
     before, after = ((folder / name).read_text() for name in ("buddyinfo", "buddyinfo.end"))
-    for line, real, end in zip(ours.splitlines(), before.splitlines(), after.splitlines(), strict=True):
+    for line, real in zip(ours.splitlines(), before.splitlines(), strict=True):
         if "Normal" not in line:
             assert line == real
     for key, counts in rows(ours).items():

@@ -82,7 +82,7 @@ class Printk(Kobject):
         text = data.decode("utf-8", "surrogateescape").rstrip("\n")
         level, facility = KERN_WARNING, LOG_USER
         head, closed, tail = text.partition(">")
-        if closed and head.startswith("<") and head[1:].isdecimal():
+        if closed and head.startswith("<") and head.isascii() and head[1:].isdecimal():
             priority = int(head[1:])
             level, facility, text = priority & 7, max(priority >> 3, LOG_USER), tail
         self(text, level, facility)

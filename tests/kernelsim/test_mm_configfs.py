@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A process's files: what each does, and that a bad write changes nothing."""
+
+import errno
+
+import numpy as np
+import pytest
+from machines import MIB, Lab, settle
+
+from kernelsim.machine import MM_CONFIGFS
+from kernelsim.mm_configfs import choose, parse_amount
+
+A = f"{MM_CONFIGFS}/a"
+
+
+@pytest.fixture
+def lab() -> Lab:
+    lab = Lab((32, 32))
+    lab.spawn("a", anon="4M")
+    return lab
+
+
+def errno_of(lab: Lab, attr: str, text: str) -> int:
+    with pytest.raises(OSError) as caught:  # noqa: PT011: the number is looked at
+        lab.set("a", **{attr: text})
+    return caught.value.errno or 0
+
+
+@pytest.mark.parametrize(
+    ("attr", "text"),
+    [
+        *(("anon", text) for text in ("", "-1", "4X", "1.5M", "4 M", "abc", str(2**63))),
+        *(("file", text) for text in ("", "-4K", "K")),
+        *(("holes", text) for text in ("", "101", "-1", "x", "50 seed", "50 seed=", "50 seed=x", "50 run", "50%")),
+        *(("holes", text) for text in ("50 seed=-1", "50 seed=1 2", f"50 seed={10**19}", "٥٠")),
+        *(("mlock", text) for text in ("", "101", "x", "10 runs")),
+        *(("pin", text) for text in ("", "200", "5 runs", "5 seed=a")),
+        *(("touch", text) for text in ("", "-5", "5 every")),
+        *(("fork", text) for text in ("", ".", "..", "a/b", "-x", "x" * 64, "a b", "é")),
+        *(("node", text) for text in ("2", "-1", "x", "")),
+    ],
+)
+def test_bad_writes_are_einval_and_change_nothing(lab: Lab, attr: str, text: str) -> None:
+    before = lab.machine.state_hash()
+    assert errno_of(lab, attr, text) == errno.EINVAL
+    assert lab.machine.state_hash() == before
+
+
+@pytest.mark.parametrize(("attr", "text"), [("anon", "1G"), ("anon", "60M"), ("file", "70M"), ("anon", "4E")])
+def test_too_much_memory_is_enomem_and_the_old_stays(lab: Lab, attr: str, text: str) -> None:
+    lab.set("a", file="64K")
+    free = lab.mem.zones["free_pages"].sum()
+    assert errno_of(lab, attr, text) == errno.ENOMEM
+    assert (lab.read(f"{A}/anon"), lab.read(f"{A}/file")) == ("4194304\n", "65536\n")
+    assert free - lab.mem.zones["free_pages"].sum() < 40  # but for page tables, which stay until exit
+    lab.assert_at_rest()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("4M", 4 * MIB), ("4096K", 4 * MIB), ("1", 4096), ("5000", 8192), ("0x2000", 8192), ("0", 0)]
+)
+def test_anon_is_rounded_up_to_pages_and_replaces(lab: Lab, text: str, shown: int) -> None:
+    lab.set("a", anon=text)
+    assert lab.read(f"{A}/anon") == f"{shown}\n"
+    assert lab.read(f"{A}/rss") == f"{shown}\n"
+    lab.assert_at_rest()
+
+
+def test_holes_give_back_about_their_percentage(lab: Lab) -> None:
+    lab.set("a", holes="50 seed=7")
+    assert 0.4 < int(lab.read(f"{A}/rss")) / (4 * MIB) < 0.6
+    assert lab.read(f"{A}/holes") == "50 seed=7\n"
+    assert lab.read(f"{A}/anon") == f"{4 * MIB}\n"
+    assert lab.verify("a") == "ok"
+    lab.set("a", anon="1M")
+    assert lab.read(f"{A}/holes") == "0\n"
+
+
+def test_a_seed_is_a_pattern(lab: Lab) -> None:
+    patterns = {
+        text: choose(1000, *parse_amount_tuple(text)).tobytes()
+        for text in ("50 seed=1", "50 seed=2", "50 runs seed=1")
+    }
+    assert len(set(patterns.values())) == 3
+    assert choose(1000, *parse_amount_tuple("50 seed=1")).tobytes() == patterns["50 seed=1"]
+
+
+def parse_amount_tuple(text: str) -> tuple[int, int, bool]:
+    percent, options, flags = parse_amount(text, flags=("runs",))
+    return percent, options.get("seed", 0), "runs" in flags
+
+
+@pytest.mark.parametrize("percent", [0, 1, 10, 50, 90, 99, 100])
+@pytest.mark.parametrize("in_runs", [False, True])
+def test_choosing(percent: int, in_runs: bool) -> None:
+    """The share is right, runs are runs, and 0 and 100 are exact."""
+    chosen = choose(100_000, percent, 3, in_runs)
+    assert abs(100 * chosen.mean() - percent) < (6 if in_runs else 1)
+    if percent in (0, 100):
+        assert chosen.all() == (percent == 100)
+        assert chosen.any() == (percent == 100)
+    if in_runs and percent == 50:
+        edges = np.count_nonzero(np.diff(chosen))
+        assert edges < 100_000 / 20
+
+
+def test_mlock_locks_from_the_start_and_can_shrink(lab: Lab) -> None:
+    for percent, pages in ((25, 256), (75, 768), (100, 1024), (10, 102), (0, 0)):
+        lab.set("a", mlock=str(percent))
+        assert int(lab.mem.zones["nr_mlock"].sum()) == pages
+        assert lab.read(f"{A}/mlock") == f"{percent}\n"
+        assert lab.machine.check() == []
+    lab.assert_at_rest()
+
+
+def test_new_pages_of_a_locked_range_are_locked(lab: Lab) -> None:
+    lab.set("a", holes="100", mlock="100", touch="100")
+    assert int(lab.mem.zones["nr_mlock"].sum()) == 1024
+    lab.set("a", holes="100")
+    assert int(lab.mem.zones["nr_mlock"].sum()) == 0
+    lab.assert_at_rest()
+
+
+def test_locks_are_not_inherited(lab: Lab) -> None:
+    lab.set("a", mlock="100", fork="b")
+    assert lab.read(f"{MM_CONFIGFS}/b/mlock") == "0\n"
+    settle([lab.end("a")])
+    assert int(lab.mem.zones["nr_mlock"].sum()) == 0
+    lab.assert_at_rest()
+
+
+def test_pinning_replaces_and_0_unpins(lab: Lab) -> None:
+    process = lab.machine.processes["a"]
+    lab.set("a", pin="10 seed=1")
+    first = set(process.mm.pinned.tolist())
+    assert 50 < len(first) < 160
+    assert all(int(lab.mem.pages["refcount"][pfn]) == 1025 for pfn in first)
+    lab.set("a", pin="10 seed=2")
+    assert set(process.mm.pinned.tolist()) != first
+    lab.set("a", pin="0")
+    assert len(process.mm.pinned) == 0
+    assert lab.read(f"{A}/pin") == "0\n"
+    lab.assert_at_rest()
+
+
+def test_pinned_pages_outlive_their_mapping(lab: Lab) -> None:
+    free = int(lab.mem.zones["free_pages"].sum())
+    lab.set("a", pin="100", holes="100")
+    assert int(lab.mem.zones["free_pages"].sum()) == free
+    lab.assert_at_rest()
+    lab.set("a", pin="0")
+    assert int(lab.mem.zones["free_pages"].sum()) == free + 1024
+    lab.assert_at_rest()
+
+
+def test_fork_makes_a_directory_beside_it(lab: Lab) -> None:
+    lab.set("a", file="128K", fork="child")
+    assert lab.verify("child") == "ok"
+    assert lab.read(f"{MM_CONFIGFS}/child/anon") == lab.read(f"{A}/anon")
+    assert lab.read(f"{MM_CONFIGFS}/child/pid") != lab.read(f"{A}/pid")
+    assert errno_of(lab, "fork", "child") == errno.EEXIST
+    assert errno_of(lab, "fork", "a") == errno.EEXIST
+
+
+def test_verify_counts_what_differs(lab: Lab) -> None:
+    pages = lab.mem.pages[: lab.mem.nr_pages]
+    mapped = np.flatnonzero(pages["mapcount"])
+    lab.vm.memory[mapped[[3, 70, 900]], 0] += np.uint64(1)
+    assert lab.verify("a") == "3"
+
+
+def test_home_node_is_where_memory_comes_from(lab: Lab) -> None:
+    lab.spawn("b", node="1", anon="4M")
+    assert int(lab.mem.nodes["nr_anon_pages"][1]) == 1024
+    lab.set("b", anon="40M")
+    assert int(lab.mem.nodes["nr_anon_pages"][0]) > 1024
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".x", "a/b", "a b", "x" * 64, "ü"])
+def test_bad_names_make_no_process(lab: Lab, name: str) -> None:
+    with pytest.raises(OSError, match="bad name") as caught:
+        lab.spawn(name)
+    assert caught.value.errno == errno.EINVAL
+    assert list(lab.machine.processes) == ["a"]
+
+
+# Two requests at once.
+
+
+def test_requests_on_one_process_queue(lab: Lab) -> None:
+    """Without that, the second would pull the memory away from under the first."""
+    lab.spawn("b", anon="16M")
+    outcomes = settle(
+        [
+            lab.start_set("b", "touch", "100"),
+            lab.start_set("b", "anon", "1M"),
+            lab.start_set("b", "mlock", "50"),
+            lab.start_set("b", "file", "2M"),
+            lab.start_verify("b"),
+        ]
+    )
+    assert outcomes[4] == b"ok\n"
+    assert lab.read(f"{MM_CONFIGFS}/b/anon") == f"{MIB}\n"
+    lab.assert_at_rest()
+
+
+def test_a_request_that_waited_for_the_last_one_finds_the_process_gone(lab: Lab) -> None:
+    waiting = lab.start_set("a", "touch", "100")
+    outcomes = settle([lab.end("a"), waiting])
+    assert isinstance(outcomes[1], OSError)
+    assert outcomes[1].errno == errno.ESRCH
+    assert lab.machine.check() == []
+
+
+def test_two_forks_of_one_name_make_one_child(lab: Lab) -> None:
+    lab.spawn("b", anon="4M")
+    outcomes = settle([lab.start_set("a", "fork", "child"), lab.start_set("b", "fork", "child")])
+    failed = [outcome for outcome in outcomes if isinstance(outcome, OSError)]
+    assert [error.errno for error in failed] == [errno.EEXIST]
+    assert len(lab.vm.mms_in_use) == 3
+    lab.assert_at_rest()
+
+
+@pytest.mark.parametrize(
+    ("attr", "text"), [("anon", "12M"), ("file", "12M"), ("holes", "50"), ("touch", "100"), ("fork", "c"), ("pin", "9")]
+)
+def test_an_interrupted_request_leaves_the_machine_sound(lab: Lab, attr: str, text: str) -> None:
+    """Closed at its first and at its second yield."""
+    lab.spawn("b", anon="14M")
+    for nr_slices in (1, 2):
+        operation = lab.start_set("b", attr, text)
+        for _ in range(nr_slices):
+            next(operation, None)
+        operation.close()
+        lab.assert_at_rest()
+        assert "c" not in lab.machine.processes or attr == "fork"

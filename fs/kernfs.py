@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 from fs.configfs import Items, error
 from fs.rules import DIR_MODES, RULES, Rules
 from fs.seq_file import SeqFile
-from kernelsim.attr import Dir, File, Flavour, Link, Node, Operation, Registry, complete
+from kernelsim.attr import Dir, File, Flavour, Link, Node, Operation, Registry, StreamOverrun, complete
 
 R = TypeVar("R")
 
@@ -105,6 +105,7 @@ class OpenFile:
         self._nr_appended = 0
         self._rules = RULES[node.flavour]
         self._seq = SeqFile()
+        self._skipped = 0  # bytes of a stream that were overwritten before this reader came to them
 
     def read(
         self,
@@ -124,10 +125,19 @@ class OpenFile:
         if not attr.readable:
             raise error(self._rules.no_read, node.path)
         if attr.is_stream:
-            hook, args = attr.read_stream, (offset, size, nonblock)
-            data: bytes = self._tree.call(self._tree.operate, node, hook, *args, interrupted=interrupted)
-            return data
+            try:
+                return self._read_stream(size, offset, nonblock, interrupted)
+            except StreamOverrun as overrun:
+                self._skipped = overrun.resume - offset
+                if offset:
+                    raise  # the reader is told once; one that only begins has missed nothing
+                return self._read_stream(size, offset, nonblock, interrupted)
         return self._seq.read(lambda: self._render(interrupted), size, offset)
+
+    def _read_stream(self, size: int, offset: int, nonblock: bool, interrupted: Callable[[], bool]) -> bytes:
+        hook, args = self.node.attr.read_stream, (offset + self._skipped, size, nonblock)
+        data: bytes = self._tree.call(self._tree.operate, self.node, hook, *args, interrupted=interrupted)
+        return data
 
     def write(self, data: bytes, offset: int, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> int:
         """pwrite(2) -> bytes taken. Raises OSError as the attribute's kind and store do."""

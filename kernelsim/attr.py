@@ -38,6 +38,7 @@ from kernelsim.kinds import Int as Int
 from kernelsim.kinds import Kind as Kind
 from kernelsim.kinds import Size as Size
 from kernelsim.kinds import Stream as Stream
+from kernelsim.kinds import StreamOverrun as StreamOverrun
 from kernelsim.kinds import Text as Text
 from kernelsim.kinds import Trigger as Trigger
 from kernelsim.operation import Operation as Operation
@@ -185,7 +186,7 @@ class Attr(Generic[T]):
         return nr_taken
 
     def read_stream(self, kobj: "Kobject", pos: int, size: int, nonblock: bool) -> Operation[bytes]:
-        """The record at byte offset `pos`, or what the stream gives for it; b"" at its end."""
+        """The record at byte offset `pos`, or what the stream gives for it; b"" at its end. May raise StreamOverrun."""
         assert self._read is not None
         return cast(bytes, (yield from outcome(self._read(kobj, pos, size, nonblock))))
 

@@ -267,6 +267,17 @@ class Trigger(Text):
         return "1\n", "0", "compact\n"
 
 
+class StreamOverrun(OSError):
+    """A stream no longer has what was to be read; it goes on at `resume`. EPIPE, as /dev/kmsg says it.
+
+    Whoever keeps the open file moves its view of the stream there: the reader's own offset does not change.
+    """
+
+    def __init__(self, resume: int) -> None:
+        super().__init__(errno.EPIPE, "overwritten")
+        self.resume = resume
+
+
 class Stream(Kind[bytes]):
     """Records read one by one at the offsets where they begin (/dev/kmsg), or bytes consumed (trace_pipe)."""
 

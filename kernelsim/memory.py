@@ -195,10 +195,11 @@ def do_wp_page(
     vpn: int,
     ptep: int,
 ) -> int:
-    """Write to a read-only PTE of a writable VMA: reuse the page if nobody else has it, else copy. pfn or -ENOMEM."""
+    """Write to a read-only PTE of a writable VMA: reuse the page if nobody else maps it, else copy. pfn or -ENOMEM."""
     old = pte_pfn(pt[ptep])
     events[0].pgfault += 1
-    exclusive = pages[old].mapcount == 1 and pages[old].refcount == 1
+    # pins do not make a page shared: who pinned it had it made exclusive first (unshare_pages)
+    exclusive = pages[old].mapcount == 1 and (pages[old].refcount - 1) % GUP_PIN_BIAS == 0
     if exclusive or vmas[vma].flags & VM_SHARED:
         pt[ptep] |= _PAGE_RW
         return old
@@ -442,3 +443,35 @@ def copy_page_range(
                 mms[vmas[child].mm].rss_file += 1
         vpn += 1
     return vpn, 0
+
+
+@njit
+def unshare_pages(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    zonelist: NDArray[np.int32],
+    vmas: Vmas,
+    mms: Mms,
+    pt: PageTables,
+    tlbs: Tlbs,
+    events: Events,
+    memory: Memory,
+    vma: int,
+    vpns: NDArray[np.int64],
+) -> int:
+    """Give a VMA pages of its own where it shares anonymous ones, before they are pinned (FAULT_FLAG_UNSHARE).
+
+    Returns 0, or -ENOMEM with some of them done.
+    """
+    for vpn in vpns:
+        ptep = walk_pte(pt, vmas[vma].root, vpn)
+        if ptep < 0 or pt[ptep] & _PAGE_PRESENT == _ZERO:
+            continue
+        pfn = pte_pfn(pt[ptep])
+        if pages[pfn].flags & PG_anon and pages[pfn].mapcount > 1:
+            own = do_wp_page(pages, zones, blocks, nodes, zonelist, vmas, mms, pt, tlbs, events, memory, vma, vpn, ptep)
+            if own < 0:
+                return own
+    return 0

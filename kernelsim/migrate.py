@@ -173,6 +173,14 @@ def migrate_page(
 
 
 @njit
+def _next_target(pages: Pages, blocks: Blocks, target: int, end: int) -> int:
+    """The first held frame from `target` on that may be filled, or `end`."""
+    while target < end and (pages[target].flags & PG_held == 0 or not is_target(pages, blocks, target)):
+        target += 1
+    return target
+
+
+@njit
 def compact_range(
     pages: Pages,
     zones: Zones,
@@ -208,8 +216,10 @@ def compact_range(
             pfn += step
             continue
         if nr_targets > 0 and why_not_movable(pages, pfn) == MOVABLE:
-            while pages[target].flags & PG_held == 0 or not is_target(pages, blocks, target):
-                target += 1
+            target = _next_target(pages, blocks, target, pfn)
+            if target == pfn:  # their pageblocks were claimed for another type between two calls
+                nr_targets = 0
+                continue
             nr_ptes += migrate_page(
                 pages,
                 zones,

@@ -224,14 +224,24 @@ class Mm:
             mlock_pages(mem.pages, mem.zones, mem.nodes, vm.vmas, vm.pt, vm.events, vma.id, lock)
 
     def pin(self, vma: Vma, vpns: NDArray[np.int64]) -> LongOp:
-        """Pin present pages for long-term DMA, on top of those pinned before."""
+        """Pin present pages for long-term DMA, on top of those pinned before; shared ones are copied first."""
         pinned = np.empty(len(vpns), dtype=np.int64)
         while True:
+            self._unshare(vma, vpns)
             nr = pin_pages(self.vm.vmas, self.vm.pt, self.vm.mem.pages, vma.id, vpns, pinned)
             if nr >= 0:
                 self.pinned = np.concatenate([self.pinned, pinned[:nr]])
                 return
             yield self.vm.in_flight[0]
+
+    def _unshare(self, vma: Vma, vpns: NDArray[np.int64]) -> None:
+        vm, mem = self.vm, self.vm.mem
+        error = _memory.unshare_pages(
+            mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.vmas, vm.mms, vm.pt, vm.tlbs, vm.events,
+            vm.memory, vma.id, vpns,
+        )  # fmt: skip
+        if error:
+            raise OSError(-error, "pin")
 
     def unpin(self) -> None:
         """Drop all pins of this process."""

@@ -4,15 +4,15 @@
 A record reads `<facility*8+level>,<seq>,<usec>,-;text` (Documentation/ABI/testing/dev-kmsg). The file is a byte stream
 in which each record owns the bytes [start, start + len): a read at an offset gets the record that covers it and never
 more, which is what makes util-linux dmesg work on a regular file. Records are dropped from the front once the ring
-holds more than `LOG_BUF_BYTES`; a reader whose record is gone goes on with the oldest one. The last record is never
-dropped: with an empty log dmesg would fall back to the real kernel's.
+holds more than `LOG_BUF_BYTES`; a reader whose record is gone is told so (EPIPE) and goes on with the oldest one. The
+last record is never dropped: with an empty log dmesg would fall back to the real kernel's.
 """
 
 import errno
 from bisect import bisect_right
 from collections.abc import Callable
 
-from kernelsim.attr import Attr, Kobject, Stream
+from kernelsim.attr import Attr, Kobject, Stream, StreamOverrun
 from kernelsim.operation import Operation
 from kernelsim.wait import WaitQueue
 
@@ -68,12 +68,13 @@ class Printk(Kobject):
             if nonblock:
                 raise OSError(errno.EAGAIN, "no more records")
             yield self._wait_queue
-        at = max(bisect_right(self._starts, pos) - 1, 0)
-        record = self._records[at]
-        if pos < self._starts[at]:
-            return record[:size] if len(record) <= size else _too_small()
-        rest = record[pos - self._starts[at] :]
-        return rest if len(rest) <= size else _too_small()
+        if pos < self._starts[0]:
+            raise StreamOverrun(self._starts[0])
+        at = bisect_right(self._starts, pos) - 1
+        rest = self._records[at][pos - self._starts[at] :]
+        if len(rest) > size:
+            raise OSError(errno.EINVAL, "buffer smaller than the record")
+        return rest
 
     @kmsg.write
     def _write(self, data: bytes) -> None:
@@ -90,10 +91,6 @@ class Printk(Kobject):
     @kmsg.size
     def _size(self) -> int:
         return self._end
-
-
-def _too_small() -> bytes:
-    raise OSError(errno.EINVAL, "buffer smaller than the record")
 
 
 def _escape(text: str) -> bytes:

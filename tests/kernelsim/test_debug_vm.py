@@ -114,7 +114,14 @@ FAULTS: dict[str, tuple[str, Callable[[Victim], object]]] = {
     # node and zone counters
     **{
         name: (name, lambda v, name=name: add(v.mem.nodes, name, 0))
-        for name in ("nr_anon_pages", "nr_mapped", "nr_file_pages", "nr_isolated_anon", "nr_isolated_file", "nr_hugetlb")
+        for name in (
+            "nr_anon_pages",
+            "nr_mapped",
+            "nr_file_pages",
+            "nr_isolated_anon",
+            "nr_isolated_file",
+            "nr_hugetlb",
+        )
     },
     "nr_page_table_pages": ("page-table pages", lambda v: add(v.mem.nodes, "nr_page_table_pages", 0)),
     "nr_mlock": ("nr_mlock", lambda v: add(v.mem.zones, "nr_mlock", 0)),

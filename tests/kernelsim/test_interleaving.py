@@ -7,6 +7,7 @@ the end every process must read back what it wrote and every page be free again.
 """
 
 import errno
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -242,3 +243,79 @@ def test_soak(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(100, 130))
 def test_soak_at_length(seed: int) -> None:
     soak(seed, 800)
+
+
+# What chance seldom finds.
+
+
+@pytest.fixture
+def slow_lab() -> Iterator[Lab]:
+    """A process with holes on a machine whose device takes its time, and a compaction with a batch in flight."""
+    patch = small_slices(16)
+    lab = Lab((32,), nr_ranks=3, patience=60)
+    lab.spawn("a", anon="12M", holes="50 seed=1")
+    yield lab
+    patch.undo()
+
+
+def batch_in_flight(lab: Lab) -> Operation[object]:
+    """A compaction, run until the device has its first batch."""
+    compaction = lab.start_compact()
+    while not any(region.completion for region in lab.machine.dpu.vm.in_flight):
+        assert not advance(compaction)[0]
+    return compaction
+
+
+def runs_on(operation: Operation[object], nr_slices: int = 20) -> bool:
+    """It does not come to its end in so many slices."""
+    return not any(over for over, _ in (advance(operation) for _ in range(nr_slices)))
+
+
+@pytest.mark.parametrize("which", ["exit", "unmap"])
+def test_page_tables_and_rmap_stay_while_a_batch_is_in_flight(slow_lab: Lab, which: str) -> None:
+    """The batch remembers where its PTEs are, and finds the others through the rmap chains."""
+    compaction = batch_in_flight(slow_lab)
+    mm = slow_lab.machine.processes["a"].mm
+    nr_tables = slow_lab.vmstat()["nr_page_table_pages"]
+    ending = slow_lab.end("a") if which == "exit" else slow_lab.start_set("a", "anon", "0")
+    patient = [region.completion for region in slow_lab.vm.in_flight if region.completion]
+    while all(completion._result is None for completion in patient):
+        assert not advance(ending)[0]
+        assert slow_lab.vmstat()["nr_page_table_pages"] == nr_tables
+        assert mm.vma
+        assert slow_lab.machine.check() == []
+    settle([compaction, ending])
+    slow_lab.assert_at_rest()
+
+
+def test_a_child_gets_the_pages_in_flight_too(slow_lab: Lab) -> None:
+    compaction = batch_in_flight(slow_lab)
+    settle([slow_lab.start_set("a", "fork", "child"), compaction])
+    assert slow_lab.verify("child") == "ok"
+    slow_lab.assert_at_rest()
+
+
+def test_no_batch_begins_while_a_fork_copies(slow_lab: Lab) -> None:
+    """So that an interrupted fork can take its half-made child down at once."""
+    fork, compaction = slow_lab.start_set("a", "fork", "child"), slow_lab.start_compact()
+    assert runs_on(fork, 5)
+    assert runs_on(compaction)
+    if slow_lab.vm.in_flight:
+        settle([fork, compaction])  # else the fork would wait for ever as it is closed
+        pytest.fail("a batch began")
+    fork.close()
+    assert len(slow_lab.vm.mms_in_use) == 1
+    settle([compaction])
+    slow_lab.assert_at_rest()
+
+
+def test_a_page_faulted_in_anew_is_not_taken_for_the_one_in_flight(slow_lab: Lab) -> None:
+    """Freed while its batch is under way, touched again, and the new page is in a later batch: the first batch must
+    leave the PTE alone when it ends."""
+    compaction = batch_in_flight(slow_lab)
+    for attr, text in (("holes", "100"), ("touch", "100"), ("holes", "50 seed=3")):
+        settle([slow_lab.start_set("a", attr, text)])
+        assert any(region.completion and not region.completion._result for region in slow_lab.vm.in_flight)
+    settle([compaction])
+    assert slow_lab.stats()["regions"] > 2
+    slow_lab.assert_at_rest()

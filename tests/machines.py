@@ -188,17 +188,6 @@ class Lab:
         self.assert_sound()
 
 
-def drive(operation: Operation[object], between: Callable[[int], object]) -> int:
-    """Run an operation to its end; `between(i)` runs at its i-th yield. Returns the number of yields."""
-    nr = 0
-    for waitable in operation:
-        between(nr)
-        nr += 1
-        while waitable is not None and not waitable.wait(1.0):
-            pass
-    return nr
-
-
 def settle(operations: Iterable[Operation[object]], max_rounds: int = 50_000) -> list[object]:
     """Run operations to their ends in turns, as requests that take turns with the machine do -> their outcomes.
 

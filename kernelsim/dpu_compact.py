@@ -199,11 +199,13 @@ class DpuCompact:
 
     def _isolate_slice(self, region: DpuCompactRegion, pfn: int) -> int:
         vm, mem = self.vm, self.vm.mem
+        nr_before = region.nr_fragments
         pfn, region.nr_fragments, region.nr_targets = scan.isolate_range(
             mem.pages, mem.zones, mem.blocks, mem.nodes, vm.vmas, vm.avcs, vm.pt, vm.tlbs, vm.events, vm.touched(),
             region.fragments, self.stats.skipped, pfn, min(pfn + SCAN_SLICE_PAGES, region.last), region.last,
             region.nr_fragments, region.nr_targets,
         )  # fmt: skip
+        vm.events["compact_isolated"] += region.nr_fragments - nr_before
         return region.last if region.nr_fragments == len(region.fragments) else pfn
 
     # Stage 2.
@@ -371,6 +373,7 @@ class DpuCompact:
             mem.pages, mem.zones, mem.blocks, mem.nodes, vm.vmas, vm.avcs, vm.pt, vm.tlbs, vm.events, vm.memory,
             vm.i_pages, vm.touched(), pfn, end, target, nr_targets, CPU_SLICE_PAGES,
         )  # fmt: skip
+        vm.events["compact_isolated"] += nr_moved
         self.stats.cpu_pages_moved += nr_moved
         self.stats.cpu_ptes_updated += nr_ptes
         return pfn, target, nr_targets

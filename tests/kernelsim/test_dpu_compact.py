@@ -170,6 +170,7 @@ def test_counters_agree_with_each_other() -> None:
     assert stats["fallbacks"] == after["dpu_compact_fallback"]
     moved = after["pgmigrate_success"] - before["pgmigrate_success"]
     assert moved == stats["pages_moved"] + stats["cpu_pages_moved"]
+    assert after["compact_isolated"] == moved  # no batch failed, so all that was isolated moved
     assert stats["device_ns"] > 0
     assert stats["regions_in_flight"] == 0
 

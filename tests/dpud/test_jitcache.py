@@ -73,8 +73,38 @@ def test_a_new_folder_starts_from_the_shared_one(places: Path, monkeypatch: pyte
 
 
 def test_old_folders_go(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jitcache, "_KEEP", 8)
     for age, name in enumerate("abcdefghij"):
-        monkeypatch.setattr(jitcache, "fingerprint", lambda name=name: name)
+        monkeypatch.setattr(jitcache, "fingerprint", lambda _root, name=name: name)
         os.utime(jitcache.use(), (1000 + age, 1000 + age))
     kept = {path.name for path in (places / "shared/dpud").iterdir()}
     assert kept == {f"jit-{name}" for name in "cdefghij"}
+
+
+def write_sources(root: Path, **texts: str) -> None:
+    for name, text in texts.items():
+        (root / "kernelsim").mkdir(exist_ok=True)
+        (root / f"kernelsim/{name}.py").write_text(text)
+
+
+def test_a_closure_changes_with_what_is_imported_however_indirectly(tmp_path: Path) -> None:
+    write_sources(tmp_path, a="", b="from kernelsim import a as other", c="import kernelsim.b", d="x = 1")
+    before = jitcache.closures(tmp_path)
+    assert set(before) == {f"kernelsim/{name}.py" for name in "abcd"}
+    write_sources(tmp_path, a="y = 2")
+    after = jitcache.closures(tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {f"kernelsim/{name}.py" for name in "abc"}
+
+
+def test_an_edit_keeps_the_loops_it_cannot_have_changed(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jitcache, "_ROOT", places)
+    write_sources(places, a="", b="from kernelsim.a import x", c="")
+    old = jitcache.use()
+    for name in "abc":
+        compiled = old / f"kernelsim_of_another_checkout/{name}.loop-1.py311.nbi"
+        compiled.parent.mkdir(exist_ok=True)
+        compiled.write_text(name)
+    write_sources(places, a="x = 1")
+    new = jitcache.use()
+    assert new != old
+    assert [path.name for path in new.rglob("*.nbi")] == ["c.loop-1.py311.nbi"]

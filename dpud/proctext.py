@@ -10,6 +10,7 @@ import re
 from collections.abc import Container, Iterator
 from typing import NoReturn
 
+from kernelsim.hostblocks import HostPageset
 from kernelsim.hostimage import VM_EXEC, VM_GROWSDOWN, VM_READ, VM_SHARED, VM_WRITE, HostZone
 from kernelsim.mmzone import (
     MIGRATE_MOVABLE,
@@ -30,7 +31,8 @@ ZoneKey = tuple[int, str]
 Values = dict[str, int]
 
 _ZONE = re.compile(r"Node\s+(\d{1,4}), zone\s+(\w+)(.*)")
-_LABEL = re.compile(r"\s+(?:pages )?(free|min|low|high|promo|spanned|present|managed|count:|start_pfn:)\s+(\d{1,18})")
+_LABEL = re.compile(r"\s+(?:pages )?(free|min|low|high|promo|spanned|present|managed|start_pfn:)\s+(\d{1,18})")
+_PAGESET = re.compile(r"\s+(cpu|count|high|high_min|high_max|batch):\s+(\d{1,9})")
 _TYPE = re.compile(r", type\s+(\w+)\s+(.*)")
 _VMA = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) ([r-])([w-])([x-])([sp]) [0-9a-f]+ \S+ \d+ *(.*)")
 
@@ -47,12 +49,13 @@ def parse_zones(zoneinfo: str, buddyinfo: str, pagetypeinfo: str) -> tuple[HostZ
     """The populated zones by start_pfn, checked to be disjoint, from the three texts together."""
     nr_free = parse_buddyinfo(buddyinfo)
     free_by_type, blocks = parse_pagetypeinfo(pagetypeinfo, nr_free)
+    pagesets = parse_pagesets(zoneinfo)
     zones = []
     for key, values in parse_zoneinfo(zoneinfo).items():
         for name, rows in (("buddyinfo", nr_free), ("pagetypeinfo", blocks), ("pagetypeinfo", free_by_type)):
             if key not in rows:
                 _fail(name, f"no line for zone {key[1]} of node {key[0]}, which zoneinfo has")
-        zones.append(_zone(key, values, nr_free[key], blocks[key], free_by_type[key]))
+        zones.append(_zone(key, values, pagesets.get(key, ()), nr_free[key], blocks[key], free_by_type[key]))
     zones.sort(key=lambda zone: zone.start_pfn)
     for below, above in itertools.pairwise(zones):
         if below.end_pfn > above.start_pfn:
@@ -63,25 +66,44 @@ def parse_zones(zoneinfo: str, buddyinfo: str, pagetypeinfo: str) -> tuple[HostZ
 
 
 def parse_zoneinfo(text: str) -> dict[ZoneKey, Values]:
-    """For each zone with memory: min, low, high, promo (6.x only), spanned, present, managed, start_pfn, and
-    `nr_pcp`, the sum of its per-CPU counts."""
+    """For each zone with memory: min, low, high, promo (6.x only), spanned, present, managed, start_pfn."""
     zones: dict[ZoneKey, Values] = {}
     values: Values = {}
     for line in text.splitlines():
         if head := _ZONE.fullmatch(line):
-            values = {"nr_pcp": 0}
+            values = {}
             zones[_new_key(head, zones, "zoneinfo")] = values
         elif label := _LABEL.fullmatch(line):
-            name = label[1].rstrip(":")
-            if name == "count":
-                values["nr_pcp"] = values.get("nr_pcp", 0) + int(label[2])
-            else:
-                values[name] = int(label[2])  # a pageset has `high:`, which is none of these
+            values[label[1].rstrip(":")] = int(label[2])  # a pageset has `high:`, which is none of these
     for (node, name), values in zones.items():
         for needed in ("present", "spanned", "managed", "min", "low", "high"):
             if needed not in values:
                 _fail("zoneinfo", f"zone {name} of node {node} has no `{needed}`")
     return {key: values for key, values in zones.items() if values["present"]}
+
+
+def parse_pagesets(text: str) -> dict[ZoneKey, tuple[HostPageset, ...]]:
+    """The per-CPU page lists of each zone that has any, from zoneinfo."""
+    found: dict[ZoneKey, list[Values]] = {}
+    here: list[Values] = []
+    for line in text.splitlines():
+        if head := _ZONE.fullmatch(line):
+            here = found.setdefault((int(head[1]), head[2]), [])
+        elif label := _PAGESET.fullmatch(line):
+            if label[1] == "cpu":
+                here.append({})
+            elif here:
+                here[-1][label[1]] = int(label[2])
+    return {key: tuple(_pageset(key, values) for values in sets) for key, sets in found.items()}
+
+
+def _pageset(key: ZoneKey, values: Values) -> HostPageset:
+    for needed in ("count", "high", "batch"):
+        if needed not in values:
+            _fail("zoneinfo", f"zone {key[1]} of node {key[0]}: a pageset has no `{needed}`")
+    high = values["high"]
+    limits = values.get("high_min", high), values.get("high_max", high)
+    return HostPageset(values["count"], high, *limits, values["batch"])
 
 
 def parse_buddyinfo(text: str) -> dict[ZoneKey, tuple[int, ...]]:
@@ -152,6 +174,7 @@ def _vmas(lines: list[str], where: str) -> Iterator[tuple[int, int, int]]:
 def _zone(
     key: ZoneKey,
     values: Values,
+    pagesets: tuple[HostPageset, ...],
     nr_free: tuple[int, ...],
     nr_blocks: tuple[int, ...],
     nr_free_by_type: tuple[tuple[int, ...], ...],
@@ -177,7 +200,7 @@ def _zone(
         low=values["low"],
         high=values["high"],
         promo=values.get("promo", values["high"]),
-        nr_pcp=values["nr_pcp"],
+        pagesets=pagesets,
         nr_free=nr_free,
         nr_blocks=nr_blocks,
         nr_free_by_type=nr_free_by_type,

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from dpud.dpu.driver import DpuDriver
 from kernelsim import warm as kernels
+from kernelsim.hostblocks import HostPageset
 from kernelsim.hostimage import HostImage, HostTask, HostZone, build_host_image
 from kernelsim.mmzone import pageblock_nr_pages
 from kernelsim.page import PG_anon, PG_buddy, PG_head, PG_lru, PG_mmap, PG_slab, PG_table, PG_tail, PG_thp, PG_uptodate
@@ -66,7 +67,7 @@ def _zone(nr_pages: int) -> HostZone:
         low=40,
         high=48,
         promo=56,
-        nr_pcp=0,
+        pagesets=(HostPageset(0, 8, 4, 16, 2),),
         nr_free=(0,) * _NR_ORDERS,
         nr_blocks=(0, _NR_BLOCKS, 0, 0, 0),
         nr_free_by_type=((0,) * _NR_ORDERS,) * _NR_TYPES,

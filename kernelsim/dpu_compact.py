@@ -40,7 +40,8 @@ from kernelsim.migrate import compact_range
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.operation import complete
 from kernelsim.page import PAGE_SHIFT
-from kernelsim.page_alloc import drain_all_pages, release_held
+from kernelsim.page_alloc import release_held
+from kernelsim.pcp import drain_all_pages
 from kernelsim.printk import KERN_ERR, KERN_INFO, KERN_WARNING, Printk
 from kernelsim.timer import Clock
 
@@ -118,7 +119,6 @@ class DpuCompact:
         self.printk = printk
         self.clock = clock
         self.stats = DpuCompactStats()
-        self._running = False
         if hw is not None:
             hw.attach(vm.memory)
             printk("DPU Memory Compaction initialized")
@@ -126,20 +126,21 @@ class DpuCompact:
     # Whole nodes and zones.
 
     def compact_node(self, nid: int) -> LongOp:
-        """Compact every populated zone of a node; one run at a time in the whole machine."""
-        while self._running:
-            yield None
-        self._running = True
+        """Compact every populated zone of a node."""
         drain_all_pages(self.vm.mem)
-        try:
-            for zone in self.vm.mem.zones_of(nid):
-                if self.vm.mem.zones["managed"][zone]:
-                    yield from self.dpu_compact_memory(zone)
-        finally:
-            self._running = False
+        for zone in self.vm.mem.zones_of(nid):
+            if self.vm.mem.zones["managed"][zone]:
+                yield from self.dpu_compact_memory(zone)
 
     def dpu_compact_memory(self, zone: int) -> LongOp:
-        """Compact one zone, region by region, as many in flight as the device can use."""
+        """Compact one zone, region by region, as many in flight as the device can use; one run at a time."""
+        yield from self.vm.compaction_mutex.acquire()
+        try:
+            yield from self._compact_zone(zone)
+        finally:
+            self.vm.compaction_mutex.release()
+
+    def _compact_zone(self, zone: int) -> LongOp:
         pending: deque[DpuCompactRegion] = deque()
         start, end = (int(self.vm.mem.zones[edge][zone]) for edge in ("start_pfn", "end_pfn"))
         size = 1 << self.sysctl.dpu_compact_region_order

@@ -56,8 +56,8 @@ class HostZone:
     low: int
     high: int
     promo: int
-    nr_pcp: int
-    """On per-CPU lists when zoneinfo was read, over all CPUs."""
+    pagesets: tuple["HostPageset", ...]
+    """Per-CPU lists when zoneinfo was read, by CPU."""
     nr_free: tuple[int, ...]
     """Free blocks by order, from buddyinfo."""
     nr_blocks: tuple[int, ...]
@@ -70,8 +70,24 @@ class HostZone:
         return self.start_pfn + self.spanned
 
     @property
+    def nr_pcp(self) -> int:
+        """Pages on per-CPU lists, over all CPUs."""
+        return sum(pageset.count for pageset in self.pagesets)
+
+    @property
     def label(self) -> str:
         return f"node {self.node} zone {self.name}"
+
+
+@dataclass(frozen=True)
+class HostPageset:
+    """One CPU's page lists of a zone, in pages; before 6.7 high_min and high_max are `high`."""
+
+    count: int
+    high: int
+    high_min: int
+    high_max: int
+    batch: int
 
 
 class FreeBlocks(NamedTuple):

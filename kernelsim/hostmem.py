@@ -39,6 +39,7 @@ from kernelsim.page import (
     PG_writeback,
 )
 from kernelsim.page_alloc import add_to_free_list
+from kernelsim.pcp import fill_pagesets
 
 USE_NONE, USE_KERNEL, USE_ANON, USE_FILE, USE_COMPOUND, USE_TABLE, USE_UNOWNED = range(7)
 """What a frame is used for; unowned are kernel pages without any flag."""
@@ -47,11 +48,12 @@ USE_NONE, USE_KERNEL, USE_ANON, USE_FILE, USE_COMPOUND, USE_TABLE, USE_UNOWNED =
 def import_mem(image: HostImage, distance: NDArray[np.int64]) -> Mem:
     """Zones, pageblocks, free lists and page states as captured; nothing is mapped or on an LRU list yet."""
     spans = [(zone.node, zone_names.index(zone.name), zone.start_pfn, zone.end_pfn) for zone in image.zones]
-    mem = Mem(spans, distance)
+    mem = Mem(spans, distance, max(len(zone.pagesets) for zone in image.zones))
     nr = mem.nr_pages
     mem.blocks[: len(image.block_migratetype)] = image.block_migratetype[: len(mem.blocks)]
     _import_states(mem.pages, image.flags[:nr], image.compound_order[:nr])
     _link_free_blocks(mem, image)
+    _fill_pagesets(mem, image)
     mem.zones["present"] = [zone.present for zone in image.zones]
     mem.zones["managed"] = [zone.managed for zone in image.zones]
     mem.setup_watermarks()
@@ -97,6 +99,18 @@ def _add_blocks(
 
 def _link_free_blocks(mem: Mem, image: HostImage) -> None:
     _add_blocks(mem.pages, mem.zones, mem.blocks, image.free_pfn, image.free_order)
+
+
+def _fill_pagesets(mem: Mem, image: HostImage) -> None:
+    """Share the pages that look free on per-CPU lists out over the zones' CPUs, by the counts of zoneinfo."""
+    for number, zone in enumerate(image.zones):
+        here = image.pcp_pfn[(image.pcp_pfn >= zone.start_pfn) & (image.pcp_pfn < zone.end_pfn)]
+        fullest_first = sorted(range(len(zone.pagesets)), key=lambda cpu: -zone.pagesets[cpu].count)
+        for cpu in fullest_first:
+            host = zone.pagesets[cpu]
+            mem.pagesets[number, cpu] = (0, host.high, host.high_min, host.high_max, host.batch, 0)
+            fill_pagesets(mem, cpu, here[: host.count])
+            here = here[host.count :]
 
 
 class KernelStamps:

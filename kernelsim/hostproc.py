@@ -273,7 +273,6 @@ class HostImporter:
         kernel[self.frames[:used]] = False
         kernel[self.image.pcp_pfn] = False
         vm.kernel_stamps = KernelStamps(vm, np.flatnonzero(kernel))
-        mem.pcp_pfns = self.image.pcp_pfn
 
 
 def import_processes(vm: Vm, image: HostImage) -> list[tuple[str, Mm]]:

@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 
 from kernelsim import debug_vm
 from kernelsim.attr import Registry
+from kernelsim.compaction import Compaction
+from kernelsim.compaction_sysctl import CompactionSysctl, NodeCompact
 from kernelsim.content import WORDS_FULL, WORDS_STAMP
 from kernelsim.dpu_compact import DpuCompact
 from kernelsim.dpu_compact_hook import DpuCompactDebugfs, NodeCompactDpu
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
 from kernelsim.dpu_hw import DpuHardware
+from kernelsim.extfrag import ExtfragDebugfs
 from kernelsim.filemap import File
 from kernelsim.fork import dup_mm
 from kernelsim.hostimage import HostImage
@@ -160,6 +163,9 @@ class Machine:
         total = int(self.mem.zones["managed"].sum()) * (PAGE_SIZE // 1024)
         self.printk(f"kernelsim: {len(self.cpus)} nodes, {nr_cpus} CPUs, {total} kB of memory")
         self.sysctl = DpuCompactSysctl()
+        self.compaction_sysctl = CompactionSysctl()
+        self.compaction = Compaction(self.vm, self.compaction_sysctl)
+        self.compaction_sysctl.compaction = self.compaction
         self.dpu = DpuCompact(self.vm, hw, self.sysctl, self.printk, self.clock)
         self._add_files()
 
@@ -202,6 +208,7 @@ class Machine:
         add = self.registry.add
         nr_cpus = self.vm.nr_cpus
         add("/proc/sys/vm", self.sysctl)
+        add("/proc/sys/vm", self.compaction_sysctl)
         add("/proc/sys/vm", self.hugetlb)
         add("/proc", VmstatFiles(self.mem, self.vm.events))
         add("/proc", Meminfo(self.mem, self.hugetlb))
@@ -210,7 +217,9 @@ class Machine:
         for nid, cpus in enumerate(self.cpus):
             path = f"{NODES_SYSFS}/node{nid}"
             add(path, Node(self.mem, self.hugetlb, nid, cpus, nr_cpus))
+            add(path, NodeCompact(self.compaction, nid))
             add(path, NodeCompactDpu(self.dpu, nid))
+        add("/sys/kernel/debug/extfrag", ExtfragDebugfs(self.mem))
         add("/sys/kernel/debug/dpu_compact", DpuCompactDebugfs(self.dpu))
         add(MM_CONFIGFS, MmGroup(self))
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kernelsim.content import WORDS_FULL, Memory
 from kernelsim.mmzone import Mem
-from kernelsim.operation import Operation, Waitable
+from kernelsim.operation import Mutex, Operation, Waitable
 from kernelsim.pgtable import PTRS_PER_PT, PageTables
 from kernelsim.rmap import Avcs, avc_dtype, mm_dtype, vma_dtype
 from kernelsim.tlb import Tlbs, alloc_tlbs
@@ -83,6 +83,7 @@ class Vm:
         self._avcs = Table(avc_dtype)
         self.i_pages: NDArray[np.int64] = np.full(0, -1, dtype=np.int64)
         self.in_flight: list[Waitable] = []
+        self.compaction_mutex = Mutex()  # of those who hold free frames: one compaction at a time
         self.nr_forks = 0  # forks that are copying; no batch begins while there are any
         self.sequence = 0
         self.files: list[File] = []

@@ -52,6 +52,8 @@ Nodes: TypeAlias = Any
 """Record array of `node_dtype`, [nid]."""
 Blocks: TypeAlias = NDArray[np.uint8]
 """uint8[pageblock]: migratetype of each pageblock."""
+Pagesets: TypeAlias = Any
+"""Record array of `pageset_dtype`, [zone, cpu]."""
 
 zone_dtype = np.dtype(
     [
@@ -72,6 +74,14 @@ zone_dtype = np.dtype(
         ("numa_hit", np.int64),  # taken here as intended
         ("numa_miss", np.int64),  # taken here although another node was preferred
         ("numa_foreign", np.int64),  # preferred here, taken elsewhere
+        ("compact_cached_free_pfn", np.int64),  # where the scanners of compaction left off
+        ("compact_cached_migrate_pfn", np.int64, (2,)),  # async, sync
+        ("compact_init_migrate_pfn", np.int64),  # first and last pageblock with something in it
+        ("compact_init_free_pfn", np.int64),
+        ("compact_considered", np.int64),  # deferral: attempts since the last failure, log2 of how many to skip
+        ("compact_defer_shift", np.int64),
+        ("compact_order_failed", np.int64),
+        ("compact_blockskip_flush", np.int64),
     ]
 )
 
@@ -89,17 +99,30 @@ node_dtype = np.dtype(
     ]
 )
 
+NR_PCP_TYPES = 3
+"""Migratetypes with a per-CPU list of their own: Unmovable, Movable, Reclaimable."""
+
+pageset_dtype = np.dtype(
+    [(name, np.int64) for name in ("count", "high", "high_min", "high_max", "batch", "free_count")]
+)
+
 
 class Mem:
     """All of physical memory's bookkeeping, as the compiled loops take it.
 
     `pages` record[nr_pages + list heads], `zones` record[nr_zones], `nodes` record[nr_nodes], `blocks`
-    uint8[nr_pageblocks], `zonelist` int32[nr_nodes, nr_zones]: for each node the zones to allocate from, nearest node
-    first and highest zone first.
+    uint8[nr_pageblocks], `skip` uint8[nr_pageblocks] (PG_migrate_skip), `pagesets` record[nr_zones, nr_cpus] (pcp.py;
+    no columns on a machine without per-CPU lists), `zonelist` int32[nr_nodes, nr_zones]: for each node the zones to
+    allocate from, nearest node first and highest zone first.
     """
 
-    def __init__(self, spans: Sequence[tuple[int, int, int, int]], distance: NDArray[np.int64]) -> None:
-        """`spans`: (nid, zone type, start_pfn, end_pfn) of each zone, ascending. All pages start out as holes."""
+    def __init__(
+        self, spans: Sequence[tuple[int, int, int, int]], distance: NDArray[np.int64], nr_pagesets: int = 0
+    ) -> None:
+        """`spans`: (nid, zone type, start_pfn, end_pfn) of each zone, ascending. All pages start out as holes.
+
+        `nr_pagesets`: CPUs with page lists of their own, 0 for none.
+        """
         nr_nodes = len(distance)
         self.zones: Zones = np.zeros(len(spans), dtype=zone_dtype)
         self.nodes: Nodes = np.zeros(nr_nodes, dtype=node_dtype)
@@ -107,14 +130,15 @@ class Mem:
         for zone, (nid, zone_type, start, end) in zip(self.zones, spans, strict=True):
             zone["node"], zone["type"], zone["start_pfn"], zone["end_pfn"] = nid, zone_type, start, end
         self.nr_pages = int(self.zones["end_pfn"].max())
-        nr_lists = len(spans) * NR_PAGE_ORDERS * MIGRATE_TYPES + nr_nodes * NR_LRU_LISTS
+        nr_lists = len(spans) * NR_PAGE_ORDERS * (MIGRATE_TYPES + 1) + nr_nodes * NR_LRU_LISTS
+        nr_lists += len(spans) * nr_pagesets * NR_PCP_TYPES
         self.pages: Pages = alloc_mem_map(self.nr_pages, nr_lists)
         for number, (_, _, start, end) in enumerate(spans):
             self.pages["zone"][start:end] = number
         self.blocks: Blocks = np.full(-(-self.nr_pages // pageblock_nr_pages), MIGRATE_MOVABLE, dtype=np.uint8)
+        self.skip: Blocks = np.zeros_like(self.blocks)
+        self.pagesets: Pagesets = np.zeros((len(spans), nr_pagesets), dtype=pageset_dtype)
         self.zonelist = self._build_zonelists()
-        self.pcp_pfns: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        """Pages on an imported machine's per-CPU free lists: in use until drained."""
 
     def _build_zonelists(self) -> NDArray[np.int32]:
         lists = []

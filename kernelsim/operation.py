@@ -44,3 +44,20 @@ def outcome(result: Any) -> Operation[Any]:
     if isinstance(result, Generator):
         return (yield from result)
     return result
+
+
+class Mutex:
+    """What two long operations must not do at the same time."""
+
+    def __init__(self) -> None:
+        self.locked = False
+
+    def acquire(self) -> Operation[None]:
+        """Wait for it; release() it in a `finally`."""
+        while self.locked:
+            yield None
+        self.locked = True
+
+    def release(self) -> None:
+        assert self.locked
+        self.locked = False

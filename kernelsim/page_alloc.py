@@ -9,7 +9,8 @@ type that may be merged, and then take the type of the first.
 When the wanted type's lists are empty, a block of a fallback type is stolen: the whole pageblock if at least half of it
 is free or already of the wanted kind, else just the block (mm/page_alloc.c try_to_claim_block).
 
-Differences from Linux: no per-CPU lists, freed blocks always go to the list's front, no HighAtomic reserve.
+Differences from Linux: per-CPU lists are apart (pcp.py), freed blocks always go to the list's front, no HighAtomic
+reserve.
 """
 
 import errno
@@ -29,7 +30,6 @@ from kernelsim.mmzone import (
     NR_PAGE_ORDERS,
     WMARK_MIN,
     Blocks,
-    Mem,
     Zones,
     pageblock_nr_pages,
     pageblock_order,
@@ -363,15 +363,3 @@ def init_range(pages: Pages, start: int, end: int, flags: int, refcount: int) ->
     for pfn in range(start, end):
         pages[pfn].flags = flags
         pages[pfn].refcount = refcount
-
-
-@njit
-def _free_each(pages: Pages, zones: Zones, blocks: Blocks, pfns: NDArray[np.int64]) -> None:
-    for pfn in pfns:
-        free_pages(pages, zones, blocks, pfn, 0)
-
-
-def drain_all_pages(mem: Mem) -> None:
-    """Give the pages of an imported machine's per-CPU lists back to the buddy lists, as a real compaction begins."""
-    _free_each(mem.pages, mem.zones, mem.blocks, mem.pcp_pfns)
-    mem.pcp_pfns = mem.pcp_pfns[:0]

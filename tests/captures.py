@@ -103,6 +103,7 @@ class Machine:
             text += "        protection: (0, 0, 0, 0, 0)\n      nr_free_pages 77\n  pagesets\n"
             for cpu, count in enumerate((3, 4)):
                 text += f"    cpu: {cpu}\n              count:    {count}\n              high:     60\n"
+                text += "              batch:    7\n"
             text += f"  vm stats threshold: 4\n  node_unreclaimable:  0\n  start_pfn:           {zone.start}\n"
         return (
             text

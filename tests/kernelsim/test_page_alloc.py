@@ -229,12 +229,3 @@ def test_every_order_can_be_had_and_is_aligned(order: int) -> None:
     assert int(mem.zones["pgalloc"].sum()) == 1 << order
     free(mem, pfn, order)
     assert int(mem.zones["pgfree"].sum()) == 1 << order
-
-
-def test_pages_of_per_cpu_lists_come_back_when_drained() -> None:
-    mem = small_mem(64)
-    before = nr_free(mem)
-    mem.pcp_pfns = np.array([alloc(mem, 0) for _ in range(5)])
-    buddy.drain_all_pages(mem)
-    assert nr_free(mem) == before
-    assert len(mem.pcp_pfns) == 0

@@ -83,10 +83,15 @@ def _check_fuse() -> None:
 
 
 class _Runner:
-    """Starts the command and passes signals on to it; one that comes before it is there ends this process."""
+    """Starts the command and passes signals on to it; one that comes before it is started ends this process.
+
+    The command may run, and be heard of, before Popen() returns: a signal that comes in between is kept for it.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting = False
+        self._kept: list[int] = []
         for signum in _PASSED_ON + _FROM_THE_TERMINAL:
             if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup stays nohup
                 signal.signal(signum, self._on_signal)
@@ -97,19 +102,25 @@ class _Runner:
         except OSError as error:
             raise UserError(f"cannot bind over {error.filename}: {error.strerror}") from error
         environment = os.environ | {MOUNT_VARIABLE: mountpoint} | dict(env)
+        self._starting = True
         try:
             self._process = subprocess.Popen(command, env=environment, pass_fds=pass_fds)
         except OSError as error:
             print(f"dpud: {command[0]}: {error.strerror}", file=sys.stderr)
             return 127 if isinstance(error, FileNotFoundError) else 126
+        for signum in self._kept:
+            self._process.send_signal(signum)
         code = self._process.wait()
         return code if code >= 0 else 128 - code
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
-        if self._process is None:
+        if self._process is not None:
+            if signum in _PASSED_ON:
+                self._process.send_signal(signum)
+        elif self._starting:
+            self._kept += [signum] if signum in _PASSED_ON else []
+        else:
             raise SystemExit(128 + signum)
-        if signum in _PASSED_ON:
-            self._process.send_signal(signum)
 
 
 @contextmanager

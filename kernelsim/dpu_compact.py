@@ -34,9 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim import dpu_compact_scan as scan
+from kernelsim.dpu_compact_cpu import compact_range, new_cluster
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
 from kernelsim.dpu_hw import DpuCompletion, DpuHardware, DpuResult
-from kernelsim.migrate import compact_range
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.operation import complete
 from kernelsim.page import PAGE_SHIFT
@@ -119,6 +119,7 @@ class DpuCompact:
         self.printk = printk
         self.clock = clock
         self.stats = DpuCompactStats()
+        self._cluster = new_cluster()
         if hw is not None:
             hw.attach(vm.memory)
             printk("DPU Memory Compaction initialized")
@@ -354,7 +355,7 @@ class DpuCompact:
             self._commit_slice(region, first, 0)
 
     def _compact_by_cpu(self, region: DpuCompactRegion) -> LongOp:
-        """The plain path over the same pages: one at a time, in the same order, to the same places."""
+        """The CPU path over the same pages: in clusters, in the same order, to the same places."""
         self.stats.fallbacks += 1
         self.vm.events["dpu_compact_fallback"] += 1
         mem = self.vm.mem
@@ -372,7 +373,7 @@ class DpuCompact:
         vm, mem = self.vm, self.vm.mem
         pfn, target, nr_targets, nr_moved, nr_ptes = compact_range(
             mem.pages, mem.zones, mem.blocks, mem.nodes, vm.vmas, vm.avcs, vm.pt, vm.tlbs, vm.events, vm.memory,
-            vm.i_pages, vm.touched(), pfn, end, target, nr_targets, CPU_SLICE_PAGES,
+            vm.i_pages, vm.touched(), self._cluster, pfn, end, target, nr_targets, CPU_SLICE_PAGES,
         )  # fmt: skip
         vm.events["compact_isolated"] += nr_moved
         self.stats.cpu_pages_moved += nr_moved

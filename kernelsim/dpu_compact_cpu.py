@@ -9,6 +9,8 @@ Within a cluster a page may go to the frame that an earlier page of the cluster 
 in address order, and each page's identity has left its frame before the next is copied.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,16 +19,20 @@ from kernelsim.dpu_compact_scan import Fragments
 from kernelsim.jit import njit
 from kernelsim.lruvec import folio_isolate_lru
 from kernelsim.migrate import MOVABLE, flush_touched, folio_migrate, is_target, putback_or_free, why_not_movable
+from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmzone import Blocks, Nodes, Zones
 from kernelsim.page import Pages, PG_buddy, PG_held
 from kernelsim.page_alloc import hold_free_block
 from kernelsim.pgtable import PageTables
 from kernelsim.rmap import Avcs, Vmas, remove_migration_ptes, try_to_migrate
+from kernelsim.timer import Clock
 from kernelsim.tlb import Tlbs
 from kernelsim.vmstat import Events
 
 COMPACT_CLUSTER_MAX = 32
 """Pages that are migrated together, as in mm/compaction.c (SWAP_CLUSTER_MAX)."""
+
+CPU_SLICE_PAGES = 1 << 11
 
 Cluster = NDArray[np.int64]
 """int64[COMPACT_CLUSTER_MAX, 2]: old and new pfn of each page that is unmapped."""
@@ -173,3 +179,49 @@ def copy_fragments(memory: Memory, fragments: Fragments, first: int, last: int) 
     """Copy the pages of fragments first .. last-1 to their new frames, in order."""
     for i in range(first, last):
         copy_page(memory, fragments[i].new_pfn, fragments[i].old_pfn)
+
+
+@dataclass
+class CpuWork:
+    """What the CPU path did in a region."""
+
+    nr_pages: int = 0
+    nr_ptes: int = 0
+    nr_flushes: int = 0
+    nr_clusters: int = 0
+    """Full ones; the rest of the pages of a slice are a smaller one, whose sizes are in `rests`."""
+    rests: tuple[int, ...] = ()
+    wall_ns: int = 0
+
+
+class CpuPath:
+    """The `cpu` engine."""
+
+    def __init__(self, vm: Vm, clock: Clock) -> None:
+        self._vm = vm
+        self._clock = clock
+        self._cluster = new_cluster()
+
+    def compact(self, first: int, last: int, work: CpuWork) -> LongOp:
+        """Pack the pages of first .. last-1, and keep `work` up to date. Frames that stay free are left held."""
+        pfn, target, nr_targets = first, first, 0
+        while pfn < last:
+            pfn, target, nr_targets = self._slice(work, pfn, last, target, nr_targets)
+            yield None
+
+    def _slice(self, work: CpuWork, pfn: int, end: int, target: int, nr_targets: int) -> tuple[int, int, int]:
+        vm, mem = self._vm, self._vm.mem
+        begin_ns, nr_flushes = self._clock.wall_ns(), int(vm.events["nr_tlb_local_flush_all"][0])
+        pfn, target, nr_targets, nr_moved, nr_ptes = compact_range(
+            mem.pages, mem.zones, mem.blocks, mem.nodes, vm.vmas, vm.avcs, vm.pt, vm.tlbs, vm.events, vm.memory,
+            vm.i_pages, vm.touched(), self._cluster, pfn, end, target, nr_targets, CPU_SLICE_PAGES,
+        )  # fmt: skip
+        vm.events["compact_isolated"] += nr_moved
+        work.nr_pages += nr_moved
+        work.nr_ptes += nr_ptes
+        work.nr_flushes += int(vm.events["nr_tlb_local_flush_all"][0]) - nr_flushes
+        full, rest = divmod(nr_moved, COMPACT_CLUSTER_MAX)
+        work.nr_clusters += full
+        work.rests += (rest,) if rest else ()
+        work.wall_ns += self._clock.wall_ns() - begin_ns
+        return pfn, target, nr_targets

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 DECAY = 0.9
 MIN_SAMPLES = 2
 PROBE_PERIOD = 64
-_SAME_SIZE = 1e-4
-"""Relative variance of sizes (1 % squared) below which they are one size."""
+_SAME_SIZE = 1e-2
+"""Relative variance of sizes (10 % squared) below which they are one size: a line through them would be a guess."""
 
 UNKNOWN, NO_BREAK_EVEN = 0, -1
 

@@ -43,7 +43,9 @@ class Distribution:
 
     def add(self, values: F64 | int, times: int = 1) -> None:
         """Count a value, or an array of them, each so many times."""
-        whole = np.rint(np.atleast_1d(values)).astype(np.int64)
+        whole = np.atleast_1d(values)
+        if whole.dtype != np.int64:
+            whole = np.rint(whole).astype(np.int64)
         if not len(whole) or not times:
             return
         self.nr += len(whole) * times

@@ -17,6 +17,8 @@ class Accounts:
     def __init__(self, nr_cpus: int) -> None:
         self.batches = BatchStats()
         self.adaptive = Adaptive()
+        self.modelled_ns = 0
+        """Of all regions, each by its engine's clock: the difference over a request is what it took by the models."""
         self._nr_cpus = nr_cpus
 
     def batch(self, region: DpuCompactRegion) -> None:
@@ -37,6 +39,7 @@ class Accounts:
         )
         wall_ns = work.prepare_ns + result.wall_ns + work.update_ns
         base = region.base_pfn << PAGE_SHIFT
+        self.modelled_ns += times.total_ns
         self.batches.add(
             RegionRecord(base, region.nr_fragments, result.nr_retired, engine.name, times, wall_ns, result.error)
         )
@@ -60,6 +63,7 @@ class Accounts:
             engine.copy_ns(nr, work.wall_ns),
         )
         base = region.base_pfn << PAGE_SHIFT
+        self.modelled_ns += times.total_ns
         self.batches.add(RegionRecord(base, nr, nr, engine.name, times, work.wall_ns, None))
         self._clusters(work, engine.name, times)
         self.adaptive.sample(region.work.number, engine.name, nr, times.total_ns, work.wall_ns)

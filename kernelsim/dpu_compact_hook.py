@@ -58,6 +58,7 @@ class DpuCompactDebugfs(Kobject):
         for name, value in vars(stats).items():
             if name != "skipped":
                 yield name, int(value)
+        yield "modelled_ns", self.dpu.accounts.modelled_ns
         nr_moved = stats.pages_moved + stats.cpu_pages_moved
         yield "pages_per_huge_page", nr_moved // stats.huge_pages_gained if stats.huge_pages_gained > 0 else 0
         yield "adaptive_dpu", adaptive.nr_engine

@@ -171,6 +171,13 @@ def test_a_fault_is_in_the_table_of_regions_and_the_cpu_behind_it() -> None:
     assert int(after[1]) == int(line[1]) - 50
 
 
+def test_modelled_ns_is_the_sum_over_regions() -> None:
+    lab = loaded_lab("dsa", words="stamp")
+    lab.arm(FaultKind.TIMEOUT, 20)
+    lab.compact()
+    assert lab.stats()["modelled_ns"] == sum(int(line[5]) for line in regions(lab)) > 10_000_000  # the timeout
+
+
 def test_gained_huge_pages_are_what_buddyinfo_gained() -> None:
     lab = loaded_lab(words="stamp")
 

@@ -152,7 +152,8 @@ def demo(name: str | None) -> None:
 def bench(names: tuple[str, ...], write: Path | None) -> None:
     """Measure, beside something real that does the same: region, node, fuse, import, pages; all if none is named.
 
-    Two measure nothing: tables holds the models against published measurements, breakeven says when an engine gains.
+    Three go by models: tables holds these against published measurements, breakeven says when an engine gains,
+    engines compares them all on the same memory.
     """
     from dpud import bench as benches
 

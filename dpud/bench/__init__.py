@@ -24,6 +24,7 @@ BENCHMARKS: Mapping[str, str] = {
     "pages": "micro",
     "tables": "tables",
     "breakeven": "breakeven",
+    "engines": "engines",
 }
 """Name on the command line -> module of this package."""
 

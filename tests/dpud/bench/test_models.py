@@ -3,7 +3,7 @@
 
 import pytest
 
-from dpud.bench import breakeven, tables
+from dpud.bench import breakeven, engines, tables
 from dpud.dpu.profile import Work, load_cpu, load_profile
 
 # GB/s as published; whether the model is meant for the row.
@@ -137,3 +137,13 @@ def test_reports_print_as_tables_and_markdown() -> None:
             assert part.table().row_count == len(part.figures) > 3
             assert all(len(row.cells()) == len(part.headings) for row in part.figures)
         assert report.markdown().count("## ") == 1 + len(report.parts)
+
+
+def test_every_engine_has_a_row_and_the_batched_cpu_lies_between() -> None:
+    rows = {engine: engines.engine_row(engine, "60M").cells() for engine in ("cpu", "cpu-batched", "ideal")}
+    per_page = {engine: int(cells[-2]) for engine, cells in rows.items()}
+    assert per_page["ideal"] < per_page["cpu-batched"] < per_page["cpu"]
+    away = {engine: float(cells[-3].replace(",", "")) for engine, cells in rows.items()}
+    assert away["cpu"] < away["ideal"] < away["cpu-batched"]
+    assert len({cells[-1] for cells in rows.values()}) == 1
+    assert all(len(cells) == 9 for cells in rows.values())

@@ -6,6 +6,8 @@ remapping, by the engine's clock, feeds a running least-squares fit of these two
 DECAY times as much as the next. Where all regions are of one size, the two cannot be told apart; then it is all put
 down to the pages.
 
+On the wall clock, the first region of each path is left out: caches were cold.
+
 The engine is taken where its predicted cost is lower. First, and again every PROBE_PERIOD decisions, the path that is
 not taken gets one region, or its figures would grow old.
 
@@ -96,6 +98,7 @@ class Adaptive:
         self._costs: dict[tuple[str, str], Cost] = {}
         self._samples: dict[int, list[_Sample]] = {}
         self._told: dict[str, int] = {}
+        self._warm: set[str] = set()
         self._number = 0
         self._absorbed = 0
         self._since_probe = 0
@@ -129,6 +132,9 @@ class Adaptive:
     def _absorb(self, last: int) -> None:
         for number in range(self._absorbed + 1, last + 1):
             for sample in self._samples.pop(number, []):
+                if sample.clock == "wall" and sample.path not in self._warm:
+                    self._warm.add(sample.path)
+                    continue
                 self._cost(sample.path, sample.clock).add(sample.nr_pages, sample.ns)
         self._absorbed = max(self._absorbed, last)
 

@@ -98,3 +98,14 @@ def test_regions_that_may_not_be_done_are_not_looked_at() -> None:
         adaptive.begin(2)
     assert adaptive.use_engine("x", "modelled", 512)
     assert adaptive.breakeven_pages == 1
+
+
+def test_the_first_region_by_the_wall_clock_is_a_warm_up() -> None:
+    adaptive = Adaptive()
+    for ns in (10**9, 1000, 1000, 1000):
+        number = adaptive.begin(0)
+        adaptive.sample(number, "x", 10, 500, ns)
+        adaptive.sample(number, "cpu", 10, 700, ns * 2)
+    adaptive.begin(0)
+    assert adaptive.use_engine("x", "wall", 10)
+    assert adaptive.news == "x takes 0 ns + 100 ns/page, the CPU 0 ns + 200 ns/page: using x from 1 pages on"

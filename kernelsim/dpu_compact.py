@@ -22,7 +22,8 @@ would, with `cpu` the CPU path (dpu_compact_cpu.py) does the whole region. A reg
 A region with fewer movable pages than dpu_compact_min_fragments is not worth a batch and goes to the CPU path, and so
 does everything while dpu_compact_enabled is 0 or no device is there. With dpu_compact_adaptive, the other regions go to
 the engine or the CPU path, whichever was found to be faster (dpu_compact_adaptive.py). That is off by default: by the
-default engine's model the CPU is faster nearly always, and whoever starts a DPU compaction wants to see one.
+default engine's model the CPU is faster in regions of the default size, and whoever starts a DPU compaction wants to
+see one.
 
 Packing inside 2 MiB regions can fill no hole from another pageblock: it makes free blocks of up to 1 MiB, and a free
 2 MiB block only where nothing was left in the region. Orders above 9 free whole pageblocks.

@@ -324,7 +324,6 @@ class DpuCompact:
             stats.cpu_pages_moved += nr_moved
             stats.cpu_ptes_updated += nr_ptes
         self.printk(f"{region.copier} mapping update completed: {nr_ptes} PTEs updated in {update_ns} ns")
-        self.accounts.batch(region)
 
     # A region's way through the stages.
 
@@ -373,6 +372,7 @@ class DpuCompact:
             return
         self._executed(region, self._checked(region, result))
         yield from self.dpu_compact_update_mappings(region)
+        self.accounts.batch(region)
         whole = result.nr_retired == region.nr_fragments
         region.state = DpuCompactState.COMPLETED if whole else DpuCompactState.FAILED
 

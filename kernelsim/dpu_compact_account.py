@@ -6,7 +6,7 @@ from __future__ import annotations
 from kernelsim.dpu_compact_adaptive import Adaptive
 from kernelsim.dpu_compact_cpu import COMPACT_CLUSTER_MAX, CpuWork
 from kernelsim.dpu_compact_region import DpuCompactRegion
-from kernelsim.dpu_compact_stats import BatchStats, RegionRecord, unavailable_ns
+from kernelsim.dpu_compact_stats import BatchStats, Ramp, RegionRecord, unavailable_ns
 from kernelsim.dpu_hw import BatchTimes, Engine, HostWork
 from kernelsim.page import PAGE_SHIFT
 
@@ -82,4 +82,4 @@ class Accounts:
                 remap_ns=round(times.remap_ns * share),
             )
             modelled = unavailable_ns(size, cluster, one_by_one=True)
-            self.batches.add_pages(engine, modelled, round(work.wall_ns * share), nr)
+            self.batches.add_pages(engine, modelled, Ramp(work.wall_ns * share, 0.0, size), nr)

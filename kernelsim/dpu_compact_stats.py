@@ -24,13 +24,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim.dpu_hw import BatchTimes
-
-F64 = NDArray[np.float64]
+from kernelsim.jit import i64, njit
 
 NR_LAST_REGIONS = 64
 _SUB_BITS = 4  # buckets per power of two: 16
 _NR_BUCKETS = 62 << _SUB_BITS
 QUANTILES = ((50, "p50"), (95, "p95"), (99, "p99"))
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """nr values: first, first + step, first + 2 step, ..."""
+
+    first: float
+    step: float
+    nr: int
+
+    def values(self) -> NDArray[np.float64]:
+        return np.float64(self.first) + self.step * np.arange(self.nr, dtype=np.float64)
 
 
 class Distribution:
@@ -41,16 +52,21 @@ class Distribution:
         self.max = 0
         self._buckets: NDArray[np.int64] = np.zeros(_NR_BUCKETS, dtype=np.int64)
 
-    def add(self, values: F64 | int, times: int = 1) -> None:
-        """Count a value, or an array of them, each so many times."""
-        whole = np.atleast_1d(values)
-        if whole.dtype != np.int64:
-            whole = np.rint(whole).astype(np.int64)
-        if not len(whole) or not times:
-            return
-        self.nr += len(whole) * times
-        self.max = max(self.max, int(whole.max()))
-        np.add.at(self._buckets, _bucket(whole), times)
+    def add(self, value: int, times: int = 1) -> None:
+        """Count a value so many times."""
+        shift = max(value.bit_length() - _SUB_BITS - 1, 0)
+        self._buckets[(shift << _SUB_BITS) + (value >> shift)] += times
+        self.nr += times
+        if times:
+            self.max = max(self.max, value)
+
+    def add_ramp(self, ramp: Ramp, times: int = 1) -> None:
+        """Count each of a ramp's values so many times."""
+        if ramp.nr and times:
+            count_ramp(self._buckets, float(ramp.first), float(ramp.step), ramp.nr, times)
+            self.nr += ramp.nr * times
+            last = ramp.first + ramp.step * (ramp.nr - 1)
+            self.max = max(self.max, round(ramp.first), round(last))
 
     def quantile(self, percent: int) -> int:
         """The value that `percent` percent are not above (nearest rank); 0 if there are none."""
@@ -67,11 +83,17 @@ class Distribution:
         yield self.max
 
 
-def _bucket(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Up to 2^_SUB_BITS a bucket for each value, above that 2^_SUB_BITS for each power of two."""
-    exponent = np.frexp(np.maximum(values, 1).astype(np.float64))[1].astype(np.int64) - 1 - _SUB_BITS
-    shift = np.maximum(exponent, 0)
-    return (shift << _SUB_BITS) + (values >> shift)
+@njit
+def count_ramp(buckets: NDArray[np.int64], first: float, step: float, nr: int, times: int) -> None:
+    """Count nr values; neighbours lie close together, so the search for a bucket begins at the last one's."""
+    shift = 0
+    for i in range(nr):
+        value = i64(first + step * i + 0.5)
+        while value >> shift >= 2 << _SUB_BITS:
+            shift += 1
+        while shift > 0 and value >> shift < 1 << _SUB_BITS:
+            shift -= 1
+        buckets[(shift << _SUB_BITS) + (value >> shift)] += times
 
 
 def _upper_edge(bucket: int) -> int:
@@ -103,24 +125,21 @@ class Wall:
     remap_begin: int = 0
     remap_end: int = 0
 
-    def unavailable_ns(self, nr_pages: int) -> F64:
+    def unavailable_ns(self, nr_pages: int) -> Ramp:
         """Of each page."""
-        i = np.arange(nr_pages, dtype=np.float64)
-        unmapped = self.unmap_begin + (self.unmap_end - self.unmap_begin) * i / nr_pages
-        remapped = self.remap_begin + (self.remap_end - self.remap_begin) * (i + 1) / nr_pages
-        return remapped - unmapped
+        unmap, remap = self.unmap_end - self.unmap_begin, self.remap_end - self.remap_begin
+        first = self.remap_begin + remap / nr_pages - self.unmap_begin
+        return Ramp(first, (remap - unmap) / nr_pages, nr_pages)
 
 
-def unavailable_ns(nr_pages: int, times: BatchTimes, *, one_by_one: bool) -> F64:
-    """float64[nr_pages]: of each page that was unmapped together with the others; `one_by_one` if each is remapped as
-    soon as it was copied, instead of after the last copy.
+def unavailable_ns(nr_pages: int, times: BatchTimes, *, one_by_one: bool) -> Ramp:
+    """Of each page that was unmapped together with the others; `one_by_one` if each is remapped as soon as it was
+    copied, instead of after the last copy.
     """
-    i = np.arange(nr_pages, dtype=np.float64)
-    before = (nr_pages - i) / nr_pages * times.unmap_ns + times.flush_ns
-    after = (i + 1) / nr_pages
+    unmap, copy, remap = (part / nr_pages for part in (times.unmap_ns, times.device_ns, times.remap_ns))
     if one_by_one:
-        return before + after * (times.device_ns + times.remap_ns)
-    return before + times.device_ns + after * times.remap_ns
+        return Ramp(times.unmap_ns + times.flush_ns + copy + remap, copy + remap - unmap, nr_pages)
+    return Ramp(times.unmap_ns + times.flush_ns + times.device_ns + remap, remap - unmap, nr_pages)
 
 
 @dataclass
@@ -146,14 +165,14 @@ class BatchStats:
         parts = {"modelled": times.total_ns, **vars(times), "wall": record.wall_ns}
         latency = self._of(record.engine).latency
         for what, ns in parts.items():
-            _count(latency, what.removesuffix("_ns"), ns)
+            _find(latency, what.removesuffix("_ns")).add(ns)
 
-    def add_pages(self, engine: str, modelled: F64, wall: F64 | int, times: int = 1) -> None:
+    def add_pages(self, engine: str, modelled: Ramp, wall: Ramp, times: int = 1) -> None:
         """So many times, pages were unmapped together that were unavailable for so long."""
         stats = self._of(engine)
-        _count(stats.batch_size, "pages", len(modelled), times)
-        _count(stats.unavailable, "modelled", modelled, times)
-        _count(stats.unavailable, "wall", wall, times if isinstance(wall, np.ndarray) else times * len(modelled))
+        _find(stats.batch_size, "pages").add(modelled.nr, times)
+        _find(stats.unavailable, "modelled").add_ramp(modelled, times)
+        _find(stats.unavailable, "wall").add_ramp(wall, times)
 
     def _of(self, engine: str) -> EngineStats:
         return self.engines.setdefault(engine, EngineStats())
@@ -183,5 +202,8 @@ class BatchStats:
         return "".join(lines)
 
 
-def _count(distributions: dict[str, Distribution], what: str, values: F64 | int, times: int = 1) -> None:
-    distributions.setdefault(what, Distribution()).add(values, times)
+def _find(distributions: dict[str, Distribution], what: str) -> Distribution:
+    found = distributions.get(what)
+    if found is None:
+        found = distributions[what] = Distribution()
+    return found

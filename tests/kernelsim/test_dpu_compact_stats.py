@@ -3,12 +3,11 @@
 
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsim.dpu_compact_stats import Distribution, Wall, unavailable_ns
+from kernelsim.dpu_compact_stats import Distribution, Ramp, Wall, unavailable_ns
 from kernelsim.dpu_hw import BatchTimes
 
 
@@ -21,7 +20,6 @@ def test_quantiles_are_at_most_a_sixteenth_too_high(samples: list[tuple[int, int
     assert (distribution.nr, distribution.max) == (len(ordered), max(ordered))
     for percent in (1, 50, 95, 99, 100):
         exact = ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]
-        # sizes beyond 2^53 go through a float: one ulp more
         assert exact <= distribution.quantile(percent) <= exact + exact / 16 + 1
 
 
@@ -29,8 +27,21 @@ def test_small_values_are_exact_and_none_is_zero() -> None:
     empty = Distribution()
     assert list(empty.cells()) == [0, 0, 0, 0, 0]
     small = Distribution()
-    small.add(np.arange(32, dtype=np.float64))
+    small.add_ramp(Ramp(0, 1, 32))
     assert [small.quantile(percent) for percent in (50, 100)] == [15, 31]
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(1, 3000), st.integers(1, 3))
+def test_a_ramp_is_the_sum_of_its_values(first: int, last: int, nr: int, times: int) -> None:
+    ramp = Ramp(first, (last - first) / nr, nr)
+    at_once, one_by_one = Distribution(), Distribution()
+    at_once.add_ramp(ramp, times)
+    for value in ramp.values().tolist():
+        one_by_one.add(int(value + 0.5), times)
+    assert at_once.nr == one_by_one.nr
+    assert abs(at_once.max - one_by_one.max) <= 1
+    for percent in (1, 50, 95, 99):
+        assert at_once.quantile(percent) == pytest.approx(one_by_one.quantile(percent), abs=1)
 
 
 @pytest.mark.parametrize("nr", [1, 2, 7])
@@ -45,11 +56,11 @@ def test_unavailable_is_the_time_between_unmap_and_remap(nr: int, one_by_one: bo
     for at in unmapped:
         now += 20 + (30 if one_by_one else 0)
         expected.append(now - at)
-    assert unavailable_ns(nr, times, one_by_one=one_by_one).tolist() == pytest.approx(expected)
+    assert unavailable_ns(nr, times, one_by_one=one_by_one).values().tolist() == pytest.approx(expected)
 
 
 def test_wall_of_the_first_and_the_last_page() -> None:
     wall = Wall(unmap_begin=100, unmap_end=200, remap_begin=1000, remap_end=1400)
-    first, *_, last = wall.unavailable_ns(100).tolist()
+    first, *_, last = wall.unavailable_ns(100).values().tolist()
     assert first == pytest.approx(1004 - 100)
     assert last == pytest.approx(1400 - 199)

@@ -12,7 +12,7 @@
     [dpu]
     ranks = 1
     dpus_per_rank = 64
-    profile = "upmem-v1a"    # where modelled times come from
+    profile = "upmem-v1a"    # the engine at first, and with it where modelled times come from
     [mount]
     path = "/run/dpud"
     allow_other = true       # other users may look (needs user_allow_other in /etc/fuse.conf unless root)

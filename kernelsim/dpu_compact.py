@@ -16,8 +16,14 @@ Nothing is lost. The device retires moves in order and reports how many; a move 
 read back. Whatever goes wrong, the first nr_retired fragments are finished in their new frames, the others are put back
 where they were, the failure is logged, and the CPU path (migrate.py) does the region over.
 
+Who copies is the engine (dpu_hw.py), chosen by a file: with `cpu-batched` the kernel itself copies what a device
+would, with `cpu` the CPU path (dpu_compact_cpu.py) does the whole region. A region keeps the engine that it began with.
+
 A region with fewer movable pages than dpu_compact_min_fragments is not worth a batch and goes to the CPU path, and so
-does everything while dpu_compact_enabled is 0 or no device is there.
+does everything while dpu_compact_enabled is 0 or no device is there. With dpu_compact_adaptive, the other regions go to
+the engine or the CPU path, whichever was found to be faster (dpu_compact_adaptive.py). That is off by default: by the
+default engine's model the CPU is faster in regions of the default size, and whoever starts a DPU compaction wants to
+see one.
 
 Packing inside 2 MiB regions can fill no hole from another pageblock: it makes free blocks of up to 1 MiB, and a free
 2 MiB block only where nothing was left in the region. Orders above 9 free whole pageblocks.
@@ -25,88 +31,32 @@ Packing inside 2 MiB regions can fill no hole from another pageblock: it makes f
 
 from __future__ import annotations
 
-import enum
+import errno
 from collections import deque
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim import dpu_compact_scan as scan
+from kernelsim.dpu_compact_account import Accounts
+from kernelsim.dpu_compact_cpu import CpuPath, CpuWork, copy_fragments
+from kernelsim.dpu_compact_region import DpuCompactRegion, DpuCompactState, DpuCompactStats
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
-from kernelsim.dpu_hw import DpuCompletion, DpuHardware, DpuResult
-from kernelsim.migrate import compact_range
+from kernelsim.dpu_hw import NO_DEVICE, DpuHardware, DpuResult, Engine
 from kernelsim.mm_types import LongOp, Vm
+from kernelsim.mmzone import pageblock_order
 from kernelsim.operation import complete
 from kernelsim.page import PAGE_SHIFT
 from kernelsim.page_alloc import release_held
 from kernelsim.pcp import drain_all_pages
 from kernelsim.printk import KERN_ERR, KERN_INFO, KERN_WARNING, Printk
 from kernelsim.timer import Clock
+from kernelsim.vmstat import nr_free_pages_blocks
 
 SCAN_SLICE_PAGES = 1 << 15
 COMMIT_SLICE_PAGES = 1 << 14
-CPU_SLICE_PAGES = 1 << 11
 SYNCHRONOUS_FRAGMENTS = 1 << 10  # about 0.4 ms of copying; waking a rank's thread and its waiter takes as long
-
-
-class DpuCompactState(enum.Enum):
-    IDLE = "idle"
-    PREPARING = "preparing"
-    EXECUTING = "executing"
-    UPDATING = "updating"
-    COMPLETED = "completed"
-    FAILED = "failed"
-
-
-@dataclass(eq=False)
-class DpuCompactRegion:
-    """One batch (struct dpu_compact_region).
-
-    `fragments` records of dpu_compact_scan.fragment_dtype, the first `nr_fragments` valid; `dpu_addr_list`
-    uint64[nr_fragments], byte addresses. `first`..`last` is the part of the region that is worked on.
-    """
-
-    zone: int
-    base_pfn: int
-    region_size: int
-    first: int
-    last: int
-    fragments: Any
-    nr_fragments: int = 0
-    nr_targets: int = 0
-    dpu_addr_list: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
-    state: DpuCompactState = DpuCompactState.IDLE
-    completion: DpuCompletion | None = None
-    result: DpuResult | None = None
-
-    def wait(self, timeout_s: float, /) -> bool:
-        """For those who meet one of its pages: wait for the device, if it is at work."""
-        return self.completion is None or self.completion.wait(timeout_s)
-
-    def over(self) -> bool:
-        """The device is not, or no longer, at work on it."""
-        return self.completion is None or self.completion.done()
-
-
-@dataclass
-class DpuCompactStats:
-    """Totals since boot, in the order debugfs shows them."""
-
-    regions: int = 0
-    pages_moved: int = 0
-    ptes_updated: int = 0
-    device_ns: int = 0
-    wall_ns: int = 0
-    update_ns: int = 0
-    fallbacks: int = 0
-    failures: int = 0
-    too_few_fragments: int = 0
-    cpu_pages_moved: int = 0
-    cpu_ptes_updated: int = 0
-    layout_mismatches: int = 0
-    skipped: NDArray[np.int64] = field(default_factory=lambda: np.zeros(scan.NR_SKIP_REASONS, dtype=np.int64))
 
 
 class DpuCompact:
@@ -119,9 +69,33 @@ class DpuCompact:
         self.printk = printk
         self.clock = clock
         self.stats = DpuCompactStats()
+        self.accounts = Accounts(vm.nr_cpus)
+        self._cpu = CpuPath(vm, clock)
+        self._cpu_only = NO_DEVICE["cpu"]
         if hw is not None:
             hw.attach(vm.memory)
             printk("DPU Memory Compaction initialized")
+
+    # Engines.
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """Those that can be chosen."""
+        return NO_DEVICE if self.hw is None else self.hw.engines
+
+    @property
+    def engine(self) -> Engine:
+        """What the regions that begin from now on are compacted by."""
+        return self._cpu_only if self.hw is None else self.hw.engine
+
+    def select_engine(self, name: str) -> None:
+        """Choose another; regions under way end as they began. OSError(ENODEV): it needs a device."""
+        if name not in self.engines:
+            raise OSError(errno.ENODEV, "no DPU rank is built in")
+        if self.hw is None:
+            self._cpu_only = self.engines[name]
+        else:
+            self.hw.select_engine(name)
 
     # Whole nodes and zones.
 
@@ -135,10 +109,17 @@ class DpuCompact:
     def dpu_compact_memory(self, zone: int) -> LongOp:
         """Compact one zone, region by region, as many in flight as the device can use; one run at a time."""
         yield from self.vm.compaction_mutex.acquire()
+        nr_huge = self._nr_free_huge(zone)
         try:
             yield from self._compact_zone(zone)
         finally:
             self.vm.compaction_mutex.release()
+            self.stats.runs += 1
+            self.stats.huge_pages_gained += self._nr_free_huge(zone) - nr_huge
+
+    def _nr_free_huge(self, zone: int) -> int:
+        """Huge pages that could be had of a zone as it is."""
+        return nr_free_pages_blocks(self.vm.mem.zones[zone]) >> pageblock_order
 
     def _compact_zone(self, zone: int) -> LongOp:
         pending: deque[DpuCompactRegion] = deque()
@@ -152,6 +133,8 @@ class DpuCompact:
                 if region is None:
                     continue
                 if not self._worth_a_batch(region):
+                    while pending and self.sysctl.dpu_compact_adaptive:  # see dpu_compact_adaptive.py on lag
+                        yield from self._finish(pending.popleft())
                     yield from self._compact_by_cpu(region)
                     continue
                 pending.append(region)
@@ -170,23 +153,36 @@ class DpuCompact:
         return self.hw.max_in_flight if self.hw else 1
 
     def _worth_a_batch(self, region: DpuCompactRegion) -> bool:
-        if self.hw is None or not self.sysctl.dpu_compact_enabled:
+        if region.engine.copier == "cpu":
             return False
-        if len(region.fragments) >= self.sysctl.dpu_compact_min_fragments:
-            return True
-        self.stats.too_few_fragments += 1
+        if self.sysctl.dpu_compact_enabled and len(region.fragments) >= self.sysctl.dpu_compact_min_fragments:
+            if not self.sysctl.dpu_compact_adaptive or self._engine_is_faster(region):
+                return True
+        elif self.sysctl.dpu_compact_enabled:
+            self.stats.too_few_fragments += 1
         return False
+
+    def _engine_is_faster(self, region: DpuCompactRegion) -> bool:
+        adaptive, engine = self.accounts.adaptive, region.engine
+        chosen = adaptive.use_engine(engine.name, "wall" if engine.measured else "modelled", len(region.fragments))
+        if adaptive.news:
+            self.printk(f"DPU: {adaptive.news}")
+        return chosen
 
     # Stage 1.
 
     def dpu_compact_region_create(self, zone: int, start: int, end: int) -> DpuCompactRegion | None:
         """Survey start .. end-1 and set up a region, or None where no page could move down."""
         mem = self.vm.mem
+        begin_ns = self.clock.wall_ns()
         first, last, nr = scan.survey_region(mem.pages, mem.blocks, start, end)
         if nr == 0:
             return None
         fragments = np.empty(nr, dtype=scan.fragment_dtype)
-        return DpuCompactRegion(zone, start, end - start, first, last, fragments)
+        region = DpuCompactRegion(zone, start, end - start, first, last, fragments, self.engine)
+        region.work.number = self.accounts.adaptive.begin(self._max_in_flight)
+        region.work.prepare_ns = self.clock.wall_ns() - begin_ns
+        return region
 
     def dpu_compact_isolate_pages(self, region: DpuCompactRegion) -> LongOp:
         """Hold the region's free pages and isolate its fragments, slice by slice."""
@@ -199,14 +195,23 @@ class DpuCompact:
                 yield None
 
     def _isolate_slice(self, region: DpuCompactRegion, pfn: int) -> int:
-        vm, mem = self.vm, self.vm.mem
-        nr_before = region.nr_fragments
+        vm, mem, work = self.vm, self.vm.mem, region.work
+        nr_before, nr_flushes = region.nr_fragments, int(vm.events["nr_tlb_local_flush_all"][0])
+        begin_ns = self.clock.wall_ns()
         pfn, region.nr_fragments, region.nr_targets = scan.isolate_range(
             mem.pages, mem.zones, mem.blocks, mem.nodes, vm.vmas, vm.avcs, vm.pt, vm.tlbs, vm.events, vm.touched(),
             region.fragments, self.stats.skipped, pfn, min(pfn + SCAN_SLICE_PAGES, region.last), region.last,
             region.nr_fragments, region.nr_targets,
         )  # fmt: skip
-        vm.events["compact_isolated"] += region.nr_fragments - nr_before
+        end_ns = self.clock.wall_ns()
+        nr_isolated = region.nr_fragments - nr_before
+        vm.events["compact_isolated"] += nr_isolated
+        if not work.nr_pages:
+            work.wall.unmap_begin = begin_ns
+        work.wall.unmap_end = end_ns
+        work.nr_pages += nr_isolated
+        work.nr_flushes += int(vm.events["nr_tlb_local_flush_all"][0]) - nr_flushes
+        work.prepare_ns += end_ns - begin_ns
         return region.last if region.nr_fragments == len(region.fragments) else pfn
 
     # Stage 2.
@@ -233,29 +238,51 @@ class DpuCompact:
         nr_runs = scan.layout_region(pages, region.fragments, nr, region.first, skip_runs)
         region.dpu_addr_list = np.empty(nr, dtype=np.uint64)
         scan.build_addr_list(region.fragments, nr, region.dpu_addr_list)
-        self.printk(f"DPU: Compacting {nr} fragments at base {region.first << PAGE_SHIFT:#x}")
+        self.printk(f"{region.copier}: Compacting {nr} fragments at base {region.first << PAGE_SHIFT:#x}")
         return skip_runs[:nr_runs]
+
+    def _copy_by_cpu(self, region: DpuCompactRegion) -> LongOp:
+        """The same as dpu_compact_execute, slice by slice. What was copied when it is closed counts as retired."""
+        self._prepare_execute(region)
+        nr_copied = spent_ns = 0
+        try:
+            while nr_copied < region.nr_fragments:
+                begin_ns = self.clock.wall_ns()
+                last = min(nr_copied + COMMIT_SLICE_PAGES, region.nr_fragments)
+                copy_fragments(self.vm.memory, region.fragments, nr_copied, last)
+                nr_copied = last
+                spent_ns += self.clock.wall_ns() - begin_ns
+                if nr_copied < region.nr_fragments:
+                    yield None
+        finally:
+            copy_ns = region.engine.copy_ns(nr_copied, spent_ns)
+            region.result = DpuResult(nr_copied, np.zeros(0, dtype=np.uint64), copy_ns, spent_ns)
 
     def _executed(self, region: DpuCompactRegion, result: DpuResult) -> None:
         """Account a finished batch, and log it."""
         region.result = result
+        if region.engine.copier == "device":
+            self._count_device(result)
+        if result.error is None:
+            self.printk(
+                f"{region.copier} compaction completed: {result.nr_retired} pages moved in {result.device_ns} ns",
+                KERN_INFO,
+            )
+            return
+        self.printk(
+            f"DPU compaction failed: {result.error}, {result.nr_retired} of {region.nr_fragments} pages moved",
+            KERN_ERR,
+        )
+
+    def _count_device(self, result: DpuResult) -> None:
         stats = self.stats
         stats.regions += 1
         stats.device_ns += result.device_ns
         stats.wall_ns += result.wall_ns
         self.vm.events["dpu_compact_regions"] += 1
-        if result.error is None:
-            self.printk(
-                f"DPU compaction completed: {result.nr_retired} pages moved in {result.device_ns} ns",
-                KERN_INFO,
-            )
-            return
-        stats.failures += 1
-        self.vm.events["dpu_compact_fail"] += 1
-        self.printk(
-            f"DPU compaction failed: {result.error}, {result.nr_retired} of {region.nr_fragments} pages moved",
-            KERN_ERR,
-        )
+        if result.error is not None:
+            stats.failures += 1
+            self.vm.events["dpu_compact_fail"] += 1
 
     # Stage 3.
 
@@ -264,15 +291,16 @@ class DpuCompact:
         assert region.result is not None
         region.state = DpuCompactState.UPDATING
         nr_retired = region.result.nr_retired
-        nr_ptes = 0
-        spent_ns = 0
+        work = region.work
+        work.wall.remap_begin = self.clock.wall_ns()
         for first in range(0, region.nr_fragments, COMMIT_SLICE_PAGES):
-            begin = self.clock.wall_ns()
-            nr_ptes += self._commit_slice(region, first, nr_retired)
-            spent_ns += self.clock.wall_ns() - begin
+            begin_ns = self.clock.wall_ns()
+            work.nr_ptes += self._commit_slice(region, first, nr_retired)
+            work.wall.remap_end = self.clock.wall_ns()
+            work.update_ns += work.wall.remap_end - begin_ns
             if first + COMMIT_SLICE_PAGES < region.nr_fragments:
                 yield None
-        self._updated(region, nr_retired, nr_ptes, spent_ns)
+        self._updated(region, nr_retired)
 
     def _commit_slice(self, region: DpuCompactRegion, first: int, nr_retired: int) -> int:
         vm, mem = self.vm, self.vm.mem
@@ -282,16 +310,20 @@ class DpuCompact:
             region.fragments, first, last, nr_retired,
         )  # fmt: skip
 
-    def _updated(self, region: DpuCompactRegion, nr_moved: int, nr_ptes: int, spent_ns: int) -> None:
-        assert self.hw is not None
-        update_ns = self.hw.mapping_update_ns(nr_ptes, spent_ns)
-        self.stats.pages_moved += nr_moved
-        self.stats.ptes_updated += nr_ptes
-        self.stats.update_ns += update_ns
-        self.stats.wall_ns += spent_ns
-        self.vm.events["dpu_compact_pages_moved"] += nr_moved
-        self.vm.events["dpu_compact_ptes_updated"] += nr_ptes
-        self.printk(f"DPU mapping update completed: {nr_ptes} PTEs updated in {update_ns} ns")
+    def _updated(self, region: DpuCompactRegion, nr_moved: int) -> None:
+        nr_ptes, stats = region.work.nr_ptes, self.stats
+        update_ns = region.engine.mapping_update_ns(nr_ptes, region.work.update_ns)
+        if region.engine.copier == "device":
+            stats.pages_moved += nr_moved
+            stats.ptes_updated += nr_ptes
+            stats.update_ns += update_ns
+            stats.wall_ns += region.work.update_ns
+            self.vm.events["dpu_compact_pages_moved"] += nr_moved
+            self.vm.events["dpu_compact_ptes_updated"] += nr_ptes
+        else:
+            stats.cpu_pages_moved += nr_moved
+            stats.cpu_ptes_updated += nr_ptes
+        self.printk(f"{region.copier} mapping update completed: {nr_ptes} PTEs updated in {update_ns} ns")
 
     # A region's way through the stages.
 
@@ -300,6 +332,9 @@ class DpuCompact:
         yield from self.dpu_compact_isolate_pages(region)
         if region.nr_fragments < self.sysctl.dpu_compact_min_fragments:
             self.stats.too_few_fragments += 1
+            return
+        if region.engine.copier == "cpu-batched":
+            yield from self._copy_by_cpu(region)
             return
         try:
             self.dpu_compact_execute(region)
@@ -337,6 +372,7 @@ class DpuCompact:
             return
         self._executed(region, self._checked(region, result))
         yield from self.dpu_compact_update_mappings(region)
+        self.accounts.batch(region)
         whole = result.nr_retired == region.nr_fragments
         region.state = DpuCompactState.COMPLETED if whole else DpuCompactState.FAILED
 
@@ -354,27 +390,18 @@ class DpuCompact:
             self._commit_slice(region, first, 0)
 
     def _compact_by_cpu(self, region: DpuCompactRegion) -> LongOp:
-        """The plain path over the same pages: one at a time, in the same order, to the same places."""
-        self.stats.fallbacks += 1
-        self.vm.events["dpu_compact_fallback"] += 1
+        """The CPU path over the same pages: in clusters, in the same order, to the same places."""
+        if region.engine.copier != "cpu":
+            self.stats.fallbacks += 1
+            self.vm.events["dpu_compact_fallback"] += 1
         mem = self.vm.mem
-        pfn, target, nr_targets = region.first, region.first, 0
+        work = CpuWork()
         self.vm.in_flight.append(region)  # who finds no memory meanwhile waits for the frames that are held
         try:
-            while pfn < region.last:
-                pfn, target, nr_targets = self._cpu_slice(pfn, region.last, target, nr_targets)
-                yield None
+            yield from self._cpu.compact(region.first, region.last, work)
         finally:
             release_held(mem.pages, mem.zones, mem.blocks, region.first, region.last)
             self.vm.in_flight.remove(region)
-
-    def _cpu_slice(self, pfn: int, end: int, target: int, nr_targets: int) -> tuple[int, int, int]:
-        vm, mem = self.vm, self.vm.mem
-        pfn, target, nr_targets, nr_moved, nr_ptes = compact_range(
-            mem.pages, mem.zones, mem.blocks, mem.nodes, vm.vmas, vm.avcs, vm.pt, vm.tlbs, vm.events, vm.memory,
-            vm.i_pages, vm.touched(), pfn, end, target, nr_targets, CPU_SLICE_PAGES,
-        )  # fmt: skip
-        vm.events["compact_isolated"] += nr_moved
-        self.stats.cpu_pages_moved += nr_moved
-        self.stats.cpu_ptes_updated += nr_ptes
-        return pfn, target, nr_targets
+            self.stats.cpu_pages_moved += work.nr_pages
+            self.stats.cpu_ptes_updated += work.nr_ptes
+            self.accounts.by_cpu(region, work, self.engines["cpu"])

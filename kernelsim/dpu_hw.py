@@ -14,15 +14,107 @@ hands over fragments for which that slot lies *below* the fragment, so every mov
 in order: a destination is either free or was vacated by an earlier move. Pages are never lost on a device failure,
 because a move counts as retired only after the written bytes were read back and summed; up to `nr_retired` the new
 place is valid, from there on the old one still is.
+
+An engine is who copies, and how long a batch takes by which model. All engines but `cpu` and `cpu-batched`, where the
+kernel copies, are served by the same device. What is modelled is a whole batch: the time until its pages can be used
+again, and whose it is (BatchTimes).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 U64 = NDArray[np.uint64]
+
+ENGINES = ("cpu", "cpu-batched", "ptdma", "dsa", "upmem-v1a", "upmem-v1b", "host", "seed", "ideal")
+"""The engines, as debugfs dpu_compact/engine lists them."""
+
+
+@dataclass(frozen=True)
+class HostWork:
+    """What the kernel did around the copies of a batch."""
+
+    nr_folios: int
+    nr_scanned: int
+    """Page frames looked at."""
+    nr_flushes: int
+    """TLB flushes of one mm each, on `nr_cpus` CPUs."""
+    nr_cpus: int
+    nr_ptes: int
+    prepare_wall_ns: int = 0
+    """What isolation, unmapping and flushing, and the update of the mappings really took."""
+    update_wall_ns: int = 0
+
+
+@dataclass(frozen=True)
+class BatchTimes:
+    """One batch by its engine's clock, in ns. `device_ns` is the copies, whoever makes them."""
+
+    isolate_ns: int
+    unmap_ns: int
+    flush_ns: int
+    device_ns: int
+    remap_ns: int
+
+    @property
+    def total_ns(self) -> int:
+        return self.isolate_ns + self.unmap_ns + self.flush_ns + self.device_ns + self.remap_ns
+
+
+class Engine(Protocol):
+    """A name in ENGINES with its model."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def copier(self) -> Literal["device", "cpu", "cpu-batched"]:
+        """Who copies: the device, the kernel in clusters of 32 pages, or the kernel region by region."""
+        ...
+
+    @property
+    def measured(self) -> bool:
+        """Its clock is this machine's own."""
+        ...
+
+    def copy_ns(self, nr_pages: int, wall_ns: int) -> int:
+        """What copying so many pages takes the CPU; it really took `wall_ns`."""
+        ...
+
+    def mapping_update_ns(self, nr_ptes: int, wall_ns: int) -> int:
+        """What updating so many PTEs takes; it really took `wall_ns`."""
+        ...
+
+    def times(self, work: HostWork, device_ns: int) -> BatchTimes:
+        """A whole batch whose copies took `device_ns`."""
+        ...
+
+
+@dataclass(frozen=True)
+class MeasuredCpu:
+    """The CPU of a machine without any device, and so without a profile: all it knows is what things took here."""
+
+    name: str
+    copier: Literal["cpu", "cpu-batched"]
+    measured: bool = True
+
+    def copy_ns(self, nr_pages: int, wall_ns: int) -> int:
+        return wall_ns
+
+    def mapping_update_ns(self, nr_ptes: int, wall_ns: int) -> int:
+        return wall_ns
+
+    def times(self, work: HostWork, device_ns: int) -> BatchTimes:
+        return BatchTimes(work.prepare_wall_ns, 0, 0, device_ns, work.update_wall_ns)
+
+
+NO_DEVICE: Mapping[str, Engine] = {
+    "cpu": MeasuredCpu("cpu", "cpu"),
+    "cpu-batched": MeasuredCpu("cpu-batched", "cpu-batched"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +155,20 @@ class DpuHardware(Protocol):
         """Batches worth having under way at once (a rank copies while the kernel prepares the next batch)."""
         ...
 
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """Every engine that can be chosen: all, or those of the CPU where no rank is built in."""
+        ...
+
+    @property
+    def engine(self) -> Engine:
+        """The one that new batches are timed by."""
+        ...
+
+    def select_engine(self, name: str) -> None:
+        """Time batches that are submitted from now on by one of `engines`; those under way end as they began."""
+        ...
+
     def attach(self, memory: U64) -> None:
         """Give the device its view of physical memory: uint64[nr_pages, words_per_page]."""
         ...
@@ -77,8 +183,4 @@ class DpuHardware(Protocol):
 
     def submit(self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None) -> DpuCompletion:
         """Start the same batch and return at once."""
-        ...
-
-    def mapping_update_ns(self, nr_ptes: int, wall_ns: int) -> int:
-        """What updating so many PTEs takes by the profile, or `wall_ns` where the profile is the host itself."""
         ...

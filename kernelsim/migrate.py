@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Moving a page's identity from one frame to another, and the CPU path that moves pages one at a time.
+"""Moving a page's identity from one frame to another.
 
 A move has the three steps of mm/migrate.c: the page is isolated from its LRU list and every PTE becomes a migration
-entry (unmap); the bytes are copied (by the CPU here, by the DPU in dpu_compact.py); then flags, owner, page-cache slot
-and PTEs pass to the new frame (remap). A move that does not happen is undone by remapping the page to itself.
+entry (unmap); the bytes are copied (by the CPU in dpu_compact_cpu.py, by a device in dpu_compact.py); then flags,
+owner, page-cache slot and PTEs pass to the new frame (remap). A move that does not happen is undone by remapping the
+page to itself.
 
 Only pages that nobody holds beyond their mappings and the page cache may move. In the emulator nothing runs between
 that test and the unmapping, so the refcount need not be tested again later, as Linux must (expected_page_refs).
@@ -12,9 +13,8 @@ that test and the unmapping, so the refcount need not be tested again later, as 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.content import Memory, copy_page
 from kernelsim.jit import njit
-from kernelsim.lruvec import folio_isolate_lru, folio_putback_lru
+from kernelsim.lruvec import folio_putback_lru
 from kernelsim.memory import put_page
 from kernelsim.mmzone import MIGRATE_MOVABLE, Blocks, Nodes, Zones, pageblock_order
 from kernelsim.page import (
@@ -42,9 +42,8 @@ from kernelsim.page import (
     PG_uptodate,
     PG_writeback,
 )
-from kernelsim.page_alloc import clear_page, hold_free_block
-from kernelsim.pgtable import PageTables
-from kernelsim.rmap import Avcs, Vmas, remove_migration_ptes, try_to_migrate
+from kernelsim.page_alloc import clear_page
+from kernelsim.rmap import Avcs
 from kernelsim.tlb import Tlbs, flush_tlb_mm
 from kernelsim.vmstat import Events
 
@@ -141,102 +140,3 @@ def flush_touched(tlbs: Tlbs, events: Events, touched: NDArray[np.uint8]) -> Non
         if touched[mm]:
             flush_tlb_mm(tlbs, events, mm)
             touched[mm] = 0
-
-
-@njit
-def migrate_page(
-    pages: Pages,
-    zones: Zones,
-    blocks: Blocks,
-    nodes: Nodes,
-    vmas: Vmas,
-    avcs: Avcs,
-    pt: PageTables,
-    tlbs: Tlbs,
-    events: Events,
-    memory: Memory,
-    i_pages: NDArray[np.int64],
-    touched: NDArray[np.uint8],
-    old: int,
-    new: int,
-) -> int:
-    """Move one movable page to a held frame, by CPU; returns the number of PTEs updated. The old frame is then held."""
-    folio_isolate_lru(pages, zones, nodes, old)
-    try_to_migrate(pages, zones, nodes, vmas, avcs, pt, touched, old)
-    flush_touched(tlbs, events, touched)
-    copy_page(memory, new, old)
-    folio_migrate(pages, zones, nodes, avcs, i_pages, old, new)
-    nr = remove_migration_ptes(pages, zones, nodes, vmas, avcs, pt, old, new)
-    putback_or_free(pages, zones, blocks, nodes, new)
-    events[0].pgmigrate_success += 1
-    return nr
-
-
-@njit
-def _next_target(pages: Pages, blocks: Blocks, target: int, end: int) -> int:
-    """The first held frame from `target` on that may be filled, or `end`."""
-    while target < end and (pages[target].flags & PG_held == 0 or not is_target(pages, blocks, target)):
-        target += 1
-    return target
-
-
-@njit
-def compact_range(
-    pages: Pages,
-    zones: Zones,
-    blocks: Blocks,
-    nodes: Nodes,
-    vmas: Vmas,
-    avcs: Avcs,
-    pt: PageTables,
-    tlbs: Tlbs,
-    events: Events,
-    memory: Memory,
-    i_pages: NDArray[np.int64],
-    touched: NDArray[np.uint8],
-    pfn: int,
-    end: int,
-    target: int,
-    nr_targets: int,
-    budget: int,
-) -> tuple[int, int, int, int, int]:
-    """Pack movable pages downwards, one at a time, in address order: the plain CPU path.
-
-    Goes on from `pfn` with `nr_targets` held frames from `target` upwards, until `end` or until `budget` pages have
-    moved. Returns (pfn, target, nr_targets) to go on with, and the pages and PTEs of this call; the caller releases
-    the held frames at the end.
-    """
-    nr_moved = 0
-    nr_ptes = 0
-    while pfn < end and nr_moved < budget:
-        if pages[pfn].flags & PG_buddy:
-            step = 1 << pages[pfn].order
-            if is_target(pages, blocks, pfn):
-                nr_targets += hold_free_block(pages, zones, blocks, pfn, pfn, min(end, pfn + step))
-            pfn += step
-            continue
-        if nr_targets > 0 and why_not_movable(pages, pfn) == MOVABLE:
-            target = _next_target(pages, blocks, target, pfn)
-            if target == pfn:  # their pageblocks were claimed for another type between two calls
-                nr_targets = 0
-                continue
-            nr_ptes += migrate_page(
-                pages,
-                zones,
-                blocks,
-                nodes,
-                vmas,
-                avcs,
-                pt,
-                tlbs,
-                events,
-                memory,
-                i_pages,
-                touched,
-                pfn,
-                target,
-            )
-            nr_moved += 1
-            nr_targets += is_target(pages, blocks, pfn) - 1
-        pfn += 1
-    return pfn, target, nr_targets, nr_moved, nr_ptes

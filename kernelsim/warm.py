@@ -15,7 +15,7 @@ _NODE = NodeConfig(32 << 20, 1)
 
 
 def _exercise(machine: Machine) -> None:
-    """Everything a process can go through, and compaction on both paths."""
+    """Everything a process can go through, and compaction by each who can copy."""
     read, write = machine.registry.read, machine.registry.write
     machine.registry.add(f"{MM_CONFIGFS}/warm", MmGroup(machine).make_item("warm"))
     home = f"{MM_CONFIGFS}/warm"
@@ -23,11 +23,12 @@ def _exercise(machine: Machine) -> None:
         write(f"{home}/{name}", text)
     write(f"{home}/fork", "child")
     write(f"{home}/touch", "10")
-    for enabled in "10":
-        write("/proc/sys/vm/dpu_compact_enabled", enabled)
+    for seed, engine in enumerate((machine.dpu.engine.name, "cpu", "cpu-batched")):
+        write("/sys/kernel/debug/dpu_compact/engine", engine)
+        for name in ("warm", "child"):
+            write(f"{MM_CONFIGFS}/{name}/holes", f"40 seed={seed}")
         for nid in range(machine.mem.nr_nodes):
             write(f"{NODES_SYSFS}/node{nid}/compact_dpu", "1")
-        write(f"{home}/holes", "60 seed=2")
     write("/proc/sys/vm/nr_hugepages", "2")
     write("/proc/sys/vm/nr_hugepages", "0")
     for path in ("/proc/buddyinfo", "/proc/pagetypeinfo", "/proc/vmstat", "/proc/meminfo", f"{home}/verify"):

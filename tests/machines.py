@@ -9,7 +9,7 @@ import pytest
 
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.faults import FaultKind, FaultPlan
-from kernelsim import dpu_compact, fork, mmap
+from kernelsim import dpu_compact, dpu_compact_cpu, fork, mmap
 from kernelsim.attr import File, Operation
 from kernelsim.dpu_hw import U64, DpuResult
 from kernelsim.machine import MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, NodeConfig
@@ -62,8 +62,14 @@ class LateDevice(DpuDriver):
         if not self.pool.nr_present:
             raise OSError(errno.ENODEV, "no DPU rank is present")
 
+        profile = self.profile  # of when it was submitted
+
         def execute() -> DpuResult:
-            return self.dpu_hw_compact_execute(base_addr, frag_addrs, num_frags, skip_runs)
+            now, self.profile = self.profile, profile
+            try:
+                return self.dpu_hw_compact_execute(base_addr, frag_addrs, num_frags, skip_runs)
+            finally:
+                self.profile = now
 
         return LateBatch(execute, self._patience)
 
@@ -222,8 +228,9 @@ def advance(operation: Operation[object]) -> tuple[bool, object]:
 def small_slices(nr_pages: int) -> pytest.MonkeyPatch:
     """Make long operations yield every `nr_pages` pages and every batch go by a rank's thread, until `undo()`."""
     patch = pytest.MonkeyPatch()
-    for name in ("SCAN_SLICE_PAGES", "COMMIT_SLICE_PAGES", "CPU_SLICE_PAGES"):
+    for name in ("SCAN_SLICE_PAGES", "COMMIT_SLICE_PAGES"):
         patch.setattr(dpu_compact, name, nr_pages)
+    patch.setattr(dpu_compact_cpu, "CPU_SLICE_PAGES", nr_pages)
     patch.setattr(dpu_compact, "SYNCHRONOUS_FRAGMENTS", 0)
     patch.setattr(mmap, "SLICE_PAGES", nr_pages)
     patch.setattr(fork, "SLICE_PAGES", max(nr_pages // 8, 1))

@@ -22,6 +22,9 @@ BENCHMARKS: Mapping[str, str] = {
     "fuse": "fuse",
     "import": "startup",
     "pages": "micro",
+    "tables": "tables",
+    "breakeven": "breakeven",
+    "engines": "engines",
 }
 """Name on the command line -> module of this package."""
 
@@ -61,7 +64,8 @@ def _run(names: list[str], write: Path | None) -> int:
         with console.status(f"{name} ...") if sys.stdout.isatty() else nullcontext():
             result: report.Report = import_module(f"dpud.bench.{BENCHMARKS[name]}").run()
         result.notes.insert(0, f"before: {before}; after: {host.load()}")
-        console.print(result.table(), *result.notes, "", sep="\n")
+        for part in (result, *result.parts):
+            console.print(part.table(), *part.notes, "", sep="\n")
         reports.append(result)
     if write is not None:
         write.write_text(report.document(host.conditions(), reports))

@@ -8,9 +8,12 @@ does for each 4 KiB page besides copying: unmap, remap, LRU, flags. A DPU takes 
 
 from dataclasses import dataclass
 
-_PAGE_KB = 4.096
-CPU_COPY_US = _PAGE_KB / 10.67
-CPU_META_US = _PAGE_KB / 3.73 - CPU_COPY_US
+from dpud.dpu.move import PAGE_SIZE
+from dpud.dpu.profile import load_cpu
+
+_CPU = load_cpu("zen3-2025")
+CPU_COPY_US = _CPU.copy.ns(PAGE_SIZE) / 1e3
+CPU_META_US = _CPU.metadata.metadata_ns.value / 1e3
 LIMIT = 1.54
 """Most that any engine can gain: in the same RFC copying is 35 % of migrating 512 pages of 4 KiB."""
 

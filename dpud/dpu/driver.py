@@ -15,6 +15,7 @@ import errno
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,7 +25,7 @@ from dpud.dpu.dpu_set import DpuSet, LaunchPolicy, XferDirection
 from dpud.dpu.errors import DpuErr, DpuError
 from dpud.dpu.faults import FaultPlan
 from dpud.dpu.move import I64, U64
-from dpud.dpu.profile import Work, load_profile
+from dpud.dpu.profile import Profile, Work, load_profile, rank_chip
 from dpud.dpu.program import (
     DPU_COMPACT,
     DPU_INPUT_ARGUMENTS,
@@ -33,7 +34,7 @@ from dpud.dpu.program import (
     WORD_BYTES,
 )
 from dpud.dpu.rank import NR_DPUS_MAX, Rank, RankPool
-from kernelsim.dpu_hw import DpuResult
+from kernelsim.dpu_hw import ENGINES, DpuResult
 
 TO_DPU, FROM_DPU = XferDirection.DPU_XFER_TO_DPU, XferDirection.DPU_XFER_FROM_DPU
 ANSWERS = (DpuErr.OK, DpuErr.DPU_FAULT, DpuErr.CORRUPTED_MEMORY)
@@ -76,6 +77,8 @@ class _Batch:
     frag_addrs: U64
     skip_runs: U64
     started_ns: int
+    profile: Profile
+    """What times it, whatever is chosen meanwhile."""
 
 
 class BatchCompletion:
@@ -116,12 +119,13 @@ class DpuDriver:
         self.stats = DpuStats()
         self.last_log = ""  # what the program of the last failed batch printed
         self.pool = RankPool([self._new_rank(rank_id) for rank_id in range(self.config.nr_ranks)])
+        self.engines: Mapping[str, Profile] = _engines(with_device=bool(self.pool.ranks))
         self._lock = threading.Lock()
         self._waiting: deque[tuple[_Batch, BatchCompletion]] = deque()
 
     def _new_rank(self, rank_id: int) -> Rank:
         config = self.config
-        return Rank(rank_id, self.profile.chip, self.faults, config.nr_dpus, config.disabled_mask)
+        return Rank(rank_id, rank_chip(self.profile), self.faults, config.nr_dpus, config.disabled_mask)
 
     @property
     def max_in_flight(self) -> int:
@@ -145,7 +149,7 @@ class DpuDriver:
         self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None
     ) -> DpuResult:
         """Run one batch on this thread; see kernelsim.dpu_hw. OSError(EINVAL) for a misshapen request."""
-        batch = _batch(base_addr, frag_addrs, num_frags, skip_runs)
+        batch = _batch(base_addr, frag_addrs, num_frags, skip_runs, self.profile)
         dpus = self._alloc()
         if dpus is None:
             raise OSError(errno.ENOMEM, "no DPU rank is free")
@@ -157,7 +161,7 @@ class DpuDriver:
 
     def submit(self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None) -> BatchCompletion:
         """Start one batch, or queue it when every rank is busy; see kernelsim.dpu_hw."""
-        batch = _batch(base_addr, frag_addrs, num_frags, skip_runs)
+        batch = _batch(base_addr, frag_addrs, num_frags, skip_runs, self.profile)
         completion = BatchCompletion()
         if not self.pool.nr_present:
             raise _no_device()
@@ -166,9 +170,17 @@ class DpuDriver:
         self._start_waiting()
         return completion
 
-    def mapping_update_ns(self, nr_ptes: int, wall_ns: int) -> int:
-        """Time in ns to update `nr_ptes` PTEs by the profile; see kernelsim.dpu_hw."""
-        return self.profile.mapping_update_ns(nr_ptes, wall_ns)
+    @property
+    def engine(self) -> Profile:
+        """The chosen profile, or the plain CPU's where no rank is built in."""
+        return self.engines.get(self.profile.name, self.engines["cpu"])
+
+    def select_engine(self, name: str) -> None:
+        """Take another profile, and where it is that of a DPU, the limits of its chip; see kernelsim.dpu_hw."""
+        self.profile = self.engines[name]
+        if self.profile.chip is not None:
+            for rank in self.pool.ranks:
+                rank.refit(self.profile.chip)
 
     # --- which batch gets a rank ---
 
@@ -244,9 +256,9 @@ class DpuDriver:
         if not code and nr_retired < len(batch.frag_addrs):
             code = DpuErr.INTERNAL  # the program says all is well, yet left pages out
         nr_waves, nr_rounds = move.count_waves(batch.frag_addrs, new_addrs, nr_retired, len(dpus))
-        device_ns = self.profile.device_ns(Work(nr_retired, nr_waves, nr_rounds, rank.run_ns))
+        device_ns = batch.profile.device_ns(Work(nr_retired, nr_waves, nr_rounds, rank.run_ns))
         if code is DpuErr.TIMEOUT:
-            device_ns += self.profile.result_timeout_ns
+            device_ns += batch.profile.result_timeout_ns
         wall_ns = time.perf_counter_ns() - batch.started_ns
         result = DpuResult(nr_retired, new_addrs, device_ns, wall_ns, code.text if code else None)
         self._account(result, code)
@@ -272,11 +284,17 @@ class DpuDriver:
                 self.stats.errors[code.sdk_name] += 1
 
 
+def _engines(with_device: bool) -> dict[str, Profile]:
+    """Every engine, or those of the CPU where no rank is built in."""
+    profiles = [load_profile(name) for name in ENGINES]
+    return {profile.name: profile for profile in profiles if with_device or profile.copier != "device"}
+
+
 def _no_device() -> OSError:
     return OSError(errno.ENODEV, "no DPU rank is present")
 
 
-def _batch(base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None) -> _Batch:
+def _batch(base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None, profile: Profile) -> _Batch:
     """Check the shape of a request; its addresses are for the program to judge."""
     started_ns = time.perf_counter_ns()
     runs = NO_RUNS if skip_runs is None else skip_runs
@@ -285,7 +303,7 @@ def _batch(base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | Non
     if runs.ndim != 2 or runs.shape[1] != 2 or runs.dtype != np.uint64 or frag_addrs.dtype != np.uint64:
         raise OSError(errno.EINVAL, "skip_runs must be uint64[n, 2]")
     frags = np.ascontiguousarray(frag_addrs[:num_frags])
-    return _Batch(base_addr, frags, np.ascontiguousarray(runs), started_ns)
+    return _Batch(base_addr, frags, np.ascontiguousarray(runs), started_ns, profile)
 
 
 def _nr_slots(nr_frags: int, nr_dpus: int) -> int:

@@ -266,6 +266,11 @@ class Rank:
         self.bytes_of(Space.WRAM)[:, self._variables] = 0
         self.program = program
 
+    def refit(self, chip: Chip) -> None:
+        """Hold programs that are loaded from now on to another chip's limits; what runs is not disturbed."""
+        self.chip = chip
+        self._linked = None
+
     def _check_fit(self, program: DpuProgram) -> None:
         """DpuError unless the chip can hold `program`; notes which part of WRAM its variables take."""
         if program.iram_bytes > self.chip.iram_bytes.value:

@@ -18,9 +18,11 @@ from machines import Lab, advance, settle, small_slices
 
 from dpud.dpu.faults import FaultKind
 from kernelsim.attr import Operation
+from kernelsim.dpu_hw import ENGINES
 
 NAMES = ("a", "b", "c", "d")
 KINDS = tuple(FaultKind)
+ENGINE = "/sys/kernel/debug/dpu_compact/engine"
 MAY_HAPPEN = {errno.ENOMEM, errno.EEXIST, errno.ESRCH}
 MAX_RUNNING = 5
 
@@ -103,6 +105,12 @@ class World:
     def configure(self, enabled: int, order: int, least: int) -> None:
         self.lab.sysctl(dpu_compact_enabled=enabled, dpu_compact_region_order=order, dpu_compact_min_fragments=least)
 
+    def choose(self, engine: str, adaptive: int) -> None:
+        """Another engine; without a device, there are the CPU's."""
+        self.lab.sysctl(dpu_compact_adaptive=adaptive)
+        if self.lab.hw or engine in ("cpu", "cpu-batched"):
+            self.lab.write(ENGINE, engine)
+
     def finish(self) -> None:
         """Let everything that runs come to its end."""
         running, self.running = self.running, []
@@ -172,6 +180,10 @@ class Requests(RuleBasedStateMachine):
     def configure(self, enabled: int, order: int, least: int) -> None:
         self.world.configure(enabled, order, least)
 
+    @rule(engine=st.sampled_from(ENGINES), adaptive=st.integers(0, 1))
+    def choose(self, engine: str, adaptive: int) -> None:
+        self.world.choose(engine, adaptive)
+
     @rule(nr=st.sampled_from([0, 1, 4]))
     def huge_pages(self, nr: int) -> None:
         self.world.lab.sysctl(nr_hugepages=nr)
@@ -221,7 +233,8 @@ def soak(seed: int, nr_steps: int) -> World:
         (0.01, lambda: world.lab.revive()),
         (0.01, lambda: world.configure(int(rng.random() < 0.9), pick((9, 10, 12, 18)), pick((1, 4, 200)))),
         (0.01, lambda: world.lab.sysctl(nr_hugepages=pick((0, 3)))),
-        (0.68, lambda: world.turns(int(rng.integers(MAX_RUNNING)), int(rng.integers(1, 8)))),
+        (0.02, lambda: world.choose(pick(ENGINES), int(rng.integers(2)))),
+        (0.66, lambda: world.turns(int(rng.integers(MAX_RUNNING)), int(rng.integers(1, 8)))),
     )
     weights = [weight for weight, _ in blows]
     try:

@@ -261,7 +261,7 @@ def test_disabled_dpus_are_left_out() -> None:
 def test_seed_and_host_profiles() -> None:
     seed = driver(random_memory(), profile="seed")
     assert seed.dpu_hw_compact_execute(*request(0, [50, 51])).device_ns == round(2 * 234567 / 128)
-    assert seed.mapping_update_ns(64, 1) == 123456
+    assert seed.engine.mapping_update_ns(64, 1) == 123456
     host = driver(random_memory(), profile="host")
     assert host.dpu_hw_compact_execute(*request(0, [50])).device_ns == host.pool.ranks[0].run_ns
 

@@ -5,7 +5,8 @@ import msgspec
 import pytest
 
 from dpud.dpu.errors import DpuErr, DpuError
-from dpud.dpu.profile import Constant, Dma, Host, Profile, Work, load_profile, profile_names
+from dpud.dpu.profile import Channels, Constant, Dma, Host, Profile, Work, load_cpu, load_profile, profile_names
+from kernelsim.dpu_hw import BatchTimes, HostWork
 
 T_OVH_US = 35
 
@@ -78,14 +79,99 @@ def test_mapping_update_is_the_remap_share_of_zen3() -> None:
         assert load_profile(name).mapping_update_ns(1000, 1) == pytest.approx(1000 * 714 * 0.24, rel=1e-6)
 
 
+ENGINES = ["cpu", "cpu-batched", "dsa", "host", "ideal", "ptdma", "seed", "upmem-v1a", "upmem-v1b"]
+
+
 def test_every_constant_is_documented_and_estimates_say_so() -> None:
-    assert profile_names() == ["host", "seed", "upmem-v1a", "upmem-v1b"]
+    assert profile_names() == ENGINES
     for name in profile_names():
-        constants = load_profile(name).constants()
+        profile = load_profile(name)
+        assert (profile.name, len(profile.doc) > 20) == (name, True)
+        constants = profile.constants()
         assert all(len(constant.source) > 5 for constant in constants.values())
-        assert not constants["host.result_timeout_us"].calibrated
+        if profile.copier == "device":
+            assert not constants["host.result_timeout_us"].calibrated
     assert not load_profile("upmem-v1a").constants()["device.launch_overhead_us"].calibrated
     assert load_profile("upmem-v1a").constants()["device.dma_read_fixed_cycles"].calibrated
+    assert not load_profile("dsa").constants()["device.descriptor_ns"].calibrated
+    assert not load_profile("cpu").constants()["cpu.scan.free_scan_ns"].calibrated
+
+
+def test_what_was_fitted_says_to_what() -> None:
+    fitted = {
+        name: {key for key, constant in load_cpu(name).constants().items() if constant.fitted_to}
+        for name in ("zen3-2025", "haswell-2019")
+    }
+    both = {"metadata.metadata_ns", "copy.bandwidth_bytes_per_ns"}
+    assert fitted["zen3-2025"] == both | {"threads.serial_ns", "threads.shared_ns"}
+    assert fitted["haswell-2019"] == both | {"copy.start_ns", "call.fixed_ns"}
+    assert {name for name, constant in load_profile("ptdma").constants().items() if constant.fitted_to} >= {
+        "device.serial_ns",
+        "device.shared_ns",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata_us", "page_us"), [("zen3-2025", 0.714, 1.098), ("haswell-2019", 2.73, 4.80)]
+)
+def test_cpu_profiles_of_section_6(name: str, metadata_us: float, page_us: float) -> None:
+    cpu = load_cpu(name)
+    assert cpu.metadata.metadata_ns.value == 1000 * metadata_us
+    assert cpu.migrate_ns(512) / 512 == pytest.approx(1000 * page_us, rel=0.002)
+    shares = cpu.metadata.constants()
+    assert sum(constant.value for key, constant in shares.items() if key.endswith("percent")) == 100
+
+
+@pytest.mark.parametrize(("nr_cpus", "us"), [(1, 1.0), (4, 1.6), (64, 13.6), (256, 52.0)])
+def test_tlb_shootdown(nr_cpus: int, us: float) -> None:
+    """1 + 0.2 (c - 1); measured were 1.6, 14 and 50 us for 4, 64 and 256 cores."""
+    assert load_cpu("zen3-2025").tlb.ns(nr_cpus) == pytest.approx(1000 * us)
+
+
+def test_scanning_as_linux_does_it() -> None:
+    """2.17 and 18.1 frames a page at 30 ns; with batches of 32 and 32 CPUs, 512 pages come to 0.99 ms."""
+    cpu = load_cpu("zen3-2025")
+    assert cpu.scan_ns(1) == pytest.approx(30 * 20.27)
+    total_ns = cpu.migrate_ns(512) + 512 / 32 * cpu.tlb.ns(32) + cpu.scan_ns(512)
+    assert total_ns == pytest.approx(990_000, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("nr_channels", "gb_per_s"), [(1, 2.74), (2, 3.49), (4, 4.04), (8, 4.39), (12, 4.51), (16, 4.58)]
+)
+def test_ptdma_of_section_6(nr_channels: int, gb_per_s: float) -> None:
+    device = load_profile("ptdma").device
+    assert isinstance(device, Channels)
+    assert 4096 / (714 + device.page_ns(nr_channels)) == pytest.approx(gb_per_s, abs=0.006)
+    assert load_profile("ptdma").device_ns(one_wave(100, 64)) == 100 * 180
+
+
+def test_dsa_of_section_6() -> None:
+    """0.9 us for each batch of 128 descriptors; 4.096 us / 22 = 0.186 us a page, more than the 0.1 of a descriptor."""
+    dsa = load_profile("dsa")
+    assert dsa.device_ns(one_wave(128, 1)) == pytest.approx(900 + 128 * 186.18, abs=1)
+    assert dsa.device_ns(one_wave(129, 1)) == pytest.approx(1800 + 129 * 186.18, abs=1)
+
+
+def test_ideal_takes_no_time_to_copy_and_the_cpu_s_to_do_the_rest() -> None:
+    ideal = load_profile("ideal")
+    assert ideal.device_ns(Work(512, 4, 8, 5000)) == 0
+    times = ideal.times(HostWork(nr_folios=512, nr_scanned=512, nr_flushes=2, nr_cpus=4, nr_ptes=512), 0)
+    assert times == BatchTimes(512 * 30, round(512 * 714 * 0.53), 3200, 0, round(512 * 714 * 0.47))
+
+
+def test_a_whole_batch_of_the_cpu() -> None:
+    cpu = load_profile("cpu")
+    assert (cpu.copier, load_profile("cpu-batched").copier) == ("cpu", "cpu-batched")
+    assert cpu.copy_ns(512, 7) == pytest.approx(197_000, rel=0.005)
+    work = HostWork(nr_folios=512, nr_scanned=0, nr_flushes=0, nr_cpus=1, nr_ptes=512)
+    assert cpu.times(work, cpu.copy_ns(512, 7)).total_ns == pytest.approx(512 * 1098, rel=0.002)
+
+
+def test_the_seed_knows_moves_and_ptes_only_and_host_knows_what_it_took() -> None:
+    work = HostWork(128, 512, 1, 4, 64, prepare_wall_ns=11, update_wall_ns=22)
+    assert load_profile("seed").times(work, 234567) == BatchTimes(0, 0, 0, 234567, 123456)
+    assert load_profile("host").times(work, 33) == BatchTimes(11, 0, 0, 33, 22)
 
 
 def test_chip_limits() -> None:
@@ -95,6 +181,7 @@ def test_chip_limits() -> None:
     }
     for name, expected in limits.items():
         chip = load_profile(name).chip
+        assert chip is not None
         assert tuple(constant.value for constant in chip.constants().values()) == expected
 
 

@@ -10,7 +10,7 @@ from dpud.dpu.dpu_set import DPU_ALLOCATE_ALL, DpuSet, LaunchPolicy, XferDirecti
 from dpud.dpu.errors import DpuErr, DpuError
 from dpud.dpu.faults import FaultKind, FaultPlan
 from dpud.dpu.move import I64
-from dpud.dpu.profile import load_profile
+from dpud.dpu.profile import load_profile, rank_chip
 from dpud.dpu.program import DPU_COMPACT, DPU_MRAM_HEAP_POINTER_NAME
 from dpud.dpu.rank import Rank, RankPool, RankState, Space, Symbol
 
@@ -32,7 +32,7 @@ IDLE = program(lambda rank, dpus: None)
 @pytest.fixture
 def pool() -> Iterator[RankPool]:
     """Two ranks; DPU 1 of each is disabled."""
-    chip = load_profile("upmem-v1a").chip
+    chip = rank_chip(load_profile("upmem-v1a"))
     pool = RankPool([Rank(i, chip, FaultPlan(), nr_dpus=8, disabled_mask=0b10) for i in range(2)])
     yield pool
     pool.close()
@@ -268,7 +268,7 @@ def test_workers_end_with_the_pool(pool: RankPool) -> None:
 
 def test_log_header_names_the_dpu(pool: RankPool) -> None:
     """target 3, rank 1, slice 4, member 4: the SDK documentation's own example."""
-    rank = Rank(1, load_profile("upmem-v1a").chip, FaultPlan(), disabled_mask=(1 << 36) - 1)
+    rank = Rank(1, rank_chip(load_profile("upmem-v1a")), FaultPlan(), disabled_mask=(1 << 36) - 1)
     dpus = DpuSet.alloc(RankPool([rank]), 1)
     dpus.load(DPU_COMPACT)
     assert dpus.log_read() == "=== DPU#0x30010404 ===\n"

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Distributions against sorted lists; unavailable times against a walk through a batch."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernelsim.dpu_compact_stats import Distribution, Ramp, Wall, unavailable_ns
+from kernelsim.dpu_hw import BatchTimes
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**61), st.integers(1, 5)), min_size=1, max_size=50))
+def test_quantiles_are_at_most_a_sixteenth_too_high(samples: list[tuple[int, int]]) -> None:
+    distribution = Distribution()
+    for value, times in samples:
+        distribution.add(value, times)
+    ordered = sorted(value for value, times in samples for _ in range(times))
+    assert (distribution.nr, distribution.max) == (len(ordered), max(ordered))
+    for percent in (1, 50, 95, 99, 100):
+        exact = ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]
+        assert exact <= distribution.quantile(percent) <= exact + exact / 16 + 1
+
+
+def test_small_values_are_exact_and_none_is_zero() -> None:
+    empty = Distribution()
+    assert list(empty.cells()) == [0, 0, 0, 0, 0]
+    small = Distribution()
+    small.add_ramp(Ramp(0, 1, 32))
+    assert [small.quantile(percent) for percent in (50, 100)] == [15, 31]
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(1, 3000), st.integers(1, 3))
+def test_a_ramp_is_the_sum_of_its_values(first: int, last: int, nr: int, times: int) -> None:
+    ramp = Ramp(first, (last - first) / nr, nr)
+    at_once, one_by_one = Distribution(), Distribution()
+    at_once.add_ramp(ramp, times)
+    for value in ramp.values().tolist():
+        one_by_one.add(int(value + 0.5), times)
+    assert at_once.nr == one_by_one.nr
+    assert abs(at_once.max - one_by_one.max) <= 1
+    for percent in (1, 50, 95, 99):
+        assert at_once.quantile(percent) == pytest.approx(one_by_one.quantile(percent), abs=1)
+
+
+@pytest.mark.parametrize("nr", [1, 2, 7])
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_unavailable_is_the_time_between_unmap_and_remap(nr: int, one_by_one: bool) -> None:
+    times = BatchTimes(isolate_ns=99, unmap_ns=10 * nr, flush_ns=500, device_ns=30 * nr, remap_ns=20 * nr)
+    now, unmapped, expected = 0, [], []
+    for _ in range(nr):
+        unmapped.append(now)
+        now += 10
+    now += 500 + (0 if one_by_one else 30 * nr)
+    for at in unmapped:
+        now += 20 + (30 if one_by_one else 0)
+        expected.append(now - at)
+    assert unavailable_ns(nr, times, one_by_one=one_by_one).values().tolist() == pytest.approx(expected)
+
+
+def test_wall_of_the_first_and_the_last_page() -> None:
+    wall = Wall(unmap_begin=100, unmap_end=200, remap_begin=1000, remap_end=1400)
+    first, *_, last = wall.unavailable_ns(100).values().tolist()
+    assert first == pytest.approx(1004 - 100)
+    assert last == pytest.approx(1400 - 199)

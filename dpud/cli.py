@@ -150,10 +150,10 @@ def demo(name: str | None) -> None:
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables to this file.")
 def bench(names: tuple[str, ...], write: Path | None) -> None:
-    """Measure, beside something real that does the same: region, node, fuse, import, pages; all if none is named.
+    """Measure, beside something real that does the same; all if none is named.
 
-    Three go by models: tables holds these against published measurements, breakeven says when an engine gains,
-    engines compares them all on the same memory.
+    There are region, node, compaction, fuse, import and pages. Three go by models: tables holds these against
+    published measurements, breakeven says when an engine gains, engines compares them all on the same memory.
     """
     from dpud import bench as benches
 

@@ -19,6 +19,7 @@ from dpud.errors import UserError
 BENCHMARKS: Mapping[str, str] = {
     "region": "region",
     "node": "node",
+    "compaction": "compaction",
     "fuse": "fuse",
     "import": "startup",
     "pages": "micro",

@@ -94,7 +94,7 @@ def real_round() -> Round:
     """The kernel's own; needs root and the memory."""
     with host.started(host.module("real_memory", str(SIZE), str(PERCENT), str(SEED))) as peer:
         assert peer.stdout is not None
-        nr_moved, wall_ns = map(int, peer.stdout.read().split())
+        nr_moved, wall_ns, _ = map(int, peer.stdout.read().split())
     return Round(nr_moved, wall_ns)
 
 

@@ -91,8 +91,8 @@ def run() -> Report:
                 our_compaction(mount, trigger(mount), WARM_UP_SIZE)
                 ours[name].append(our_compaction(mount, trigger(mount), SIZE))
     report.figures = figures(ours, theirs)
-    peer: list[tuple[str, list[Outcome]]] = [("peer", theirs)]
-    report.notes += [f"{who}: {_rounds(rounds)}" for who, rounds in [*ours.items(), *peer] if rounds]
+    every: list[tuple[str, list[Outcome]]] = [*ours.items(), ("peer", theirs)]
+    report.notes += [f"{who}: {_rounds(rounds)}" for who, rounds in every if rounds]
     if missing:
         report.notes.append(missing)
     elif not any(outcome.nr_huge > 0 for outcome in theirs):

@@ -147,10 +147,13 @@ def demo(name: str | None) -> None:
 
 
 @cli.command()
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME [DIR]...]...", nargs=-1)
 @click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables to this file.")
 def bench(names: tuple[str, ...], write: Path | None) -> None:
-    """Measure, beside something real that does the same: region, node, fuse, import, pages; all if none is named."""
+    """Measure, beside something real that does the same: region, node, fuse, import, pages, fidelity.
+
+    All of them if none is named. `fidelity DIR` compares the emulated compaction with a real one that `dpud snapshot --compact DIR` captured.
+    """
     from dpud import bench as benches
 
     sys.exit(benches.run(names, write))

@@ -330,7 +330,9 @@ def _pcp_pages(
                 "the order in which they were freed is a guess"
             )
         if len(pages[-2]):
-            notes.append(f"{zone.label}: {len(pages[-2])} pages of processes that ended meanwhile: free, on these lists")
+            notes.append(
+                f"{zone.label}: {len(pages[-2])} pages of processes that ended meanwhile: free, on these lists"
+            )
     return np.concatenate(pages)
 
 

@@ -102,8 +102,10 @@ def _link_free_blocks(mem: Mem, image: HostImage) -> None:
 
 
 def _fill_pagesets(mem: Mem, image: HostImage) -> None:
-    """Share the pages that look free on per-CPU lists out over the zones' CPUs, by the counts of zoneinfo. What has been
-    freed since those were read went to the CPU that was at work, the one with the fullest lists."""
+    """Share the pages that look free on per-CPU lists out over the zones' CPUs, by the counts of zoneinfo.
+
+    What has been freed since those were read went to the CPU that was at work, the one with the fullest lists.
+    """
     for number, zone in enumerate(image.zones):
         here = image.pcp_pfn[(image.pcp_pfn >= zone.start_pfn) & (image.pcp_pfn < zone.end_pfn)]
         surplus = max(len(here) - zone.nr_pcp, 0)

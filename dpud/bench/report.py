@@ -4,10 +4,35 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rich.table import Table
 
 HEADINGS = ("Figure", "Ours", "Target or peer", "Ratio", "Verdict")
+_RIGHT = ("Ours", "Ratio", "Published", "Real", "Error")
+"""Headings of columns of numbers; those that begin with a digit are too."""
+
+
+class Row(Protocol):
+    """A line of a report's table."""
+
+    @property
+    def verdict(self) -> str:
+        """`met`, `missed`, or anything else; what the row's last cell is coloured by."""
+        ...
+
+    def cells(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of ready texts."""
+
+    texts: tuple[str, ...]
+    verdict: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        return self.texts
 
 
 @dataclass(frozen=True)
@@ -45,29 +70,40 @@ class Figure:
 
 @dataclass
 class Report:
-    """One benchmark's outcome: `how` says what was measured, `notes` what the reader must know about this run."""
+    """One benchmark's outcome: `how` says what was measured, `notes` what the reader must know about this run.
+
+    `parts` are further tables, each a report of its own, that follow.
+    """
 
     name: str
     title: str
     how: str
-    figures: list[Figure] = field(default_factory=list)
+    figures: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    headings: tuple[str, ...] = HEADINGS
+    parts: list["Report"] = field(default_factory=list)
+
+    @property
+    def _is_right(self) -> list[bool]:
+        return [heading in _RIGHT or heading[:1].isdigit() for heading in self.headings]
 
     def table(self) -> Table:
         table = Table(title=f"{self.name}: {self.title}", title_justify="left")
-        for heading in HEADINGS:
-            table.add_column(heading, justify="right" if heading in ("Ours", "Ratio") else "left", overflow="fold")
+        for heading, right in zip(self.headings, self._is_right, strict=True):
+            table.add_column(heading, justify="right" if right else "left", overflow="fold")
         for figure in self.figures:
             style = {"met": "green", "missed": "red"}.get(figure.verdict, "")
-            *cells, verdict = figure.cells()
-            table.add_row(*cells, f"[{style}]{verdict}[/]" if style else verdict)
+            *cells, last = figure.cells()
+            table.add_row(*cells, f"[{style}]{last}[/]" if style else last)
         return table
 
     def markdown(self) -> str:
-        rows = [HEADINGS, ("---", "---:", "---", "---:", "---"), *(figure.cells() for figure in self.figures)]
+        rule = tuple("---:" if right else "---" for right in self._is_right)
+        rows = [self.headings, rule, *(figure.cells() for figure in self.figures)]
         table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
         notes = "".join(f"\n- {note}" for note in self.notes)
-        return f"## {self.name}: {self.title}\n\n{self.how}\n\n{table}\n{notes}\n"
+        text = f"## {self.name}: {self.title}\n\n{self.how}\n\n{table}\n{notes}\n"
+        return "\n".join([text, *(part.markdown() for part in self.parts)])
 
 
 def quantity(value: float, unit: str) -> str:

@@ -35,7 +35,8 @@ _WIDTH = 110  # where the terminal does not say
 def run(names: str | Iterable[str] | None = None, write: Path | None = None) -> int:
     """Run the benchmarks named (all if none is), print their tables, and write them to `write` as Markdown.
 
-    Behind a benchmark of TAKES_FOLDERS, words that name no benchmark are its folders. Returns the exit code. Raises UserError.
+    Behind a benchmark of TAKES_FOLDERS, words that name no benchmark are its folders. Returns the exit code. Raises
+    UserError.
     """
     wanted = _parse([names] if isinstance(names, str) else list(names or BENCHMARKS))
     signal.signal(signal.SIGTERM, _terminated)

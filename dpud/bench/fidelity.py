@@ -210,7 +210,7 @@ def _notes(case: Case, image: HostImage, machine: Machine) -> Iterator[str]:
     yield "real run: " + ", ".join(f"{name} {case.result[name]}" for name in about)
     if "cpu" not in case.result:
         yield (
-            f"inferred: the real compaction ran on CPU {machine.compaction.cpu_at_work()}, whose page lists are fullest, "
+            f"inferred: the real compaction ran on CPU {machine.compaction.cpu_at_work()}, whose lists are fullest, "
             "so that the pages it freed went onto them (result.txt has no `cpu`)"
         )
     if not image.mappings:

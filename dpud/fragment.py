@@ -53,7 +53,8 @@ def fragmented(pattern: str, mb: int, keep_percent: int, folder: Path) -> Iterat
     words = [str(os.getpid()), pattern, str(mb), str(keep_percent), str(folder)]
     command = [sys.executable, "-P", "-m", "dpud.fragment", *words]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         said = process.stdout.readline().strip()
         if said != "ready":
@@ -135,7 +136,7 @@ class _Fragmenter:
                 raise OSError(number, os.strerror(number))
 
     def cache(self, folder: str) -> None:
-        file = tempfile.TemporaryFile(dir=folder)
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (kept until this process ends)
         self.held.append(file)
         chunk = bytes([3]) * _CHUNK_BYTES
         for _ in range(self.nr_pages * mmap.PAGESIZE // _CHUNK_BYTES):

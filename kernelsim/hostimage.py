@@ -16,7 +16,7 @@ inferred here:
   order-10 blocks; so the blocks are shuffled (by a fixed seed) and the pages within one are not.
 - Processes that ended between the two reads, as those of the capture itself do: an anonymous page that is mapped
   in kpageflags and not in kpagecount is free by now, and the last that was freed.
-- References. Buffer-cache pages (PG_private, not PG_uptodate) that nobody has looked at since the last idle mark
+- References. Buffer-cache pages (PG_private, not PG_uptodate) that nobody has touched since the last idle mark
   are held by a file system since it was mounted, as ext4 does with its group descriptors. They cannot move.
 
 The files are read one after the other on a running machine, so they contradict each other a little.
@@ -56,6 +56,7 @@ from kernelsim.page import (
     PG_nopage,
     PG_offline,
     PG_private,
+    PG_referenced,
     PG_slab,
     PG_swapcache,
     PG_table,
@@ -344,7 +345,7 @@ def _shuffle_blocks(pfns: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _pinned_pages(flags: NDArray[np.uint32], notes: list[str]) -> NDArray[np.int64]:
-    asked = np.uint32(PG_lru | PG_private | PG_idle | PG_uptodate | PG_anon | PG_head | PG_tail)
+    asked = np.uint32(PG_lru | PG_private | PG_idle | PG_referenced | PG_uptodate | PG_anon | PG_head | PG_tail)
     pinned = np.flatnonzero(flags & asked == np.uint32(PG_lru | PG_private | PG_idle))
     if len(pinned):
         notes.append(f"{len(pinned)} idle buffer-cache pages are taken to be held by a file system: they cannot move")

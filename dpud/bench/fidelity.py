@@ -57,7 +57,7 @@ class Comparison:
     def verdict(self) -> str:
         if not self.judged:
             return ""
-        return "met" if self.error is not None and abs(self.error) <= WITHIN else "missed"
+        return "met" if abs(self.ours - self.real) <= WITHIN * self.real else "missed"
 
     def cells(self) -> tuple[str, ...]:
         error = "" if self.error is None else f"{100 * self.error:+.1f} %"

@@ -33,7 +33,7 @@ from kernelsim.hostimage import (
 )
 
 HEAD, TAIL = 1 << 15, 1 << 16
-DIRTY, KSM, IDLE, PRIVATE = 1 << 4, 1 << 21, 1 << 25, 1 << 35
+REFERENCED, DIRTY, KSM, IDLE, PRIVATE = 1 << 2, 1 << 4, 1 << 21, 1 << 25, 1 << 35
 
 
 def import_machine(built: Machine, mappings: tuple[HostTask, ...] = ()) -> HostImage:
@@ -184,9 +184,9 @@ def test_the_order_of_frees_goes_by_blocks_of_the_largest_order() -> None:
 
 def test_buffers_that_a_file_system_keeps_are_taken_to_be_held() -> None:
     built = machine(nr_blocks=4)
-    at = np.flatnonzero(built.flags == ANON_PAGE)[:4]
+    at = np.flatnonzero(built.flags == ANON_PAGE)[:5]
     held = LRU | IDLE | PRIVATE
-    built.flags[at] = [held, held | UPTODATE, held & ~IDLE, held | DIRTY]
+    built.flags[at] = [held, held | UPTODATE, held & ~IDLE, held | DIRTY, held | REFERENCED]
     built.counts[at] = 0
     assert import_machine(built).pinned_pfn.tolist() == [at[0], at[3]]
 

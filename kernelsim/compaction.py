@@ -78,6 +78,7 @@ class Compaction:
     def __init__(self, vm: Vm, sysctl: CompactionSysctl) -> None:
         self.vm = vm
         self.sysctl = sysctl
+        self.cpu: int | None = None  # where who compacts runs, if that is known
         self._src = np.zeros(MAX_MIGRATE_PAGES, dtype=np.int64)
         self._dst = np.zeros(MAX_MIGRATE_PAGES, dtype=np.int64)
         for zone in vm.mem.zones:
@@ -274,14 +275,16 @@ class Compaction:
         cc["may_enter_fs"] = 1
         cc["unevictable_allowed"] = self.sysctl.compact_unevictable_allowed
         cc["proactive_mark"] = cc["blocks_mark"] = cc["captured"] = -1
-        cc["cpu"] = self._this_cpu()
+        cc["cpu"] = self.cpu_at_work()
         for name, value in fields.items():
             cc[name] = value
         return cc
 
-    def _this_cpu(self) -> int:
-        """Where who compacts runs: the CPU with the fullest page lists was the one at work last."""
+    def cpu_at_work(self) -> int:
+        """Where who compacts runs: `cpu`, or else the one with the fullest page lists, which was at work last."""
         pagesets = self.vm.mem.pagesets
+        if self.cpu is not None and self.cpu < pagesets.shape[1]:
+            return self.cpu
         return int(pagesets["count"].sum(axis=0).argmax()) if pagesets.shape[1] else 0
 
     def _compact_zone(self, cc: CompactControl) -> Operation[int]:

@@ -102,15 +102,20 @@ def _link_free_blocks(mem: Mem, image: HostImage) -> None:
 
 
 def _fill_pagesets(mem: Mem, image: HostImage) -> None:
-    """Share the pages that look free on per-CPU lists out over the zones' CPUs, by the counts of zoneinfo."""
+    """Share the pages that look free on per-CPU lists out over the zones' CPUs, by the counts of zoneinfo.
+
+    What has been freed since those were read went to the CPU that was at work, the one with the fullest lists.
+    """
     for number, zone in enumerate(image.zones):
         here = image.pcp_pfn[(image.pcp_pfn >= zone.start_pfn) & (image.pcp_pfn < zone.end_pfn)]
+        surplus = max(len(here) - zone.nr_pcp, 0)
         fullest_first = sorted(range(len(zone.pagesets)), key=lambda cpu: -zone.pagesets[cpu].count)
         for cpu in fullest_first:
             host = zone.pagesets[cpu]
             mem.pagesets[number, cpu] = (0, host.high, host.high_min, host.high_max, host.batch, 0)
-            fill_pagesets(mem, cpu, here[: host.count])
-            here = here[host.count :]
+            fill_pagesets(mem, cpu, here[: host.count + surplus])
+            here = here[host.count + surplus :]
+            surplus = 0
 
 
 class KernelStamps:

@@ -34,6 +34,7 @@ from kernelsim.mm_types import Vm
 from kernelsim.mmap import MMAP_BASE_VPN, Mm, Vma
 from kernelsim.mmzone import Nodes, Zones
 from kernelsim.page import (
+    GUP_PIN_BIAS,
     Pages,
     PG_anon,
     PG_private,
@@ -261,7 +262,7 @@ class HostImporter:
             self._map(vma, vma.vpns()[mine], pfns[mine])
 
     def finish(self) -> None:
-        """Account for the tables taken, stamp what belongs to the kernel."""
+        """Account for the tables taken, stamp what belongs to the kernel, take the references of who holds pages."""
         vm, mem = self.vm, self.vm.mem
         used = int(self.used[0])
         extra = self.frames[self.nr_tables : used]
@@ -273,6 +274,7 @@ class HostImporter:
         kernel[self.frames[:used]] = False
         kernel[self.image.pcp_pfn] = False
         vm.kernel_stamps = KernelStamps(vm, np.flatnonzero(kernel))
+        mem.pages["refcount"][self.image.pinned_pfn] += GUP_PIN_BIAS
 
 
 def import_processes(vm: Vm, image: HostImage) -> list[tuple[str, Mm]]:

@@ -90,9 +90,9 @@ def run() -> Report:
             with host.daemon() as mount:
                 our_compaction(mount, trigger(mount), WARM_UP_SIZE)
                 ours[name].append(our_compaction(mount, trigger(mount), SIZE))
-    report.figures = figures(ours, theirs)
-    every: list[tuple[str, list[Outcome]]] = [*ours.items(), ("peer", theirs)]
-    report.notes += [f"{who}: {_rounds(rounds)}" for who, rounds in every if rounds]
+    report.figures += figures(ours, theirs)
+    report.notes += [f"{who}: {_rounds(rounds)}" for who, rounds in ours.items()]
+    report.notes += [f"peer: {_rounds(theirs)}"] if theirs else []
     if missing:
         report.notes.append(missing)
     elif not any(outcome.nr_huge > 0 for outcome in theirs):

@@ -9,7 +9,7 @@ from typing import Protocol
 from rich.table import Table
 
 HEADINGS = ("Figure", "Ours", "Target or peer", "Ratio", "Verdict")
-_RIGHT = ("Ours", "Ratio", "Published", "Error")
+_RIGHT = ("Ours", "Ratio", "Published", "Real", "Error")
 """Headings of columns of numbers; those that begin with a digit are too."""
 
 

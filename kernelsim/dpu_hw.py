@@ -198,7 +198,3 @@ class DpuHardware(Protocol):
     def submit_move(self, src_addrs: U64, dst_addrs: U64, num: int) -> DpuCompletion:
         """Start the same batch and return at once."""
         ...
-
-    def mapping_update_ns(self, nr_ptes: int, wall_ns: int) -> int:
-        """What updating so many PTEs takes by the profile, or `wall_ns` where the profile is the host itself."""
-        ...

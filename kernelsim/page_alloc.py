@@ -158,6 +158,8 @@ def free_range(pages: Pages, zones: Zones, blocks: Blocks, start: int, end: int)
     while pfn < end:
         order = 0
         while order < MAX_PAGE_ORDER and (pfn & ((2 << order) - 1)) == 0 and pfn + (2 << order) <= end:
+            if not _may_merge(blocks, pfn, pfn + (1 << order), order):
+                break
             order += 1
         free_one_page(pages, zones, blocks, pfn, order)
         pfn += 1 << order

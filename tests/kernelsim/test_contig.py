@@ -12,7 +12,7 @@ from kernelsim import page_alloc as buddy
 from kernelsim.attr import complete
 from kernelsim.page_isolation import RangeBusy
 
-LRU, BUDDY, HUGE = 1 << 5, 1 << 10, 1 << 17
+LRU, HUGE = 1 << 5, 1 << 17
 STATS = "/sys/kernel/debug/dpu_compact/contig_stats"
 
 
@@ -29,15 +29,14 @@ def busy_lab(words: str = "stamp", nr_ranks: int | None = 1, nodes: tuple[int, .
     return lab
 
 
-def used_range(lab: Lab, nr_pages: int = 2048, wanted: int = LRU) -> int:
-    """Where the most movable pages are, aligned to a pageblock."""
+def used_range(lab: Lab, nr_pages: int = 2048) -> int:
+    """The range of pageblocks with the most movable pages, among those without an unmovable one."""
     flags = lab.mem.pages["flags"][: lab.mem.nr_pages]
-    usable = (flags & np.uint32(wanted)).astype(bool)
-    fixed = (
-        ~usable & (flags & np.uint32(BUDDY | LRU | HUGE | 1 << 16) == 0) & (lab.mem.pages["refcount"][: len(flags)] > 0)
-    )
+    movable = flags & np.uint32(LRU) != 0
+    in_use = lab.mem.pages["refcount"][: len(flags)] > 0
+    fixed = in_use & ~movable & (flags & np.uint32(HUGE) == 0)
     starts = [at for at in range(4096, lab.mem.nr_pages - nr_pages, 512) if not fixed[at : at + nr_pages].any()]
-    return max(starts, key=lambda at: int(usable[at : at + nr_pages].sum()))
+    return max(starts, key=lambda at: int(movable[at : at + nr_pages].sum()))
 
 
 def take(lab: Lab, start: int, nr_pages: int) -> None:
@@ -114,13 +113,13 @@ def test_a_free_range_is_taken_without_moving_anything() -> None:
 def test_few_pages_go_by_cpu() -> None:
     lab = Lab((64,))
     lab.sysctl(dpu_compact_min_fragments=100)
-    lab.spawn("a", anon="396K")
-    start = used_range(lab, 512)
-    take(lab, start, 512)
+    lab.spawn("a", anon="20M")
+    start = used_range(lab, 1024)
+    assert nr_lru(lab, start, 1024) == 1024
+    take(lab, start, 99)
     assert (stats(lab)["dpu_batches"], stats(lab)["cpu_pages_moved"]) == (0, 99)
-    lab.spawn("b", anon="400K")
-    take(lab, used_range(lab, 512), 512)
-    assert stats(lab)["dpu_batches"] == 1
+    take(lab, start + 99, 100)
+    assert (stats(lab)["dpu_batches"], stats(lab)["dpu_pages_moved"]) == (1, 100)
     lab.assert_at_rest()
 
 
@@ -174,12 +173,12 @@ def test_no_room_is_enomem_and_changes_nothing() -> None:
     lab = Lab((32,))
     lab.spawn("a", anon="27M")
     start = used_range(lab, 1024)
-    types = lab.mem.blocks.tolist()
+    types = lab.mem.blocks[start >> 9 :][:2].tolist()
     with pytest.raises(OSError, match="no room") as refusal:
         take(lab, start, 1024)
     assert refusal.value.errno == errno.ENOMEM
     assert stats(lab)["ranges_nomem"] == 1
-    assert lab.mem.blocks.tolist() == types
+    assert lab.mem.blocks[start >> 9 :][:2].tolist() == types
     lab.assert_at_rest()
 
 

@@ -16,7 +16,7 @@ __alloc_contig_migrate_range() does; then the answer is EBUSY, the log has the r
 Then all is as before except that moved pages stay where they went, as on Linux. ENOMEM: no room to move to.
 
 Differences from Linux: no reclaim of clean page cache on the way; a range is emptied page by page in address order, not
-in clusters of 32; one range at a time in the whole machine (Linux: one at a time in each CMA area).
+in clusters of 32; one range at a time in the whole machine, and no compaction meanwhile.
 """
 
 from __future__ import annotations
@@ -114,7 +114,6 @@ class Contig(Kobject):
         self.printk = printk
         self.stats = ContigStats()
         self.hugetlb: HugetlbReplacer | None = None
-        self._running = False
 
     @contig_stats.show
     def _stats(self) -> str:
@@ -129,9 +128,7 @@ class Contig(Kobject):
 
         RangeBusy: something in the range cannot move, or not now. OSError(ENOMEM).
         """
-        while self._running:
-            yield None
-        self._running = True
+        yield from self.vm.compaction_mutex.acquire()
         self.stats.ranges += 1
         try:
             yield from self._alloc_range(start, end, cma)
@@ -140,7 +137,7 @@ class Contig(Kobject):
             self.stats.ranges_nomem += error.errno == errno.ENOMEM
             raise
         finally:
-            self._running = False
+            self.vm.compaction_mutex.release()
 
     def free_contig_range(self, start: int, nr_pages: int) -> None:
         """Free pages that alloc_contig_range() gave."""

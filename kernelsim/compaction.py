@@ -191,7 +191,8 @@ class Compaction:
         """Compact unless a block is there already or cannot be made (compaction_suit_allocation_order)."""
         zone, order, highest_type = (int(cc[name][0]) for name in ("zone", "order", "highest_type"))
         free_in_blocks = cc["blocks_mark"][0] >= 0
-        if not free_in_blocks and zone_watermark_ok(self.vm.mem.zones, zone, order, mark, highest_type):
+        cma = bool(cc["migratetype"][0] == MIGRATE_MOVABLE)
+        if not free_in_blocks and zone_watermark_ok(self.vm.mem.zones, zone, order, mark, highest_type, cma):
             return COMPACT_SUCCESS
         if not self.compaction_suitable(zone, order, highest_type):
             return COMPACT_SKIPPED
@@ -208,7 +209,7 @@ class Compaction:
         zones = self.vm.mem.zones
         costly = order > PAGE_ALLOC_COSTLY_ORDER
         watermark = int(zones["watermark"][zone][WMARK_LOW if costly else WMARK_MIN]) + compact_gap(order)
-        if not zone_watermark_ok(zones, zone, 0, watermark, highest_type):
+        if not zone_watermark_ok(zones, zone, 0, watermark, highest_type, True):
             return COMPACT_SKIPPED
         if costly:
             index = extfrag.fragmentation_index(zones, zone, order)

@@ -30,6 +30,7 @@ from kernelsim.jit import njit
 from kernelsim.list_head import list_add, list_del
 from kernelsim.migrate import flush_touched, folio_migrate, putback_or_free
 from kernelsim.mmzone import (
+    MIGRATE_CMA,
     MIGRATE_HIGHATOMIC,
     MIGRATE_MOVABLE,
     MIGRATE_RECLAIMABLE,
@@ -234,6 +235,8 @@ def _suitable_page_free(v: VmArrays, cc: CompactControl) -> bool:
     for order in range(c.order, NR_PAGE_ORDERS):
         nr_free = v.zones[c.zone].nr_free
         if nr_free[order, c.migratetype] > 0:
+            return True
+        if c.migratetype == MIGRATE_MOVABLE and nr_free[order, MIGRATE_CMA] > 0:
             return True
         may_steal = order >= pageblock_order // 2 or c.migratetype != MIGRATE_MOVABLE
         if may_steal:

@@ -13,7 +13,18 @@ from kernelsim.content import Memory, page_holds
 from kernelsim.jit import njit, njit_alloc
 from kernelsim.lruvec import folio_lru_list, lru_head
 from kernelsim.mm_types import Vm
-from kernelsim.mmzone import MIGRATE_TYPES, NR_LRU_LISTS, NR_PAGE_ORDERS, Blocks, Mem, Zones, pageblock_order
+from kernelsim.mmzone import (
+    MIGRATE_CMA,
+    MIGRATE_ISOLATE,
+    MIGRATE_TYPES,
+    NR_LRU_LISTS,
+    NR_PAGE_ORDERS,
+    Blocks,
+    Mem,
+    Zones,
+    blocks_of_type,
+    pageblock_order,
+)
 from kernelsim.page import (
     GUP_PIN_BIAS,
     Pages,
@@ -43,6 +54,7 @@ from kernelsim.rmap import VM_SHARED, Avcs, Vmas, vma_address
 from kernelsim.tlb import TLB_ENTRIES, Tlbs
 
 _ZERO = np.uint64(0)
+_MOVABLE_KINDS = PG_lru | PG_isolated | PG_huge
 
 
 @njit
@@ -245,6 +257,7 @@ def check(vm: Vm) -> list[str]:
     cpu, vpn = _stale_tlb_entry(vm.tlbs, np.ascontiguousarray(vm.mms["root"]), vm.pt)
     report.none(f"stale TLB entry on CPU {cpu} for page", vpn)
     _check_node_counters(mem, report)
+    _check_cma(vm, report)
     _check_content(vm, report)
     return report.faults
 
@@ -258,7 +271,12 @@ def _check_free(mem: Mem, report: _Report) -> None:
     for zone, record in enumerate(mem.zones):
         name = f"node {record['node']} zone {mem.zone_name(zone)}"
         report.equal(f"{name} nr_free", record["nr_free"].tolist(), nr_free[zone].tolist())
-        report.equal(f"{name} free_pages", int(record["free_pages"]), int((nr_free[zone].sum(1) * sizes).sum()))
+        counted = np.delete(nr_free[zone], MIGRATE_ISOLATE, axis=1).sum(axis=1)
+        report.equal(f"{name} free_pages", int(record["free_pages"]), int((counted * sizes).sum()))
+        free_cma = int((nr_free[zone][:, MIGRATE_CMA] * sizes).sum())
+        report.equal(f"{name} free_cma", int(record["free_cma"]), free_cma)
+        nr_isolated = len(blocks_of_type(mem, zone, MIGRATE_ISOLATE))
+        report.equal(f"{name} nr_isolate_pageblock", int(record["nr_isolate_pageblock"]), nr_isolated)
         span = slice(int(record["start_pfn"]), int(record["end_pfn"]))
         others = int(np.count_nonzero(mem.pages["zone"][span] != zone))
         report.equal(f"{name} pages of another zone", 0, others)
@@ -316,6 +334,26 @@ def _check_node_counters(mem: Mem, report: _Report) -> None:
             ("nr_hugetlb", huge),
         ):
             report.equal(f"node {nid} {name}", int(record[name]), int(np.count_nonzero(found & here)))
+
+
+def _check_cma(vm: Vm, report: _Report) -> None:
+    """Who holds which page of the CMA areas, and what else is in them."""
+    mem = vm.mem
+    total = np.zeros(len(mem.zones), dtype=np.int64)
+    for area in vm.cma_areas:
+        pages = mem.pages[area.base : area.base + area.nr_pages]
+        total[int(pages["zone"][0])] += area.nr_pages
+        types = mem.blocks[area.base >> pageblock_order : (area.base + area.nr_pages) >> pageblock_order]
+        foreign = np.flatnonzero((types != MIGRATE_CMA) & (types != MIGRATE_ISOLATE))
+        report.equal(f"{area.name} pageblocks of another type", 0, len(foreign))
+        kernels = (pages["refcount"] > 0) & (pages["flags"] & np.uint32(_MOVABLE_KINDS) == 0)
+        held = area.bits != 0
+        if area.being_emptied:
+            first, last = (pfn - area.base for pfn in area.being_emptied)
+            held[first:last] = kernels[first:last]
+        wrong = np.flatnonzero(kernels != held)
+        report.none(f"{area.name} disagrees about page", int(wrong[0]) + area.base if len(wrong) else -1)
+    report.equal("cma_pages", mem.zones["cma_pages"].tolist(), total.tolist())
 
 
 def _check_content(vm: Vm, report: _Report) -> None:

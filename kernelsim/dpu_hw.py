@@ -18,6 +18,11 @@ place is valid, from there on the old one still is.
 An engine is who copies, and how long a batch takes by which model. All engines but `cpu` and `cpu-batched`, where the
 kernel copies, are served by the same device. What is modelled is a whole batch: the time until its pages can be used
 again, and whose it is (BatchTimes).
+
+The other thing a device does is to move listed pages to listed places, `dpu_hw_move_execute(src_addrs, dst_addrs, n)`.
+A range of memory is emptied with it (contig.py). An entry of `src_addrs` is `pfn << 12 | order`, a folio of 2^order
+pages at its natural alignment; `dst_addrs` has the byte address it goes to. No destination may overlap a source or
+another destination, so the moves may go in any order; they retire in the order of the list, by the same rule.
 """
 
 from collections.abc import Mapping
@@ -182,5 +187,14 @@ class DpuHardware(Protocol):
         ...
 
     def submit(self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None) -> DpuCompletion:
+        """Start the same batch and return at once."""
+        ...
+
+    def dpu_hw_move_execute(self, src_addrs: U64, dst_addrs: U64, num: int) -> DpuResult:
+        """Move `num` listed folios to their destinations, both uint64[num] as above. `nr_retired` counts folios and
+        `new_addrs` is where they are, as the device has it. Raises as dpu_hw_compact_execute does."""
+        ...
+
+    def submit_move(self, src_addrs: U64, dst_addrs: U64, num: int) -> DpuCompletion:
         """Start the same batch and return at once."""
         ...

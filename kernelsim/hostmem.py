@@ -19,7 +19,7 @@ from kernelsim.hostimage import HostImage
 from kernelsim.jit import njit
 from kernelsim.lruvec import lruvec_add_folio
 from kernelsim.mm_types import Vm
-from kernelsim.mmzone import Mem, Nodes, Zones, zone_names
+from kernelsim.mmzone import MIGRATE_ISOLATE, Mem, Nodes, Zones, blocks_of_type, zone_names
 from kernelsim.page import (
     Pages,
     PG_anon,
@@ -56,6 +56,8 @@ def import_mem(image: HostImage, distance: NDArray[np.int64]) -> Mem:
     _fill_pagesets(mem, image)
     mem.zones["present"] = [zone.present for zone in image.zones]
     mem.zones["managed"] = [zone.managed for zone in image.zones]
+    isolated = [len(blocks_of_type(mem, zone, MIGRATE_ISOLATE)) for zone in range(len(mem.zones))]
+    mem.zones["nr_isolate_pageblock"] = isolated
     mem.setup_watermarks()
     for record, zone in zip(mem.zones, image.zones, strict=True):
         record["watermark"] = [zone.min, zone.low, zone.high, zone.promo]

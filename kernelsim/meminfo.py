@@ -66,16 +66,19 @@ class Meminfo(Kobject):
         yield "Mapped", int(nodes["nr_mapped"].sum())
         yield "Slab", int(nodes["nr_slab"].sum())
         yield "PageTables", int(nodes["nr_page_table_pages"].sum())
+        if self.mem.has_cma:
+            yield "CmaTotal", int(zones["cma_pages"].sum())
+            yield "CmaFree", int(zones["free_cma"].sum())
 
     def _huge(self) -> str:
-        nr = len(self.hugetlb.pfns)
+        nr = self.hugetlb.default.nr_pages()
         counts = (
             ("HugePages_Total", nr),
             ("HugePages_Free", nr),
             ("HugePages_Rsvd", 0),
             ("HugePages_Surp", 0),
         )
-        sizes = (("Hugepagesize", HUGEPAGE_KBYTES), ("Hugetlb", nr * HUGEPAGE_KBYTES))
+        sizes = (("Hugepagesize", HUGEPAGE_KBYTES), ("Hugetlb", self.hugetlb.total_kbytes))
         return "".join(f"{name + ':':<16s}{value:8d}\n" for name, value in counts) + "".join(
             f"{name + ':':<16s}{value:8d} kB\n" for name, value in sizes
         )
@@ -86,7 +89,7 @@ def node_meminfo(mem: Mem, hugetlb: HugetlbPool, nid: int) -> str:
     zones = mem.zones[mem.zones["node"] == nid]
     node = mem.nodes[nid : nid + 1]
     total, free = int(zones["managed"].sum()), int(zones["free_pages"].sum())
-    nr_huge = int(node["nr_hugetlb"][0]) // (HUGEPAGE_KBYTES // _KB)
+    nr_huge = hugetlb.default.nr_pages(nid)
     lines = [
         ("MemTotal", total),
         ("MemFree", free),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kernelsim.jit import njit
 from kernelsim.lruvec import folio_putback_lru
 from kernelsim.memory import put_page
-from kernelsim.mmzone import MIGRATE_MOVABLE, Blocks, Nodes, Zones, pageblock_order
+from kernelsim.mmzone import MIGRATE_CMA, MIGRATE_MOVABLE, Blocks, Nodes, Zones, pageblock_order
 from kernelsim.page import (
     Pages,
     PG_active,
@@ -95,7 +95,8 @@ def why_not_movable(pages: Pages, pfn: int) -> int:
 @njit
 def is_target(pages: Pages, blocks: Blocks, pfn: int) -> bool:
     """A movable page may be put here, if the frame is free: never pollute blocks of another type."""
-    return bool(blocks[pfn >> pageblock_order] == MIGRATE_MOVABLE)
+    migratetype = blocks[pfn >> pageblock_order]
+    return bool(migratetype in (MIGRATE_MOVABLE, MIGRATE_CMA))
 
 
 @njit

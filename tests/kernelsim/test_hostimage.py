@@ -238,7 +238,7 @@ def test_totals_hold_when_the_evidence_contradicts_them() -> None:
     built = machine(nr_blocks=12)
     honest = built.pagetypeinfo()
     zones = parse_zones(built.zoneinfo(), built.buddyinfo(), honest)
-    counted = replace(zones[1], nr_blocks=(1, 9, 2, 0, 0))
+    counted = replace(zones[1], nr_blocks=(1, 9, 2, 0, 0, 0))
     image = build_host_image((zones[0], counted), built.flags, built.counts)
     assert np.bincount(image.block_migratetype[4:], minlength=5).tolist() == [1, 9, 2, 0, 0]
 

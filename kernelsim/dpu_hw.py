@@ -85,6 +85,10 @@ class Engine(Protocol):
         """Its clock is this machine's own."""
         ...
 
+    def describe(self) -> str:
+        """Its model: one line of text, then each constant with value, unit, where it is from and what that is worth."""
+        ...
+
     def copy_ns(self, nr_pages: int, wall_ns: int) -> int:
         """What copying so many pages takes the CPU; it really took `wall_ns`."""
         ...
@@ -105,6 +109,9 @@ class MeasuredCpu:
     name: str
     copier: Literal["cpu", "cpu-batched"]
     measured: bool = True
+
+    def describe(self) -> str:
+        return "No model: what things took on this machine\n"
 
     def copy_ns(self, nr_pages: int, wall_ns: int) -> int:
         return wall_ns

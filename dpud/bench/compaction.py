@@ -90,7 +90,7 @@ def run() -> Report:
             with host.daemon() as mount:
                 our_compaction(mount, trigger(mount), WARM_UP_SIZE)
                 ours[name].append(our_compaction(mount, trigger(mount), SIZE))
-    report.figures += figures(ours, theirs)
+    report.figures = figures(ours, theirs)
     report.notes += [f"{who}: {_rounds(rounds)}" for who, rounds in ours.items()]
     report.notes += [f"peer: {_rounds(theirs)}"] if theirs else []
     if missing:

@@ -155,7 +155,7 @@ def compare(case: Case, report: Report) -> None:
     before = _vmstat(machine)
     machine.registry.write("/proc/sys/vm/compact_memory", "1")
     after = _vmstat(machine)
-    report.figures += [*_counters(case, before, after), *_free_blocks(case, machine), *_indices(case, machine)]
+    report.figures = [*_counters(case, before, after), *_free_blocks(case, machine), *_indices(case, machine)]
     report.notes += _notes(case, image, machine)
 
 

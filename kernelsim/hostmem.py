@@ -74,10 +74,13 @@ def _count_by_node(mem: Mem, flag: int) -> NDArray[np.int64]:
 @njit
 def _import_states(pages: Pages, flags: NDArray[np.uint32], compound_order: NDArray[np.uint8]) -> None:
     """Flags and references of every frame that is in use; free ones are left cleared, holes as they are."""
+    head = 0
     for pfn in range(len(flags)):
         state = flags[pfn]
         if state & PG_nopage:
             continue
+        if state & PG_head:
+            head = pfn
         if state & PG_buddy:
             pages[pfn].flags = 0
             continue
@@ -87,6 +90,8 @@ def _import_states(pages: Pages, flags: NDArray[np.uint32], compound_order: NDAr
         pages[pfn].refcount = 0 if state & PG_tail else 1 + (state & PG_private != 0)
         if state & PG_head:
             pages[pfn].order = compound_order[pfn]
+        elif state & PG_tail:
+            pages[pfn].index = head
 
 
 @njit

@@ -86,6 +86,7 @@ class Vm:
         self.compaction_mutex = Mutex()  # of those who hold free frames: one compaction at a time
         self.nr_forks = 0  # forks that are copying; no batch begins while there are any
         self.sequence = 0
+        self.thp_enabled = "never"  # /sys/kernel/mm/transparent_hugepage/enabled
         self.files: list[File] = []
         self.vma_objects: list[Vma] = []
         self.foreign_tables = 0  # page-table pages of an imported host, whose processes are not here

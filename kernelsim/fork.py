@@ -55,8 +55,8 @@ def copy_page_range(
     """Give a child's VMA the parent's pages (fork): anonymous ones become read-only in both, shared until written.
 
     A page that may be pinned is copied at once, so that the parent keeps the pinned one (page_needs_cow_for_dma).
-    The caller flushes the parent's TLB entries. Returns (virtual page reached, which a huge page may carry beyond `end`,
-    0 or -ENOMEM).
+    The caller flushes the parent's TLB entries. Returns (virtual page reached, beyond `end` if a huge page lies across
+    it, 0 or -ENOMEM).
     """
     anon = vmas[parent].flags & VM_SHARED == 0
     while vpn < end:

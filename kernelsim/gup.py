@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Pinning user pages for long-term DMA (mm/gup.c, FOLL_PIN): a reference of GUP_PIN_BIAS each, so that who may be
-pinned can be told from the refcount alone. The reference is on the folio: a pin of one page of it keeps all of it in place.
+pinned can be told from the refcount alone. The reference is on the folio: one pinned page keeps all of it in place.
 """
 
 import errno

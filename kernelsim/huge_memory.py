@@ -2,12 +2,12 @@
 """Transparent huge pages: anonymous folios of 2 MiB, mapped by a PMD, and splitting (mm/huge_memory.c).
 
 A first write maps a whole 2 MiB page where the process asked for it (VM_HUGEPAGE and `enabled`), the aligned range lies
-in one VMA, and nothing is mapped in it yet. From then on the folio lives as one: one mapping, one LRU entry, moved whole.
+in one VMA, and nothing is mapped in it yet. From then on the folio lives as one: one mapping, one LRU entry, one move.
 
 Two things are taken apart, and they are not the same. Splitting a *PMD* replaces one process's huge mapping by 512 PTEs
 of the same folio (a part is unmapped, copied on write, or ends at a VMA's border); it needs no memory, thanks to the
-deposited table, and cannot fail. Splitting a *folio* makes single pages of it; it fails, -EAGAIN, while anybody holds it
-beyond its mappings and the page cache (a pin, an isolation).
+deposited table, and cannot fail. Splitting a *folio* makes single pages of it; it fails, -EAGAIN, while anybody holds
+it beyond its mappings and the page cache (a pin, an isolation).
 
 A folio of which a part is mapped by nobody any more is split at once, so that the part is free memory again. Linux
 queues it and splits it when memory gets short. Where that fails here the folio keeps PG_partially_mapped, and whoever
@@ -243,7 +243,7 @@ def copy_huge_pmd(
     vpn: int,
     from_pmd: int,
 ) -> int:
-    """Share a huge mapping with a child, read-only in both. 0 or -ENOMEM; -EAGAIN: it is pinned, and now PTEs map it."""
+    """Share a huge mapping with a child, read-only in both. 0; -ENOMEM; -EAGAIN: it is pinned, and PTEs map it now."""
     head = pte_pfn(pt[from_pmd])
     if folio_maybe_dma_pinned(pages, head):
         split_huge_pmd(pages, zones, nodes, vmas, pt, events, parent, from_pmd)

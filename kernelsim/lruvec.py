@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """LRU lists: five for each node, and who is on which.
 
-A page with PG_lru is on exactly the list that its flags name (unevictable, else anon or file, active or inactive);
-the node's nr_lru counts the pages of each: a large folio, linked by its head, counts whole. A page taken off for migration has PG_isolated instead, one more
-reference, and counts as nr_isolated_anon or nr_isolated_file.
+A page with PG_lru is on exactly the list that its flags name (unevictable, else anon or file, active or inactive); the
+node's nr_lru counts the pages of each. A large folio is linked by its head and counts whole. A page taken off for
+migration has PG_isolated instead, one more reference, and counts as nr_isolated_anon or nr_isolated_file.
 
 Differences from Linux: no per-CPU add batches (a page is on its list at once) and no memory cgroups. As on Linux, anon
 means swap-backed here.

@@ -418,7 +418,8 @@ def access_pages(
     """Read or write virtual pages of one VMA on a CPU; a read compares what is there with `wrote`.
 
     `wrote` and `disk` are indexed by the page's place in the VMA and in the file. Page i of a write gets the stamp of
-    sequence + i; `huge`: it may be met with 2 MiB pages. Returns (pages done, reads that differed, 0 or the error that stopped it).
+    sequence + i; `huge`: it may be met with 2 MiB pages. Returns (pages done, reads that differed, 0 or the error that
+    stopped it).
     """
     mm = vmas[vma].mm
     start = vmas[vma].start

@@ -187,9 +187,7 @@ class Mm:
             vm.events["thp_fault_fallback"] += 1
         return error >= 0
 
-    def _access_slice(
-        self, vma: Vma, vpns: NDArray[np.int64], write: bool, huge: bool = False
-    ) -> tuple[int, int, int]:
+    def _access_slice(self, vma: Vma, vpns: NDArray[np.int64], write: bool, huge: bool = False) -> tuple[int, int, int]:
         vm, mem = self.vm, self.vm.mem
         disk = vma.file.disk if vma.file else _NO_DISK
         result = _memory.access_pages(

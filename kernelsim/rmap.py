@@ -8,8 +8,8 @@ is not). On fork the child's VMA joins every chain of the parent's and gets an a
 fault in (mm/rmap.c anon_vma_fork). The chain replaces Linux's interval tree: a walk looks at each VMA once.
 
 A large folio's pages have consecutive indexes from its head's on. A VMA maps some or all of them, by PTEs or, where the
-folio is 2 MiB and aligned, by one PMD entry; each entry is one mapping of the folio, counted on its head. For the node's
-counters a folio is mapped, whole, as long as any part of it is (as in a kernel with CONFIG_NO_PAGE_MAPCOUNT).
+folio is 2 MiB and aligned, by one PMD entry; each entry is one mapping of the folio, counted on its head. For the
+node's counters a folio is mapped, whole, as long as any part of it is (as in a kernel with CONFIG_NO_PAGE_MAPCOUNT).
 
 `avcs[mapping]` is a chain's head; for a file it also holds where its page cache begins in `i_pages`.
 """
@@ -243,7 +243,7 @@ def restore_pte(pages: Pages, zones: Zones, nodes: Nodes, pt: PageTables, ptep: 
 def remove_migration_ptes(
     pages: Pages, zones: Zones, nodes: Nodes, vmas: Vmas, avcs: Avcs, pt: PageTables, old: int, new: int
 ) -> int:
-    """Point every migration entry for folio `old` at `new`, whose order, mapping and index are set; returns how many."""
+    """Point each migration entry for folio `old` at `new`, whose order, mapping and index are set; returns how many."""
     if pages[new].order > 0:
         return _remove_migration_ptes_large(pages, zones, nodes, vmas, avcs, pt, old, new)
     nr = 0

@@ -92,8 +92,11 @@ def survey_region(pages: Pages, blocks: Blocks, start: int, end: int) -> tuple[i
             pfn += 1 << pages[pfn].order
         else:
             size = 1 << pages[pfn].order
-            if first >= 0 and why_not_movable(pages, pfn) == MOVABLE and pfn + size <= end:
-                nr += size if size > 1 and pages[pfn + 1].flags & PG_partially_mapped else 1
+            splits = size > 1 and pages[pfn + 1].flags & PG_partially_mapped != 0
+            if (first >= 0 or splits) and why_not_movable(pages, pfn) == MOVABLE and pfn + size <= end:
+                if first < 0:  # what a split frees takes the rest of its pages
+                    first = pfn
+                nr += size if splits else 1
                 nr_pages += size
                 last = pfn + size
             pfn += size

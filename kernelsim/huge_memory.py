@@ -444,9 +444,15 @@ def deferred_split_folio(
     events: Events,
     head: int,
 ) -> None:
-    """After a mapping of one of its pages went: split a folio that is no longer mapped whole, once, if it can be."""
-    if not is_partially_mapped(pages, head) or pages[head + 1].flags & PG_partially_mapped:
+    """After a mapping of one of its pages went: split a folio that is no longer mapped whole, if it can be.
+
+    The first attempt counts, whether it fails or not; later ones are made only once nothing stands in the way.
+    """
+    if not is_partially_mapped(pages, head):
         return
-    pages[head + 1].flags |= PG_partially_mapped
-    events[0].thp_deferred_split_page += pages[head].order >= HPAGE_PMD_ORDER
+    if pages[head + 1].flags & PG_partially_mapped == 0:
+        pages[head + 1].flags |= PG_partially_mapped
+        events[0].thp_deferred_split_page += pages[head].order >= HPAGE_PMD_ORDER
+    elif why_not_split(pages, head):
+        return
     split_folio(pages, zones, blocks, nodes, vmas, avcs, pt, events, head)

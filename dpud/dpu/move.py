@@ -15,7 +15,7 @@ memory.
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.jit import njit
+from kernelsim.jit import i64, njit
 
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
@@ -92,7 +92,7 @@ def count_pages(frag_addrs: U64, nr_frags: int) -> int:
     """Pages in the first `nr_frags` fragments."""
     nr = 0
     for i in range(nr_frags):
-        nr += 1 << (np.int64(frag_addrs[i]) & (PAGE_SIZE - 1))
+        nr += 1 << (i64(frag_addrs[i]) & (PAGE_SIZE - 1))
     return nr
 
 
@@ -282,11 +282,11 @@ def count_waves(src: U64, dst: U64, nr_moves: int, nr_dpus: int) -> tuple[int, i
     nr_waves, nr_rounds, nr_pages = 0, 0, 0
     start, p = 0, 0
     for k in range(nr_moves):
-        size, new = frag_bytes(np.int64(src[k])), np.int64(dst[k])
+        size, new = frag_bytes(i64(src[k])), i64(dst[k])
         p = max(p, start)
-        while _frag_end(np.int64(src[p])) <= new:
+        while _frag_end(i64(src[p])) <= new:
             p += 1
-        if p < k and frag_address(np.int64(src[p])) < new + size:
+        if p < k and frag_address(i64(src[p])) < new + size:
             nr_waves += 1
             nr_rounds += (nr_pages + nr_dpus - 1) // nr_dpus
             start, nr_pages = k, 0

@@ -158,9 +158,9 @@ def release_free_list(v: VmArrays, cc: CompactControl) -> None:
 
 @njit
 def _only_expected_references(v: VmArrays, pfn: int) -> bool:
-    """After unmapping: the isolation's, one of the page cache, one for private data (folio_expected_refs)."""
+    """After unmapping: the isolation's, those of the page cache, one for private data (folio_expected_refs)."""
     page = v.pages[pfn]
-    cached = 1 if page.flags & PG_anon == 0 and page.mapping != 0 else 0
+    cached = 1 << page.order if page.flags & PG_anon == 0 and page.mapping != 0 else 0
     private = 1 if page.flags & PG_private else 0
     return bool(page.mapcount == 0 and page.refcount == 1 + cached + private + (page.mapping == 0))
 

@@ -2,16 +2,18 @@
 """What the kernel side sees of a DPU: the seam at which hardware is injected.
 
 The kernel hands over a batch as `dpu_hw_compact_execute(base_addr, frag_addrs, num_frags)` and gets back how far the
-device came. The layout rule that both sides compute on their own, and compare:
+device came. A fragment is a folio of 2^order pages, aligned to its size; its entry in the list is its byte address with
+the order in the low 12 bits (`pfn << 12 | order`). The layout rule that both sides compute on their own, and compare:
 
     cursor = base_addr
     for each fragment, in ascending address order:
-        move cursor up to the next page that lies in no skip run
-        the fragment's new address is cursor; cursor moves on by one page
+        move cursor up to the next multiple of the fragment's size from which on no page of that size lies in a skip run
+        the fragment's new address is cursor; cursor moves on by the fragment's size
 
-Skip runs are the pages that may not be written: unmovable, pinned, or in a pageblock of another type. The kernel only
-hands over fragments for which that slot lies *below* the fragment, so every move goes down and a batch may be retired
-in order: a destination is either free or was vacated by an earlier move. Pages are never lost on a device failure,
+Skip runs are the pages that may not be written: unmovable, pinned, in a pageblock of another type, or of a folio for
+which this rule finds no place that ends below it (such a folio is not in the batch). So every move goes down, source
+and destination of a move do not overlap, and a batch may be retired in order: a destination is either free or was
+vacated by an earlier move. Pages are never lost on a device failure,
 because a move counts as retired only after the written bytes were read back and summed; up to `nr_retired` the new
 place is valid, from there on the old one still is.
 
@@ -134,9 +136,9 @@ class DpuResult:
     """Outcome of one batch."""
 
     nr_retired: int
-    """Moves valid at their new address, counted from the front of the batch."""
+    """Fragments, not pages, that are valid at their new address, counted from the front of the batch."""
     new_addrs: U64
-    """uint64[num_frags]: the layout as the device computed it (byte addresses)."""
+    """uint64[num_frags]: the layout as the device computed it (byte addresses, without the orders)."""
     device_ns: int
     """Modelled device time by the engine's profile, or measured time with the `host` profile."""
     wall_ns: int
@@ -188,7 +190,7 @@ class DpuHardware(Protocol):
     def dpu_hw_compact_execute(
         self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None
     ) -> DpuResult:
-        """Run one batch to its end. `frag_addrs` uint64[num_frags], ascending byte addresses; `skip_runs`
+        """Run one batch to its end. `frag_addrs` uint64[num_frags], ascending `pfn << 12 | order`; `skip_runs`
         uint64[n, 2], ascending (byte address, nr_pages). Raises OSError(ENODEV) if no device is there, ENOMEM if
         no DPU could be allocated."""
         ...

@@ -5,8 +5,9 @@ Every frame keeps its place: free blocks are linked exactly as they were cut fro
 /proc/buddyinfo comes out equal), kernel pages (slab, page tables, reserved, unowned) stay where they are and never
 move, anonymous and file pages go onto the LRU list their flags name. Who maps them is hostproc.py's business.
 
-Compound pages (THP) keep their place, are mapped by nobody and stay where they are. Contents are stamps; kernel pages
-get one too, which debug_vm uses to find a device that overwrites what it must not touch.
+A compound page whose head is on an LRU list is a large folio, of whatever order, and moves whole; other compound pages
+(slab, hugetlb, drivers') stay where they are. Contents are stamps; kernel pages get one too, which debug_vm uses to
+find a device that overwrites what it must not touch.
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ from kernelsim.page import (
     PG_swapbacked,
     PG_table,
     PG_tail,
+    PG_thp,
     PG_unevictable,
     PG_writeback,
 )
 from kernelsim.page_alloc import add_to_free_list
 from kernelsim.pcp import fill_pagesets
 
-USE_NONE, USE_KERNEL, USE_ANON, USE_FILE, USE_COMPOUND, USE_TABLE, USE_UNOWNED = range(7)
-"""What a frame is used for; unowned are kernel pages without any flag."""
+USE_NONE, USE_KERNEL, USE_ANON, USE_FILE, USE_TAIL, USE_COMPOUND, USE_TABLE, USE_UNOWNED = range(8)
+"""What a frame is used for; USE_TAIL: as its head is, USE_COMPOUND: part of a compound page that is no folio; unowned
+are kernel pages without any flag."""
 
 
 def import_mem(image: HostImage, distance: NDArray[np.int64]) -> Mem:
@@ -74,12 +77,25 @@ def _count_by_node(mem: Mem, flag: int) -> NDArray[np.int64]:
 
 
 @njit
+def is_large_folio(head_flags: int) -> bool:
+    """Whether the compound page with these flags on its head, as captured, is on an LRU list."""
+    return bool(head_flags & PG_lru and head_flags & (PG_huge | PG_slab | PG_reserved) == 0)
+
+
+@njit
 def _import_states(pages: Pages, flags: NDArray[np.uint32], compound_order: NDArray[np.uint8]) -> None:
     """Flags and references of every frame that is in use; free ones are left cleared, holes as they are."""
+    head = 0
     for pfn in range(len(flags)):
         state = flags[pfn]
         if state & PG_nopage:
             continue
+        if state & PG_head:
+            head = pfn
+            if is_large_folio(state):
+                state |= PG_thp
+        elif state & PG_tail and is_large_folio(flags[head]):
+            state = PG_tail | PG_thp
         if state & PG_buddy:
             pages[pfn].flags = 0
             continue
@@ -89,6 +105,8 @@ def _import_states(pages: Pages, flags: NDArray[np.uint32], compound_order: NDAr
         pages[pfn].refcount = 0 if state & PG_tail else 1 + (state & PG_private != 0)
         if state & PG_head:
             pages[pfn].order = compound_order[pfn]
+        elif state & PG_tail:
+            pages[pfn].index = head
 
 
 @njit
@@ -149,11 +167,16 @@ def _first_overwritten(memory: Memory, pfns: NDArray[np.int64], sequence: int) -
 @njit
 def classify(pages: Pages, flags: NDArray[np.uint32], mapcount: NDArray[np.int32], kinds: NDArray[np.uint8]) -> None:
     """USE_* of every frame."""
+    head = 0
     for pfn in range(len(flags)):
         state = flags[pfn]
+        if state & PG_head:
+            head = pfn
         if state & (PG_nopage | PG_buddy):
             kinds[pfn] = USE_NONE
-        elif state & (PG_head | PG_tail | PG_huge):
+        elif state & PG_tail and is_large_folio(flags[head]):
+            kinds[pfn] = USE_TAIL
+        elif state & (PG_head | PG_tail | PG_huge) and not (state & PG_head and is_large_folio(state)):
             kinds[pfn] = USE_COMPOUND
         elif state & PG_table:
             kinds[pfn] = USE_TABLE
@@ -171,11 +194,10 @@ def import_lru(pages: Pages, zones: Zones, nodes: Nodes, flags: NDArray[np.uint3
         kind = kinds[pfn]
         if kind == USE_ANON:
             pages[pfn].flags |= PG_swapbacked
-        compound_head = kind == USE_COMPOUND and flags[pfn] & PG_lru and flags[pfn] & PG_head
-        if compound_head or kind in (USE_ANON, USE_FILE):
+        if kind in (USE_ANON, USE_FILE):
             pages[pfn].flags |= flags[pfn] & (PG_unevictable | PG_mlocked)
             pages[pfn].flags &= ~PG_writeback
             if flags[pfn] & PG_mlocked:
                 pages[pfn].mlock_count = 1
-                zones[pages[pfn].zone].nr_mlock += 1
+                zones[pages[pfn].zone].nr_mlock += 1 << pages[pfn].order
             lruvec_add_folio(pages, zones, nodes, pfn)

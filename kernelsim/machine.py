@@ -32,6 +32,7 @@ from kernelsim.fork import dup_mm
 from kernelsim.hostimage import HostImage
 from kernelsim.hostmem import import_mem
 from kernelsim.hostproc import import_processes
+from kernelsim.huge_memory import TransparentHugepage
 from kernelsim.hugetlb import HstateFiles, HugetlbPool
 from kernelsim.meminfo import Meminfo
 from kernelsim.mm_configfs import MmGroup, Process, check_name
@@ -221,6 +222,7 @@ class Machine:
         add("/proc/sys/vm", self.sysctl)
         add("/proc/sys/vm", self.compaction_sysctl)
         add("/proc/sys/vm", self.hugetlb)
+        add("/sys/kernel/mm/transparent_hugepage", TransparentHugepage(self.vm))
         add("/proc", VmstatFiles(self.mem, self.vm.events))
         add("/proc", Meminfo(self.mem, self.hugetlb))
         add("/dev", self.printk)

@@ -66,6 +66,7 @@ class Meminfo(Kobject):
         yield "Mapped", int(nodes["nr_mapped"].sum())
         yield "Slab", int(nodes["nr_slab"].sum())
         yield "PageTables", int(nodes["nr_page_table_pages"].sum())
+        yield "AnonHugePages", int(nodes["nr_anon_thps"].sum())
         if self.mem.has_cma:
             yield "CmaTotal", int(zones["cma_pages"].sum())
             yield "CmaFree", int(zones["free_cma"].sum())
@@ -101,6 +102,7 @@ def node_meminfo(mem: Mem, hugetlb: HugetlbPool, nid: int) -> str:
         ("AnonPages", int(node["nr_anon_pages"][0])),
         ("PageTables", int(node["nr_page_table_pages"][0])),
         ("Slab", int(node["nr_slab"][0])),
+        ("AnonHugePages", int(node["nr_anon_thps"][0])),
     ]
     text = "".join(f"Node {nid} {name + ':':<16s}{pages * _KB:8d} kB\n" for name, pages in lines)
     for name, nr in (("HugePages_Total", nr_huge), ("HugePages_Free", nr_huge), ("HugePages_Surp", 0)):

@@ -87,6 +87,7 @@ class Vm:
         self.compaction_mutex = Mutex()  # of those who hold free frames: one compaction at a time
         self.nr_forks = 0  # forks that are copying; no batch begins while there are any
         self.sequence = 0
+        self.thp_enabled = "never"  # /sys/kernel/mm/transparent_hugepage/enabled
         self.files: list[File] = []
         self.cma_areas: list[Cma] = []
         self.vma_objects: list[Vma] = []

@@ -101,6 +101,7 @@ node_dtype = np.dtype(
         ("nr_anon_pages", np.int64),
         ("nr_mapped", np.int64),
         ("nr_file_pages", np.int64),
+        ("nr_anon_thps", np.int64),  # base pages of anonymous folios that a PMD maps
         ("nr_page_table_pages", np.int64),
         ("nr_hugetlb", np.int64),
         ("nr_slab", np.int64),  # of an imported machine; never changes

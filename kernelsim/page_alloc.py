@@ -233,9 +233,10 @@ def _block_is_claimable(pages: Pages, zones: Zones, zone: int, block: int, wante
             nr_free += 1 << pages[pfn].order
             pfn += 1 << pages[pfn].order
         else:
+            step = 1 << pages[pfn].order  # a large folio counts whole
             if pages[pfn].flags & PG_lru:
-                nr_movable += 1
-            pfn += 1
+                nr_movable += step
+            pfn += step
     nr_alike = 0
     if wanted == MIGRATE_MOVABLE:
         nr_alike = nr_movable
@@ -348,7 +349,8 @@ def prep_compound_page(pages: Pages, pfn: int, order: int, flags: int) -> None:
     pages[pfn].flags |= PG_head | flags
     pages[pfn].order = order
     for tail in range(pfn + 1, pfn + (1 << order)):
-        pages[tail].flags |= PG_tail | flags
+        pages[tail].flags = PG_tail | flags
+        pages[tail].index = pfn
 
 
 @njit

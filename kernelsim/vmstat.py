@@ -34,6 +34,9 @@ event_names = (
     "pgmajfault",
     "pgmigrate_success",
     "pgmigrate_fail",
+    "thp_migration_success",
+    "thp_migration_fail",
+    "thp_migration_split",
     "compact_migrate_scanned",
     "compact_free_scanned",
     "compact_isolated",
@@ -49,6 +52,12 @@ event_names = (
     "cma_alloc_fail",
     "unevictable_pgs_mlocked",
     "unevictable_pgs_munlocked",
+    "thp_fault_alloc",
+    "thp_fault_fallback",
+    "thp_split_page",
+    "thp_split_page_failed",
+    "thp_deferred_split_page",
+    "thp_split_pmd",
     "nr_tlb_remote_flush",
     "nr_tlb_local_flush_all",
     "nr_tlb_local_flush_one",
@@ -68,9 +77,11 @@ _node_names = (
     "nr_anon_pages",
     "nr_mapped",
     "nr_file_pages",
+    "nr_anon_thps",
     "nr_page_table_pages",
     "nr_hugetlb",
 )
+_in_thp = {"nr_anon_thps": "nr_anon_transparent_hugepages"}  # kept in pages, shown in huge pages
 
 
 def alloc_events() -> Events:
@@ -103,7 +114,8 @@ def node_items(nodes: Any) -> Iterator[tuple[str, int]]:
     for lru, name in enumerate(_lru_names):
         yield f"nr_{name}", int(nodes["nr_lru"][..., lru].sum())
     for name in _node_names:
-        yield name, int(nodes[name].sum())
+        pages = int(nodes[name].sum())
+        yield (_in_thp[name], pages >> pageblock_order) if name in _in_thp else (name, pages)
 
 
 def event_items(mem: Mem, events: Events) -> Iterator[tuple[str, int]]:

@@ -76,12 +76,13 @@ class CompactBatch(Batch):
         mram = np.concatenate((np.zeros(move.HEAP, np.int64), heap.view(np.int64)))
         nr_frags = len(self.frag_addrs)
         if move.plan_layout(mram[None], args, np.zeros(1, np.int64), nr_pages) < 0:
-            return self.frag_addrs.copy()
+            return self.frag_addrs & ~np.uint64(move.PAGE_SIZE - 1)
         new = mram[move.HEAP + move.COL_NEW * frags.shape[1] :][:nr_frags]
         return new.view(np.uint64)
 
     def effort(self, new_addrs: U64, nr_retired: int, nr_dpus: int) -> tuple[int, int, int]:
-        return nr_retired, *move.count_waves(self.frag_addrs, new_addrs, nr_retired, nr_dpus)
+        nr_pages = move.count_pages(self.frag_addrs, nr_retired)
+        return nr_pages, *move.count_waves(self.frag_addrs, new_addrs, nr_retired, nr_dpus)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -256,12 +256,13 @@ class DpuDriver:
             self.last_log = next(dpus.dpus()).log_read()
         if not code and nr_retired < len(batch.frag_addrs):
             code = DpuErr.INTERNAL  # the program says all is well, yet left pages out
-        device_ns = batch.profile.device_ns(Work(*batch.effort(new_addrs, nr_retired, len(dpus)), rank.run_ns))
+        nr_pages, nr_waves, nr_rounds = batch.effort(new_addrs, nr_retired, len(dpus))
+        device_ns = batch.profile.device_ns(Work(nr_pages, nr_waves, nr_rounds, rank.run_ns))
         if code is DpuErr.TIMEOUT:
             device_ns += batch.profile.result_timeout_ns
         wall_ns = time.perf_counter_ns() - batch.started_ns
         result = DpuResult(nr_retired, new_addrs, device_ns, wall_ns, code.text if code else None)
-        self._account(result, code)
+        self._account(result, nr_pages, code)
         return result
 
     def _layout(self, dpus: DpuSet, batch: Batch, code: DpuErr) -> U64:
@@ -274,10 +275,10 @@ class DpuDriver:
         dpus.push_xfer(FROM_DPU, DPU_MRAM_HEAP_POINTER_NAME, offset, rows)
         return rows.reshape(-1)[:nr_frags]
 
-    def _account(self, result: DpuResult, code: DpuErr) -> None:
+    def _account(self, result: DpuResult, nr_pages: int, code: DpuErr) -> None:
         with self._lock:
             self.stats.nr_batches += 1
-            self.stats.nr_pages_retired += result.nr_retired
+            self.stats.nr_pages_retired += nr_pages
             self.stats.device_ns += result.device_ns
             self.stats.wall_ns += result.wall_ns
             if code:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Memory laid out page by page, for tests that must know where everything is.
 
-One zone, Normal, of whole pageblocks that begins at pfn 1024, with watermarks too low to count unless set. All of it belongs to
-the kernel until a test frees pages or puts movable ones there. Movable pages have no process: as on an imported machine
-they are LRU pages with one reference, which is enough for everything but the page tables.
+One zone, Normal, of whole pageblocks that begins at pfn 1024, with watermarks too low to count unless set. All of it
+belongs to the kernel until a test frees pages or puts movable ones there. Movable pages have no process: as on an
+imported machine they are LRU pages with one reference, which is enough for everything but the page tables.
 """
 
 from collections.abc import Iterable, Sequence

@@ -13,6 +13,7 @@ import numpy as np
 from kernelsim import page_alloc
 from kernelsim.compact_control import CompactControl, VmArrays, vm_arrays
 from kernelsim.compaction import Compaction
+from kernelsim.filemap import File
 from kernelsim.lruvec import lruvec_add_folio
 from kernelsim.machine import Machine, MachineConfig, NodeConfig
 from kernelsim.mmzone import ZONE_NORMAL, Mem, pageset_dtype
@@ -63,14 +64,26 @@ class Board:
         for pfn in pfns:
             self.free(pfn)
 
-    def movable(self, pfns: Iterable[int], flags: int = 0, refcount: int = 1, anon: bool = True) -> None:
-        """Pages on the LRU, each with content of its own. `anon` False: of a page cache that is not modelled."""
+    def movable(self, pfns: Iterable[int], flags: int = 0, refcount: int = 1) -> None:
+        """Anonymous pages on the LRU, each with content of its own."""
         for pfn in pfns:
-            page_alloc.clear_page(self.mem.pages, pfn)
-            self.mem.pages["flags"][pfn] = UPTODATE | flags | (ANON | SWAPBACKED if anon else 0)
-            self.mem.pages["refcount"][pfn] = refcount
-            lruvec_add_folio(self.mem.pages, self.mem.zones, self.mem.nodes, pfn)
+            self._on_lru(pfn, UPTODATE | ANON | SWAPBACKED | flags, refcount)
             self.vm.memory[pfn, 0] = self._stamps[pfn] = 1 << 40 | pfn
+
+    def cached(self, pfns: Sequence[int], refcount: int = 1) -> None:
+        """The page cache of a new file. More references than one: somebody uses the page."""
+        file = File(self.vm, len(pfns))
+        for index, pfn in enumerate(pfns):
+            self._on_lru(pfn, UPTODATE, refcount)
+            self.mem.pages["mapping"][pfn], self.mem.pages["index"][pfn] = file.mapping, index
+            self.vm.i_pages[file.i_base + index] = pfn
+            self.vm.memory[pfn, 0] = self._stamps[pfn] = int(file.disk[index])
+        self.mem.nodes["nr_file_pages"][0] += len(pfns)
+
+    def _on_lru(self, pfn: int, flags: int, refcount: int) -> None:
+        page_alloc.clear_page(self.mem.pages, pfn)
+        self.mem.pages["flags"][pfn], self.mem.pages["refcount"][pfn] = flags, refcount
+        lruvec_add_folio(self.mem.pages, self.mem.zones, self.mem.nodes, pfn)
 
     def compound(self, pfn: int, order: int, flags: int) -> None:
         """The kernel's, or hugetlb's."""

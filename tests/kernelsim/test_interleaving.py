@@ -38,9 +38,16 @@ SETTINGS = (
 class World:
     """A machine under several requests at once."""
 
-    def __init__(self, nodes: tuple[int, ...], nr_ranks: int | None, patience: int | None, slice_pages: int) -> None:
+    def __init__(
+        self,
+        nodes: tuple[int, ...],
+        nr_ranks: int | None,
+        patience: int | None,
+        slice_pages: int,
+        words: str = "stamp",
+    ) -> None:
         self.patch = small_slices(slice_pages)
-        self.lab = Lab(nodes, nr_ranks=nr_ranks, patience=patience)
+        self.lab = Lab(nodes, words, nr_ranks=nr_ranks, patience=patience)
         self.lab.sysctl(dpu_compact_min_fragments=4)
         self.at_boot = self.lab.mem.zones["free_pages"].tolist()
         self.running: list[Operation[object]] = []

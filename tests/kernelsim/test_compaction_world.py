@@ -29,11 +29,23 @@ class CompactingWorld(World):
     """And requests that are met by traditional compaction."""
 
     def __init__(
-        self, nodes: tuple[int, ...], nr_ranks: int | None, patience: int | None, slice_pages: int, words: str
+        self,
+        nodes: tuple[int, ...],
+        nr_ranks: int | None,
+        patience: int | None,
+        slice_pages: int,
+        words: str,
+        fragmented: bool,
     ) -> None:
+        """`fragmented`: few large blocks are left to begin with."""
         super().__init__(nodes, nr_ranks, patience, slice_pages, words)
         self.patch.setattr(compaction, "SLICE", slice_pages * 16)
         self.captured: dict[int, int] = {}
+        if fragmented:
+            self.lab.set("a", anon="0")
+            for node, name in zip(range(len(nodes)), "bc", strict=False):
+                self.lab.spawn(name, node=str(node), anon="30M", holes="50 seed=8")
+            assert self.lab.mem.zones["nr_free"][:, 9:].sum() < 4
 
     def sound(self) -> None:
         super().sound()
@@ -112,9 +124,18 @@ class Compactions(Requests):
         patience=st.sampled_from([0, 2, 9]),
         slice_pages=st.sampled_from([16, 100, 700]),
         words=st.sampled_from(["stamp", "full"]),
+        fragmented=st.booleans(),
     )
-    def boot(self, nodes: tuple[int, ...], nr_ranks: int | None, patience: int, slice_pages: int, words: str) -> None:
-        self.world = CompactingWorld(nodes, nr_ranks, patience, slice_pages, words)
+    def boot(
+        self,
+        nodes: tuple[int, ...],
+        nr_ranks: int | None,
+        patience: int,
+        slice_pages: int,
+        words: str = "stamp",
+        fragmented: bool = False,
+    ) -> None:
+        self.world = CompactingWorld(nodes, nr_ranks, patience, slice_pages, words, fragmented)
 
     @rule(nid=st.sampled_from([None, 0, 1]))
     def by_hand(self, nid: int | None) -> None:
@@ -165,7 +186,7 @@ def soak(seed: int, nr_steps: int) -> CompactingWorld:
         return choices[int(rng.integers(len(choices)))]
 
     words = pick(("stamp", "full"))
-    world = CompactingWorld(pick(NODES), pick((1, None)), pick((0, 3, 20)), pick((16, 100, 700)), words)
+    world = CompactingWorld(pick(NODES), pick((1, None)), pick((0, 3, 20)), pick((16, 100, 700)), words, seed % 4 > 0)
     blows = (
         (0.13, lambda: world.change(pick(NAMES), *pick(SETTINGS))),
         (0.04, lambda: world.compact(int(rng.integers(2)))),

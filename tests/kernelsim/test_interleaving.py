@@ -326,3 +326,18 @@ def test_a_page_faulted_in_anew_is_not_taken_for_the_one_in_flight(slow_lab: Lab
     settle([compaction])
     assert slow_lab.stats()["regions"] > 2
     slow_lab.assert_at_rest()
+
+
+@pytest.mark.parametrize("slices", [1, 5, 500])
+def test_a_file_that_is_not_finished_goes_with_its_process(slow_lab: Lab, slices: int) -> None:
+    """Interrupted while it is written, or while it waits for the batch to be over."""
+    slow_lab.set("a", file="64K")
+    compaction = batch_in_flight(slow_lab)
+    change = slow_lab.start_set("a", "file", "1M")
+    runs_on(change, slices)
+    change.close()
+    settle([compaction])
+    slow_lab.assert_at_rest()
+    settle([slow_lab.end("a")])
+    slow_lab.assert_at_rest()
+    assert slow_lab.vm.files == []

@@ -328,16 +328,21 @@ def test_a_page_faulted_in_anew_is_not_taken_for_the_one_in_flight(slow_lab: Lab
     slow_lab.assert_at_rest()
 
 
-@pytest.mark.parametrize("slices", [1, 5, 500])
-def test_a_file_that_is_not_finished_goes_with_its_process(slow_lab: Lab, slices: int) -> None:
-    """Interrupted while it is written, or while it waits for the batch to be over."""
+def test_a_file_that_was_unmapped_goes_later_if_the_request_is_interrupted(slow_lab: Lab) -> None:
+    """An interrupted request must not wait for the batch in flight, and the page cache must not keep the file."""
+    process = slow_lab.machine.processes["a"]
     slow_lab.set("a", file="64K")
+    half = slow_lab.start_set("a", "file", "1M")
+    advance(half)
+    half.close()
+    assert len(process.file_vmas) == 2
+    change = slow_lab.start_set("a", "file", "0")
+    while len(process.file_vmas) == 2:
+        assert not advance(change)[0]
     compaction = batch_in_flight(slow_lab)
-    change = slow_lab.start_set("a", "file", "1M")
-    runs_on(change, slices)
     change.close()
     settle([compaction])
     slow_lab.assert_at_rest()
     settle([slow_lab.end("a")])
-    slow_lab.assert_at_rest()
     assert slow_lab.vm.files == []
+    slow_lab.assert_at_rest()

@@ -88,7 +88,7 @@ class Board:
     def compound(self, pfn: int, order: int, flags: int) -> None:
         """The kernel's, or hugetlb's."""
         self.mem.pages["flags"][pfn : pfn + (1 << order)] = flags
-        page_alloc.prep_compound_page(self.mem.pages, pfn, order, flags & PG_huge)
+        page_alloc.prep_compound_page(self.mem.pages, pfn, order, flags & HUGE)
         self.mem.pages["refcount"][pfn + 1 : pfn + (1 << order)] = 0
 
     def kind(self, block: int, migratetype: int) -> None:

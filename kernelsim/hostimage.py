@@ -78,6 +78,7 @@ VM_READ, VM_WRITE, VM_EXEC, VM_SHARED, VM_GROWSDOWN = 1, 2, 4, 8, 0x100  # inclu
 
 _KPF_LOW = (1 << 27) - 1  # kpageflags bits that page.py numbers alike
 _MAPCOUNT_MAX = (1 << 31) - 1
+LAST_FEW = pageblock_nr_pages // 8
 _HIGH_BITS = np.array(list(KPF_HIGH.items()), dtype=np.int64)  # (kpageflags bit, PG_ mask)
 
 
@@ -323,7 +324,8 @@ def _pcp_pages(
     for zone in zones:
         span = slice(zone.start_pfn, zone.end_pfn)
         unowned = np.flatnonzero((flags[span] == 0) & ~ended[span]) + zone.start_pfn
-        likely = unowned[block_type[unowned >> pageblock_order] == MIGRATE_MOVABLE][: zone.nr_pcp]
+        likely = unowned[block_type[unowned >> pageblock_order] == MIGRATE_MOVABLE]
+        likely = likely[~_of_the_kernel(flags)[likely >> pageblock_order]][: zone.nr_pcp]
         pages += [np.flatnonzero(ended[span]) + zone.start_pfn, _shuffle_blocks(likely)]
         if len(likely):
             notes.append(
@@ -335,6 +337,17 @@ def _pcp_pages(
                 f"{zone.label}: {len(pages[-2])} pages of processes that ended meanwhile: free, on these lists"
             )
     return np.concatenate(pages)
+
+
+def _of_the_kernel(flags: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Pageblocks whose unowned pages are the kernel's, not a CPU's list's: all of the block, or the last few that keep
+    it from being free as a whole. What a process gave back lies dense, among pages that are still in use."""
+    by_block = flags[: len(flags) & -pageblock_nr_pages].reshape(-1, pageblock_nr_pages)
+    nr_unowned = (by_block == 0).sum(axis=1)
+    nr_free = (by_block & np.uint32(PG_buddy) != 0).sum(axis=1)
+    last_few = (nr_unowned + nr_free == pageblock_nr_pages) & (nr_unowned <= LAST_FEW)
+    found: NDArray[np.bool_] = (nr_unowned == pageblock_nr_pages) | last_few
+    return found
 
 
 def _shuffle_blocks(pfns: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -82,6 +82,11 @@ class Vma:
     def vpns(self) -> NDArray[np.int64]:
         return np.arange(self.start, self.end, dtype=np.int64)
 
+    def vpns_by(self, nr: int) -> Iterator[NDArray[np.int64]]:
+        """The same, `nr` at a time."""
+        for first in range(self.start, self.end, nr):
+            yield np.arange(first, min(first + nr, self.end), dtype=np.int64)
+
     def drop(self) -> None:
         """Leave all chains; an anon_vma whose chain is empty is gone."""
         for mapping in self.chains:
@@ -138,14 +143,13 @@ class Mm:
 
     def write(self, vma: Vma, vpns: NDArray[np.int64] | None = None) -> LongOp:
         """Store new content in every page of `vpns` (all of the VMA's if None), faulting them in."""
-        yield from self._access(vma, vma.vpns() if vpns is None else vpns, True)
+        for part in vma.vpns_by(1 << 18) if vpns is None else (vpns,):
+            yield from self._access(vma, part, True)
 
     def count_wrong(self, vma: Vma) -> Iterator[int]:
         """Read everything back: yields, slice by slice, how many pages differed from what was stored."""
-        vpns = vma.vpns()
-        for first in range(0, len(vpns), SLICE_PAGES):
+        for part in vma.vpns_by(SLICE_PAGES):
             done = 0
-            part = vpns[first : first + SLICE_PAGES]
             while done < len(part):
                 nr, bad, error = self._access_slice(vma, part[done:], False)
                 done += nr
@@ -229,7 +233,8 @@ class Mm:
 
     def munmap(self, vma: Vma) -> LongOp:
         """Take a mapping down; its page tables stay until exit."""
-        yield from self.madvise_dontneed(vma, vma.vpns())
+        for part in vma.vpns_by(4 * SLICE_PAGES):
+            yield from self.madvise_dontneed(vma, part)
         yield from wait_in_flight(self.vm)
         self.vma.remove(vma)
         vma.drop()

@@ -12,7 +12,7 @@ from kernelsim.mm_types import LongOp
 
 
 class NodeCompactDpu(Kobject):
-    """node*/compact_dpu. On a machine without a DPU, Linux's own compaction does it, unless another engine was chosen."""
+    """node*/compact_dpu. Without a DPU, Linux's own compaction does it, unless another engine was chosen."""
 
     compact_dpu = Attr(
         Trigger(), doc="Write anything: compact the node with the DPU; the write returns when that is done."

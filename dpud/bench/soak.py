@@ -189,7 +189,6 @@ class World:
         assert self.lab.vm.vma_objects == []
         assert self.lab.vm.files == []
 
-
     def close(self) -> None:
         """The machine's memory goes now: it hangs in cycles, and the collector does not see how large it is."""
         self.patch.undo()

@@ -177,6 +177,8 @@ class Machine:
         self.imported: dict[str, Mm] = {}
         self._next_pid = 1
         self._sharers: dict[int, int] = {}
+        self._forking: set[str] = set()
+        """Names of children to be."""
         total = int(self.mem.zones["managed"].sum()) * (PAGE_SIZE // 1024)
         self.printk(f"kernelsim: {len(self.cpus)} nodes, {nr_cpus} CPUs, {total} kB of memory")
         self.sysctl = DpuCompactSysctl()
@@ -299,7 +301,9 @@ class Machine:
         return pid
 
     def new_process(self, name: str) -> Process:
-        """Start a process, on the first node with a CPU."""
+        """Start a process, on the first node with a CPU. OSError(EEXIST): a fork under way has taken the name."""
+        if name in self._forking:
+            raise OSError(errno.EEXIST, "name is taken")
         home = next(nid for nid, cpus in enumerate(self.cpus) if cpus)
         process = Process(self, name, Mm(self.vm, home, self.cpus[home][0]))
         self.processes[name] = process
@@ -309,13 +313,14 @@ class Machine:
         """Fork `parent`; the child's directory appears beside it."""
         check_name(name)
         path = f"{MM_CONFIGFS}/{name}"
-        if path in self.registry.nodes or name in self.processes:
+        if path in self.registry.nodes or name in self.processes or name in self._forking:
             raise OSError(errno.EEXIST, "name is taken")
         cpus = self.cpus[parent.mm.node] or [parent.mm.cpu]
-        mm = yield from dup_mm(parent.mm, cpus[self._next_pid % len(cpus)])
-        if path in self.registry.nodes:  # taken in the meantime
-            yield from mm.exit()
-            raise OSError(errno.EEXIST, "name is taken")
+        self._forking.add(name)  # a finished child could not be taken down at once, were this interrupted
+        try:
+            mm = yield from dup_mm(parent.mm, cpus[self._next_pid % len(cpus)])
+        finally:
+            self._forking.remove(name)
         child = Process(self, name, mm)
         child.files = list(parent.files)
         for file in child.files:

@@ -112,7 +112,7 @@ class World:
             try:
                 self.lab.spawn(name)
             except OSError as full:
-                if full.errno != errno.ENOMEM:
+                if full.errno not in MAY_HAPPEN:
                     raise
         return name in self.lab.names and self.begin(self.lab.start_set(name, attr, text))
 

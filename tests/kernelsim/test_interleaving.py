@@ -259,6 +259,26 @@ def test_no_batch_begins_while_a_fork_copies(slow_lab: Lab) -> None:
     slow_lab.assert_at_rest()
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_childs_name_is_taken_while_its_fork_goes_on(interrupted: bool) -> None:
+    """So that no finished child is left over (found by the soak: seed 1030)."""
+    lab = Lab((32,))
+    lab.spawn("a", anon="12M")
+    fork = lab.start_set("a", "fork", "child")
+    assert not advance(fork)[0]
+    with pytest.raises(OSError, match="name is taken"):
+        lab.spawn("child")
+    if interrupted:
+        fork.close()
+    else:
+        settle([fork])
+    assert lab.names == (["a"] if interrupted else ["a", "child"])
+    assert len(lab.vm.mms_in_use) == len(lab.names)
+    if interrupted:
+        lab.spawn("child")
+    lab.assert_at_rest()
+
+
 def test_a_cached_page_that_nobody_maps_is_not_mapped_while_in_flight(slow_lab: Lab) -> None:
     """No migration entry tells who faults it in that it is on the move (found by the soak: seed 1002)."""
     mm = slow_lab.machine.processes["a"].mm

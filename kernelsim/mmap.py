@@ -30,6 +30,7 @@ from kernelsim.tlb import flush_tlb_mm
 MMAP_BASE_VPN = 0x7F00_0000_0000 >> 12
 VPN_LIMIT = 1 << 35
 SLICE_PAGES = 2048  # about two milliseconds of page faults with real bytes
+_VPNS_AT_ONCE = 1 << 18  # a list of so many takes a millisecond to make
 
 
 class Vma:
@@ -83,9 +84,12 @@ class Vma:
         return np.arange(self.start, self.end, dtype=np.int64)
 
     def vpns_by(self, nr: int) -> Iterator[NDArray[np.int64]]:
-        """The same, `nr` at a time."""
-        for first in range(self.start, self.end, nr):
-            yield np.arange(first, min(first + nr, self.end), dtype=np.int64)
+        """The same, `nr` at a time; a large `nr` is cut where 2 MiB pages end."""
+        first = self.start
+        while first < self.end:
+            stop = first + nr if nr < HPAGE_PMD_NR else (first + nr) & ~(HPAGE_PMD_NR - 1)
+            yield np.arange(first, min(stop, self.end), dtype=np.int64)
+            first = stop
 
     def drop(self) -> None:
         """Leave all chains; an anon_vma whose chain is empty is gone."""
@@ -143,7 +147,7 @@ class Mm:
 
     def write(self, vma: Vma, vpns: NDArray[np.int64] | None = None) -> LongOp:
         """Store new content in every page of `vpns` (all of the VMA's if None), faulting them in."""
-        for part in vma.vpns_by(1 << 18) if vpns is None else (vpns,):
+        for part in vma.vpns_by(_VPNS_AT_ONCE) if vpns is None else (vpns,):
             yield from self._access(vma, part, True)
 
     def count_wrong(self, vma: Vma) -> Iterator[int]:
@@ -233,7 +237,7 @@ class Mm:
 
     def munmap(self, vma: Vma) -> LongOp:
         """Take a mapping down; its page tables stay until exit."""
-        for part in vma.vpns_by(4 * SLICE_PAGES):
+        for part in vma.vpns_by(_VPNS_AT_ONCE):
             yield from self.madvise_dontneed(vma, part)
         yield from wait_in_flight(self.vm)
         self.vma.remove(vma)

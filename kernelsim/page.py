@@ -39,7 +39,6 @@ from kernelsim.jit import njit
 AllocWords: TypeAlias = Callable[[int, int], NDArray[np.uint64]]
 """(nr, words) -> zeroed uint64[nr, words] that costs memory only where it is touched."""
 
-from kernelsim.jit import njit
 
 Pages: TypeAlias = Any
 """The memory map: record array of `page_dtype`, [nr_pages + nr_lists]. Compiled code reads `pages[pfn].flags`."""

@@ -117,6 +117,11 @@ class DpuDriver:
         return Rank(rank_id, rank_chip(self.profile), self.faults, config.nr_dpus, config.disabled_mask)
 
     @property
+    def nr_present(self) -> int:
+        """Ranks that are there, free or not."""
+        return self.pool.nr_present
+
+    @property
     def max_in_flight(self) -> int:
         """One batch per rank, and one ready to follow."""
         return len(self.pool.ranks) + 1

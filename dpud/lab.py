@@ -246,10 +246,10 @@ class SmallSlices:
         for module in [module for name, module in sys.modules.items() if name.startswith("kernelsim.")]:
             for name, value in list(vars(module).items()):
                 if _SLICE.fullmatch(name) and isinstance(value, int):
-                    self._set(module, name, max(nr_pages // 8, 1) if module is fork else nr_pages)
-        self._set(dpu_compact, "SYNCHRONOUS_FRAGMENTS", 0)
+                    self.set(module, name, max(nr_pages // 8, 1) if module is fork else nr_pages)
+        self.set(dpu_compact, "SYNCHRONOUS_FRAGMENTS", 0)
 
-    def _set(self, module: ModuleType, name: str, value: int) -> None:
+    def set(self, module: ModuleType, name: str, value: int) -> None:
         self._before.append((module, name, getattr(module, name)))
         setattr(module, name, value)
 

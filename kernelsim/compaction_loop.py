@@ -3,7 +3,8 @@
 
 migrate_pages() follows mm/migrate.c for one batch: every folio gets a target and its PTEs become migration entries; one
 TLB flush for each mm; then contents, identity and PTEs pass to the targets, and the vacated pages are freed. A folio
-that somebody else holds goes back where it was. If the targets run out, what has one is moved and the rest put back.
+that somebody else holds goes back where it was. A large folio for which there is no target of its size is split, and
+its pages go on singly. If the targets run out, what has one is moved and the rest put back.
 
 A freed page goes to the per-CPU lists of the compacting CPU where the machine has such lists (pcp.py), else to the
 buddy lists, where a direct compaction catches the block it was started for (compaction_capture()).
@@ -24,10 +25,12 @@ from kernelsim.compact_control import (
 )
 from kernelsim.compaction_free import compact_scanners_met, freepages_list, isolate_freepages, pageblock_start_pfn
 from kernelsim.compaction_scan import isolate_migratepages, putback_movable_pages
-from kernelsim.content import copy_page
+from kernelsim.content import folio_copy
 from kernelsim.extfrag import fragmentation_score_zone
+from kernelsim.huge_memory import split_folio
 from kernelsim.jit import njit
 from kernelsim.list_head import list_add, list_del
+from kernelsim.lruvec import folio_isolate_lru, folio_putback_lru
 from kernelsim.migrate import flush_touched, folio_migrate, putback_or_free
 from kernelsim.mmzone import (
     MIGRATE_CMA,
@@ -39,7 +42,7 @@ from kernelsim.mmzone import (
     pageblock_nr_pages,
     pageblock_order,
 )
-from kernelsim.page import PG_anon, PG_private
+from kernelsim.page import PG_anon, PG_lru, PG_private
 from kernelsim.page_alloc import (
     del_page_from_free_list,
     find_buddy_head,
@@ -171,8 +174,8 @@ def _only_expected_references(v: VmArrays, pfn: int) -> bool:
 @njit
 def _move_folio(v: VmArrays, cc: CompactControl, src: int, dst: int) -> None:
     order = int(v.pages[src].order)
-    for i in range(1 << order):
-        copy_page(v.memory, dst + i, src + i)
+    folio_copy(v.memory, dst, src, 1 << order)
+    v.events[0].thp_migration_success += order >= pageblock_order
     folio_migrate(v.pages, v.zones, v.nodes, v.avcs, v.i_pages, src, dst)
     remove_migration_ptes(v.pages, v.zones, v.nodes, v.vmas, v.avcs, v.pt, src, dst)
     putback_or_free(v.pages, v.zones, v.blocks, v.nodes, dst)
@@ -187,6 +190,37 @@ def _restore_folio(v: VmArrays, src: int) -> None:
 
 
 @njit
+def _split_source(v: VmArrays, cc: CompactControl, first: int, nr: int) -> int:
+    """Put single pages in place of the large folio src[first - 1], for which there is no target.
+
+    Those behind it move up. Returns how many entries of `src` that makes more, or -1 if it cannot be split.
+    """
+    head = v.src[first - 1]
+    order = int(v.pages[head].order)
+    if order == 0 or nr - 1 + (1 << order) > len(v.src):
+        return -1
+    folio_putback_lru(v.pages, v.zones, v.nodes, head)
+    if split_folio(v.pages, v.zones, v.blocks, v.nodes, v.vmas, v.avcs, v.pt, v.events, head):
+        folio_isolate_lru(v.pages, v.zones, v.nodes, head)
+        return -1
+    v.events[0].thp_migration_split += order >= pageblock_order
+    nr_left = 0  # the others were mapped by nobody, and are free now
+    for pfn in range(head, head + (1 << order)):
+        nr_left += v.pages[pfn].flags & PG_lru != 0
+    cc[0].nr_migratepages -= (1 << order) - nr_left
+    for i in range(nr - 1, first - 1, -1):
+        v.src[i + nr_left - 1] = v.src[i]
+        v.dst[i + nr_left - 1] = v.dst[i]
+    at = first - 1
+    for pfn in range(head + (1 << order) - 1, head - 1, -1):  # the first is to be the next that is looked at
+        if v.pages[pfn].flags & PG_lru:
+            folio_isolate_lru(v.pages, v.zones, v.nodes, pfn)
+            v.src[at] = pfn
+            at += 1
+    return nr_left - 1
+
+
+@njit
 def migrate_pages(v: VmArrays, cc: CompactControl) -> tuple[int, bool]:
     """Move what is isolated, the last isolated first. Returns (pages that failed, whether targets ran out)."""
     c = cc[0]
@@ -196,7 +230,12 @@ def migrate_pages(v: VmArrays, cc: CompactControl) -> tuple[int, bool]:
         src = v.src[first - 1]
         dst = _compaction_alloc(v, cc, int(v.pages[src].order))
         if dst < 0:
-            break
+            nr_more = _split_source(v, cc, first, nr)
+            if nr_more < 0:
+                break
+            first += nr_more
+            nr += nr_more
+            continue
         first -= 1
         v.dst[first] = dst
         try_to_migrate(v.pages, v.zones, v.nodes, v.vmas, v.avcs, v.pt, v.touched, src)

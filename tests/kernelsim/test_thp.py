@@ -9,6 +9,7 @@ from dpud.dpu.faults import FaultKind
 from kernelsim.mmap import Vma
 from kernelsim.operation import complete
 from kernelsim.page import compound_head
+from kernelsim.page_alloc import release_held
 from kernelsim.pgtable import walk_leaf
 
 HUGE = 512
@@ -465,3 +466,25 @@ def test_a_huge_page_unmapped_in_part_while_in_flight_is_split_later() -> None:
         assert lab.stats()["thp_split"] == len(left) - len(huge_pages(lab))
     finally:
         patch.undo()
+<<<<<<< HEAD
+=======
+
+
+def test_the_search_for_a_place_goes_on_where_the_last_one_ended() -> None:
+    """Else isolating a large region would take time by the square of its fragments."""
+    lab = Lab((32,))
+    lab.spawn("a", anon="16M", holes="50 seed=1")
+    zone = lab.mem.zones[1]
+    dpu = lab.machine.dpu
+    region = dpu.dpu_compact_region_create(1, int(zone["start_pfn"]), int(zone["end_pfn"]))
+    assert region is not None
+    complete(dpu.dpu_compact_isolate_pages(region))
+    fragments = region.fragments[: region.nr_fragments]
+    last_place = int(fragments["new_pfn"][-1])
+    assert region.cursors[0].tolist() == [last_place, int((fragments["old_pfn"] < last_place).sum())]
+    assert region.cursors[0, 1] > 100
+    dpu._put_back(region)
+    release_held(lab.mem.pages, lab.mem.zones, lab.mem.blocks, region.first, region.last)
+    lab.vm.in_flight.remove(region)
+    lab.assert_at_rest()
+>>>>>>> thp

@@ -58,16 +58,10 @@ def _exercise(machine: Machine) -> None:
             write(f"{MM_CONFIGFS}/{name}/holes", f"40 seed={seed}")
         for nid in range(machine.mem.nr_nodes):
             write(f"{NODES_SYSFS}/node{nid}/compact_dpu", "1")
-<<<<<<< HEAD
     write(f"{home}/holes", "50 seed=9")
     _compact(machine)
     for name, text in (("thp", "1"), ("anon", "8M"), ("fork", "huge"), ("touch", "1"), ("pin", "1"), ("holes", "1")):
         write(f"{home}/{name}", text)
-=======
-    for name, text in (("thp", "1"), ("anon", "8M"), ("fork", "huge"), ("touch", "1"), ("pin", "1"), ("holes", "1")):
-        write(f"{home}/{name}", text)
-    write("/proc/sys/vm/compact_memory", "1")
->>>>>>> thp
     write("/proc/sys/vm/nr_hugepages", "2")
     write("/proc/sys/vm/nr_hugepages", "0")
     for path in ("/proc/buddyinfo", "/proc/pagetypeinfo", "/proc/vmstat", "/proc/meminfo", f"{home}/verify"):

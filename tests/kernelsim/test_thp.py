@@ -466,8 +466,6 @@ def test_a_huge_page_unmapped_in_part_while_in_flight_is_split_later() -> None:
         assert lab.stats()["thp_split"] == len(left) - len(huge_pages(lab))
     finally:
         patch.undo()
-<<<<<<< HEAD
-=======
 
 
 def test_the_search_for_a_place_goes_on_where_the_last_one_ended() -> None:
@@ -487,4 +485,3 @@ def test_the_search_for_a_place_goes_on_where_the_last_one_ended() -> None:
     release_held(lab.mem.pages, lab.mem.zones, lab.mem.blocks, region.first, region.last)
     lab.vm.in_flight.remove(region)
     lab.assert_at_rest()
->>>>>>> thp

@@ -155,6 +155,7 @@ def _paced(machine: Machine) -> Iterator[tuple[Machine, Owner]]:
     owner = Owner()
     if machine.config.kconfig.IS_ENABLED("CONFIG_DEBUG_VM"):
         owner.after_slice.append(DebugVm(machine).look)
+    machine.kthreads.spawn = owner.background
     pacer = Pacer(machine, owner, machine.clock.now_ns)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     pacer.start()

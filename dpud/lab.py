@@ -15,9 +15,11 @@ from typing import Any
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.faults import FaultKind, FaultPlan
 from kernelsim import dpu_compact, fork
+from kernelsim.alloc_configfs import AllocGroup
 from kernelsim.attr import File, Operation
 from kernelsim.dpu_hw import U64, DpuResult
 from kernelsim.kconfig import Kconfig
+from kernelsim.machine import ALLOC_CONFIGFS as ALLOC_CONFIGFS
 from kernelsim.machine import MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, NodeConfig
 from kernelsim.mm_configfs import MmGroup, Process
 
@@ -191,6 +193,27 @@ class Lab:
         """Lost ranks come back."""
         for rank in self.hw.pool.ranks if self.hw else ():
             rank.revive()
+
+    # Allocations.
+
+    def allocator(self, name: str, **settings: str) -> str:
+        """mkdir alloc/NAME, one echo for each setting -> the directory."""
+        path = f"{ALLOC_CONFIGFS}/{name}"
+        self.registry.add(path, AllocGroup(self.machine).make_item(name))
+        for attr, text in settings.items():
+            self.write(f"{path}/{attr}", text)
+        return path
+
+    def alloc(self, path: str, **settings: str) -> dict[str, int]:
+        """echo 1 > alloc, whatever comes of it -> the result file."""
+        for attr, text in settings.items():
+            self.write(f"{path}/{attr}", text)
+        try:
+            self.write(f"{path}/alloc", "1")
+        except OSError as none_to_be_had:
+            if none_to_be_had.errno != errno.ENOMEM:
+                raise
+        return {name: int(value) for name, value in (line.split() for line in self.read(f"{path}/result").splitlines())}
 
     # What must always hold.
 

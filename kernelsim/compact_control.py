@@ -41,7 +41,6 @@ compact_result_names = (
 MIGRATE_ASYNC, MIGRATE_SYNC_LIGHT, MIGRATE_SYNC = range(3)
 
 COMPACT_CLUSTER_MAX = 32
-PAGE_ALLOC_COSTLY_ORDER = 3
 MAX_MIGRATE_PAGES = 2 * pageblock_nr_pages
 """Room for what is isolated at once: at most the rest of one pageblock on top of a cluster."""
 

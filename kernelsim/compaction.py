@@ -33,7 +33,6 @@ from kernelsim.compact_control import (
     MIGRATE_ASYNC,
     MIGRATE_SYNC,
     MIGRATE_SYNC_LIGHT,
-    PAGE_ALLOC_COSTLY_ORDER,
     CompactControl,
     compact_control_dtype,
     vm_arrays,
@@ -56,7 +55,7 @@ from kernelsim.mmzone import (
 )
 from kernelsim.operation import Operation
 from kernelsim.page import Pages, PG_buddy, PG_lru, PG_nopage
-from kernelsim.page_alloc import zone_watermark_ok
+from kernelsim.page_alloc import PAGE_ALLOC_COSTLY_ORDER, free_pages, zone_watermark_ok
 
 __all__ = ["COMPACT_PRIO_ASYNC", "COMPACT_PRIO_SYNC_FULL", "COMPACT_PRIO_SYNC_LIGHT", "Compaction"]
 
@@ -155,7 +154,11 @@ class Compaction:
                 continue
             cc = self._direct_control(gfp, order, prio, zone, highest_type, migratetype)
             mark = int(self.vm.mem.zones["watermark"][zone][WMARK_MIN])
-            status = yield from self._compact_zone_for_order(cc, mark)
+            try:
+                status = yield from self._compact_zone_for_order(cc, mark)
+            except GeneratorExit:
+                self._free_captured(cc)
+                raise
             captured = int(cc["captured"][0])
             if captured >= 0:
                 status = COMPACT_SUCCESS
@@ -166,6 +169,13 @@ class Compaction:
             if prio != COMPACT_PRIO_ASYNC and status in (COMPACT_COMPLETE, COMPACT_PARTIAL_SKIPPED):
                 self.defer_compaction(zone, order)
         return best, -1
+
+    def _free_captured(self, cc: CompactControl) -> None:
+        """Give back a block caught for a request that was interrupted."""
+        mem = self.vm.mem
+        captured = int(cc["captured"][0])
+        if captured >= 0:
+            free_pages(mem.pages, mem.zones, mem.blocks, captured, int(cc["order"][0]))
 
     def _direct_control(
         self, gfp: int, order: int, prio: int, zone: int, highest_type: int, migratetype: int

@@ -15,7 +15,6 @@ from kernelsim.compact_control import (
     MAX_MIGRATE_PAGES,
     MIGRATE_ASYNC,
     MIGRATE_SYNC,
-    PAGE_ALLOC_COSTLY_ORDER,
     CompactControl,
     VmArrays,
 )
@@ -48,7 +47,7 @@ from kernelsim.page import (
     PG_unevictable,
     PG_writeback,
 )
-from kernelsim.page_alloc import free_list
+from kernelsim.page_alloc import PAGE_ALLOC_COSTLY_ORDER, free_list
 
 _NO_FAST_START = -1
 

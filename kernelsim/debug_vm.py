@@ -288,6 +288,8 @@ def check(vm: Vm) -> list[str]:
     _check_node_counters(mem, report)
     _check_cma(vm, report)
     _check_content(vm, report)
+    if vm.direct_blocks is not None:
+        report.faults += vm.direct_blocks.violations()
     return report.faults
 
 

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,10 @@ SURVEY_SLICE_PAGES = 1 << 18
 SCAN_SLICE_PAGES = 1 << 15
 COMMIT_SLICE_PAGES = 1 << 14
 SYNCHRONOUS_FRAGMENTS = 1 << 10  # about 0.4 ms of copying; waking a rank's thread and its waiter takes as long
+
+
+def _never() -> bool:
+    return False
 
 
 class DpuCompact:
@@ -120,12 +124,17 @@ class DpuCompact:
             if self.vm.mem.zones["managed"][zone]:
                 yield from self.dpu_compact_memory(zone)
 
-    def dpu_compact_memory(self, zone: int) -> LongOp:
-        """Compact one zone, region by region, as many in flight as the device can use; one run at a time."""
+    def dpu_compact_memory(
+        self, zone: int, region_order: int | None = None, until: Callable[[], bool] = _never
+    ) -> LongOp:
+        """Compact one zone, region by region, as many in flight as the device can use; one run at a time.
+
+        In regions of dpu_compact_region_order if None is given. No region is begun once `until()` is true.
+        """
         yield from self.vm.compaction_mutex.acquire()
         nr_huge = self._nr_free_huge(zone)
         try:
-            yield from self._compact_zone(zone)
+            yield from self._compact_zone(zone, region_order or self.sysctl.dpu_compact_region_order, until)
         finally:
             self.vm.compaction_mutex.release()
             self.stats.runs += 1
@@ -135,13 +144,15 @@ class DpuCompact:
         """Huge pages that could be had of a zone as it is."""
         return nr_free_pages_blocks(self.vm.mem.zones[zone]) >> pageblock_order
 
-    def _compact_zone(self, zone: int) -> LongOp:
+    def _compact_zone(self, zone: int, region_order: int, until: Callable[[], bool]) -> LongOp:
         pending: deque[DpuCompactRegion] = deque()
         start, end = (int(self.vm.mem.zones[edge][zone]) for edge in ("start_pfn", "end_pfn"))
-        size = 1 << self.sysctl.dpu_compact_region_order
+        size = 1 << region_order
         nr_surveyed = 0
         try:
             for base in range(start & ~(size - 1), end, size):
+                if until():
+                    break
                 nr_surveyed += size
                 if nr_surveyed >= SURVEY_SLICE_PAGES:
                     nr_surveyed = 0

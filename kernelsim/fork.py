@@ -147,6 +147,6 @@ def _copy_pages(vma: Vma, copy: Vma) -> LongOp:
         flush_tlb_mm(vm.tlbs, vm.events, vma.mm.id)
         if vma.file is None:
             copy.wrote[first : vpn - vma.start] = vma.wrote[first : vpn - vma.start]
-        if error:
+        if error and not (yield from vm.page_alloc.make_room(copy.mm.node, vma.mm.comm)):
             raise OSError(-error, "fork")
         yield None

@@ -25,11 +25,19 @@ from numpy.typing import NDArray
 
 from kernelsim.attr import Attr, Choice, Kobject, Text
 from kernelsim.content import Memory, clear_huge_page
+from kernelsim.gfp import (
+    _GFP_DIRECT_RECLAIM,
+    _GFP_KSWAPD_RECLAIM,
+    _GFP_NORETRY,
+    _GFP_THISNODE,
+    GFP_TRANSHUGE,
+    GFP_TRANSHUGE_LIGHT,
+)
 from kernelsim.jit import njit
 from kernelsim.lruvec import lruvec_add_folio, lruvec_del_folio, put_page
 from kernelsim.mlock import mlock_folio, munlock_folio
 from kernelsim.mm_types import Vm
-from kernelsim.mmzone import MIGRATE_MOVABLE, Blocks, Nodes, Zones
+from kernelsim.mmzone import Blocks, Nodes, Zones
 from kernelsim.operation import Operation
 from kernelsim.page import (
     GUP_PIN_BIAS,
@@ -49,7 +57,7 @@ from kernelsim.page import (
     PG_writeback,
     folio_maybe_dma_pinned,
 )
-from kernelsim.page_alloc import get_page_from_freelist, prep_compound_page
+from kernelsim.page_alloc import prep_compound_page
 from kernelsim.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
@@ -105,15 +113,25 @@ class TransparentHugepage(Kobject):
     """/sys/kernel/mm/transparent_hugepage, as far as it is honoured."""
 
     enabled = Attr(Choice("always", "madvise", "never"), "madvise", doc="Who gets transparent huge pages.")
+    defrag = Attr(
+        Choice("always", "defer", "defer+madvise", "madvise", "never"),
+        "madvise",
+        doc="Whose huge faults reclaim and compact at once (always, madvise), or leave it to kswapd (defer).",
+    )
     hpage_pmd_size = Attr(Text(), doc="Bytes of a huge page.")
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
         vm.thp_enabled = self.enabled
+        vm.thp_defrag = self.defrag
 
     @enabled.stored
     def _enable(self, _old: str, new: str) -> None:
         self.vm.thp_enabled = new
+
+    @defrag.stored
+    def _defrag(self, _old: str, new: str) -> None:
+        self.vm.thp_defrag = new
 
     @hpage_pmd_size.show
     def _size(self) -> str:
@@ -126,11 +144,30 @@ def thp_allowable(vm: Vm, vma: int) -> bool:
     return vm.thp_enabled == "always" or (vm.thp_enabled == "madvise" and advised)
 
 
-def alloc_anon_thp(vm: Vm, zonelist: NDArray[np.int32]) -> Operation[int]:
-    """A free 2 MiB page for a huge fault, or -ENOMEM: the one place to compact for it (vma_alloc_anon_folio_pmd)."""
-    yield from ()
-    mem = vm.mem
-    return get_page_from_freelist(mem.pages, mem.zones, mem.blocks, zonelist, HPAGE_PMD_ORDER, MIGRATE_MOVABLE)
+def thp_gfp_mask(defrag: str, advised: bool) -> int:
+    """How hard a huge fault tries (vma_thp_gfp_mask): `defrag`, and whether the VMA asked for huge pages."""
+    if defrag == "always":
+        return GFP_TRANSHUGE | (0 if advised else _GFP_NORETRY)
+    if defrag == "defer":
+        return GFP_TRANSHUGE_LIGHT | _GFP_KSWAPD_RECLAIM
+    if defrag == "defer+madvise":
+        return GFP_TRANSHUGE_LIGHT | (_GFP_DIRECT_RECLAIM if advised else _GFP_KSWAPD_RECLAIM)
+    if defrag == "madvise":
+        return GFP_TRANSHUGE_LIGHT | (_GFP_DIRECT_RECLAIM if advised else 0)
+    return GFP_TRANSHUGE_LIGHT
+
+
+def alloc_anon_thp(vm: Vm, vma: int, nid: int, comm: str) -> Operation[int]:
+    """A 2 MiB page for a huge fault, or -ENOMEM (vma_alloc_anon_folio_pmd).
+
+    The home node is only compacted for it (NORETRY); who may reclaim then tries every node for real, others do without
+    (alloc_pages_mpol).
+    """
+    gfp = thp_gfp_mask(vm.thp_defrag, bool(vm.vmas["flags"][vma] & VM_HUGEPAGE))
+    pfn = yield from vm.page_alloc.alloc_pages(gfp | _GFP_THISNODE | _GFP_NORETRY, HPAGE_PMD_ORDER, nid, comm)
+    if pfn < 0 and gfp & _GFP_DIRECT_RECLAIM:
+        pfn = yield from vm.page_alloc.alloc_pages(gfp, HPAGE_PMD_ORDER, nid, comm)
+    return pfn
 
 
 @njit

@@ -8,8 +8,8 @@ buddy allocator has no gigantic pages: a range of that size is emptied for each 
 
 No process maps huge pages yet, so all of a pool is free, nothing is reserved and nothing is surplus.
 
-Linux would compact on the way to a 2 MiB page (__GFP_RETRY_MAYFAIL); here compaction is a command of its own, so what
-the file reads shows how many free 2 MiB blocks there were.
+A 2 MiB page comes through the slow path with __GFP_RETRY_MAYFAIL: it reclaims and compacts, by the DPU first. A node
+that failed once during a resize is asked with less effort from there on (node_alloc_noretry).
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ from __future__ import annotations
 import errno
 import itertools
 
+from kernelsim.alloc_slowpath import AllocSlowpath
 from kernelsim.attr import Attr, Int, Kobject
 from kernelsim.contig import Contig
+from kernelsim.gfp import _GFP_COMP, _GFP_NOWARN, _GFP_RECLAIM, _GFP_RETRY_MAYFAIL, _GFP_THISNODE, GFP_HIGHUSER_MOVABLE
 from kernelsim.jit import njit
 from kernelsim.mm_types import LongOp, Vm
-from kernelsim.mmzone import MAX_PAGE_ORDER, MIGRATE_MOVABLE, Blocks, Zones, pageblock_order
+from kernelsim.mmzone import MAX_PAGE_ORDER, Blocks, Zones, pageblock_order
 from kernelsim.operation import Operation
 from kernelsim.page import PAGE_SIZE, Pages, PG_huge
-from kernelsim.page_alloc import free_pages, get_page_from_freelist, prep_compound_page
+from kernelsim.page_alloc import free_pages, prep_compound_page
 
 HUGEPAGE_KBYTES = 2048
 HUGEPAGE_PAGES = 1 << pageblock_order
 GIGANTIC_ORDER = 18
 HSTATE_ORDERS = (pageblock_order, GIGANTIC_ORDER)
 _GROW_SLICE = 256
+_HTLB_GFP = GFP_HIGHUSER_MOVABLE | _GFP_COMP | _GFP_NOWARN | _GFP_THISNODE  # htlb_alloc_mask, and what is added to it
+_HTLB_GFP_TRY_HARD = _HTLB_GFP | _GFP_RETRY_MAYFAIL
 _ULONG = Int(0, 2**64 - 1)
 
 
@@ -45,8 +49,9 @@ def _free_huge(pages: Pages, zones: Zones, blocks: Blocks, pfn: int, order: int)
 class Hstate:
     """The pool of one size. `pfns`: its pages, oldest first."""
 
-    def __init__(self, vm: Vm, contig: Contig, order: int) -> None:
+    def __init__(self, vm: Vm, contig: Contig, slowpath: AllocSlowpath, order: int) -> None:
         self.vm = vm
+        self.slowpath = slowpath
         self.contig = contig
         self.order = order
         self.pfns: list[int] = []
@@ -74,33 +79,35 @@ class Hstate:
             self._resizing = False
 
     def _grow(self, count: int, nid: int | None) -> LongOp:
+        failed: set[int] = set()
         for grown in range(max(count - self.nr_pages(nid), 0)):
-            if not (yield from self._alloc_pool_huge_page(nid)):
+            if not (yield from self._alloc_pool_huge_page(nid, failed)):
                 return
             if grown % _GROW_SLICE == _GROW_SLICE - 1:
                 yield None
 
-    def _alloc_pool_huge_page(self, nid: int | None) -> Operation[bool]:
-        """One more page for the pool, of node `nid` or of the next one that has any."""
+    def _alloc_pool_huge_page(self, nid: int | None, failed: set[int]) -> Operation[bool]:
+        """One more page for the pool, of node `nid` or of the next one that has any; `failed`: nodes that had none."""
         for _ in range(self.vm.mem.nr_nodes if nid is None else 1):
-            pfn = yield from self.alloc_fresh_huge_page(next(self._nids) if nid is None else nid)
+            node = next(self._nids) if nid is None else nid
+            pfn = yield from self.alloc_fresh_huge_page(node, _HTLB_GFP if node in failed else _HTLB_GFP_TRY_HARD)
             if pfn >= 0:
+                failed.discard(node)
                 self._add(pfn)
                 return True
+            failed.add(node)
         return False
 
-    def alloc_fresh_huge_page(self, nid: int) -> Operation[int]:
+    def alloc_fresh_huge_page(self, nid: int, gfp: int) -> Operation[int]:
         """A new huge page's first pfn from one node, or -ENOMEM: the one place where the pools get their memory."""
-        mem = self.vm.mem
         if self.order > MAX_PAGE_ORDER:
             try:
                 return (yield from self.contig.alloc_contig_pages(1 << self.order, nid, this_node=True))
             except OSError:
                 return -errno.ENOMEM
-        own = mem.zonelist[nid][mem.zones["node"][mem.zonelist[nid]] == nid]
-        pfn = get_page_from_freelist(mem.pages, mem.zones, mem.blocks, own, self.order, MIGRATE_MOVABLE)
+        pfn = yield from self.slowpath.alloc_pages(gfp, self.order, nid)
         self.vm.events["htlb_buddy_alloc_success" if pfn >= 0 else "htlb_buddy_alloc_fail"] += 1
-        return int(pfn)
+        return pfn
 
     def isolate_or_dissolve(self, pfn: int) -> Operation[int]:
         """Put a new page of the node in the place of the unused one at `pfn`; 0, -EBUSY (not ours) or -ENOMEM."""
@@ -108,7 +115,8 @@ class Hstate:
             return -errno.EBUSY
         if self.order > MAX_PAGE_ORDER:
             return -errno.ENOMEM  # as on Linux: gigantic pages are not replaced
-        new = yield from self.alloc_fresh_huge_page(self._nid(pfn))
+        # who empties a range holds the compaction mutex already: take what is free
+        new = yield from self.alloc_fresh_huge_page(self._nid(pfn), _HTLB_GFP & ~_GFP_RECLAIM)
         if new < 0:
             return new
         if pfn in self.pfns:  # the pool may have shrunk meanwhile
@@ -143,9 +151,9 @@ class HugetlbPool(Kobject):
 
     nr_hugepages = Attr(Int(0, 2**31 - 1), doc="Size of the pool of 2 MiB pages; reads back what the write could get.")
 
-    def __init__(self, vm: Vm, contig: Contig) -> None:
+    def __init__(self, vm: Vm, contig: Contig, slowpath: AllocSlowpath) -> None:
         self.vm = vm
-        self.hstates = [Hstate(vm, contig, order) for order in HSTATE_ORDERS]
+        self.hstates = [Hstate(vm, contig, slowpath, order) for order in HSTATE_ORDERS]
         self.default = self.hstates[0]
 
     @property

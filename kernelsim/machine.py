@@ -16,13 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim import debug_vm
+from kernelsim.alloc_configfs import AllocGroup
+from kernelsim.alloc_slowpath import AllocSlowpath
 from kernelsim.attr import Kobject, Registry
 from kernelsim.cma import CmaSysfs, cma_declare_contiguous, cma_init_reserved_areas
 from kernelsim.compaction import Compaction
 from kernelsim.compaction_sysctl import CompactionSysctl, NodeCompact
 from kernelsim.content import WORDS_FULL, WORDS_NONE, WORDS_STAMP
 from kernelsim.contig import Contig
+from kernelsim.direct_alloc import DirectBlocks
 from kernelsim.dpu_compact import DpuCompact
+from kernelsim.dpu_compact_direct import DpuDirectCompaction
 from kernelsim.dpu_compact_hook import DpuCompactDebugfs, NodeCompactDpu
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
 from kernelsim.dpu_hw import DpuHardware
@@ -34,7 +38,10 @@ from kernelsim.hostmem import import_mem
 from kernelsim.hostproc import import_processes
 from kernelsim.huge_memory import TransparentHugepage
 from kernelsim.hugetlb import HstateFiles, HugetlbPool
+from kernelsim.kcompactd import Kcompactd
 from kernelsim.kconfig import IkConfig, Kconfig
+from kernelsim.kswapd import Kswapd
+from kernelsim.kthread import Kthreads
 from kernelsim.meminfo import Meminfo
 from kernelsim.mm_configfs import MmGroup, Process, check_name
 from kernelsim.mm_types import LongOp, Vm
@@ -43,12 +50,16 @@ from kernelsim.mmzone import MAX_DMA32_PFN, MAX_DMA_PFN, ZONE_DMA, ZONE_DMA32, Z
 from kernelsim.node import Node, Nodes
 from kernelsim.page import PAGE_SIZE, AllocWords, PG_reserved, zeroed_words
 from kernelsim.page_alloc import free_range, init_range
+from kernelsim.page_alloc_sysctl import PageAllocSysctl
 from kernelsim.page_reporting import Discard, PageReporting
 from kernelsim.printk import Printk
+from kernelsim.reclaim import Reclaim
+from kernelsim.show_mem import AllocFailure
 from kernelsim.timer import Clock, ManualClock
 from kernelsim.vmstat import VmstatFiles
 from kernelsim.wait import WaitQueue
 
+ALLOC_CONFIGFS = "/sys/kernel/config/kernelsim/alloc"
 MM_CONFIGFS = "/sys/kernel/config/kernelsim/mm"
 NODES_SYSFS = "/sys/devices/system/node"
 DEBUGFS = "/sys/kernel/debug"
@@ -188,8 +199,9 @@ class Machine:
         self.sysctl.dpu_compact_enabled = int(self._has("DPU_COMPACTION_DEFAULT_ON"))
         hw = hw if self._has("DPU_COMPACTION") else None
         self.dpu = DpuCompact(self.vm, hw, self.sysctl, self.printk, self.clock)
+        self._add_allocator()
         self.contig = Contig(self.vm, hw, self.sysctl, self.printk)
-        self.contig.hugetlb = self.hugetlb = HugetlbPool(self.vm, self.contig)
+        self.contig.hugetlb = self.hugetlb = HugetlbPool(self.vm, self.contig, self.slowpath)
         self.vm.cma_areas = cma_init_reserved_areas(self.vm, self.contig)
         if self._has("DPU_COMPACTION"):
             self.dpu.dpu_compact_init()
@@ -219,6 +231,7 @@ class Machine:
         mem = import_mem(image, default_distance(nr_nodes))
         machine = cls(config, hw, clock, mem=mem, alloc_words=alloc_words, discard=discard, wait_queue=wait_queue)
         for name, mm in import_processes(machine.vm, image):
+            mm.comm = name
             machine.imported[name] = mm
         return machine
 
@@ -231,6 +244,35 @@ class Machine:
             nr += wanted
         return cpus
 
+    def _add_allocator(self) -> None:
+        """Reclaim, the slow path, and the kernel threads behind them."""
+        vm = self.vm
+        compaction = self.compaction if self._has("COMPACTION") else None
+        self.dpu_direct = DpuDirectCompaction(self.mem, self.dpu) if self._has("DPU_COMPACTION") else None
+        self.reclaim = Reclaim(vm, compaction)
+        self.kswapds = [
+            Kswapd(vm, self.reclaim, nid, compaction, self._wakeup_kcompactd) for nid in range(self.mem.nr_nodes)
+        ]
+        self.kcompactds = [
+            Kcompactd(vm, kswapd.nid, compaction, self.compaction_sysctl, self.dpu_direct, kswapd)
+            for kswapd in self.kswapds
+            if compaction is not None
+        ]
+        self.compaction_sysctl.proactiveness_written = self._trigger_kcompactd
+        self.kthreads = Kthreads([*self.kswapds, *self.kcompactds])
+        report = AllocFailure(self.mem, self.printk, self.clock.now_ns, lambda nid: self.kswapds[nid].hopeless)
+        self.slowpath = AllocSlowpath(vm, self.reclaim, self.kswapds, compaction, self.dpu_direct, report)
+        self.direct_blocks = vm.direct_blocks = DirectBlocks(vm)
+        vm.page_alloc = self.slowpath
+
+    def _wakeup_kcompactd(self, nid: int, order: int, highest_type: int) -> None:
+        if self.kcompactds:
+            self.kcompactds[nid].wakeup_kcompactd(order, highest_type)
+
+    def _trigger_kcompactd(self) -> None:
+        for kcompactd in self.kcompactds:
+            kcompactd.proactive_trigger()
+
     def _has(self, option: str) -> bool:
         return self.config.kconfig.IS_ENABLED(f"CONFIG_{option}")
 
@@ -241,6 +283,8 @@ class Machine:
         yield "/proc", IkConfig(self.config.kconfig)
         yield "/dev", self.printk
         yield MM_CONFIGFS, MmGroup(self)
+        yield ALLOC_CONFIGFS, AllocGroup(self)
+        yield "/proc/sys/vm", PageAllocSysctl(self.mem, self.reclaim, self.printk)
         if self._has("HUGETLB_PAGE"):
             yield "/proc/sys/vm", self.hugetlb
             for hstate in self.hugetlb.hstates:
@@ -286,12 +330,15 @@ class Machine:
 
     def peek(self) -> int | None:
         """When the next timer is due, in the clock's nanoseconds; None if none is set."""
-        self.reporting.arm(self.clock.now_ns())
-        return self.reporting.peek()
+        now_ns = self.clock.now_ns()
+        self.reporting.arm(now_ns)
+        due = [ns for ns in (self.reporting.peek(), self.kthreads.peek(now_ns)) if ns is not None]
+        return min(due, default=None)
 
     def step(self, now_ns: int) -> None:
-        """Run what is due."""
+        """Run what is due, and start the rounds of kernel threads that are."""
         self.reporting.step(now_ns)
+        self.kthreads.step(now_ns)
 
     # Processes.
 

@@ -145,6 +145,7 @@ class Process(Kobject):
         self.machine = machine
         self.name = name
         self.mm = mm
+        mm.comm = name
         self.node = mm.node
         self.mmap_locked = False
         self.ended = False

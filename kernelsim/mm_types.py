@@ -11,15 +11,17 @@ pages are held by a batch, yields the first of them and tries again.
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim.content import WORDS_FULL, Memory
+from kernelsim.gfp import gfp_migratetype
 from kernelsim.mmzone import Mem
 from kernelsim.operation import Mutex, Operation, Waitable
 from kernelsim.page import AllocWords, zeroed_words
+from kernelsim.page_alloc import get_page_from_freelist
 from kernelsim.pgtable import PTRS_PER_PT, PageTables
 from kernelsim.rmap import Avcs, avc_dtype, mm_dtype, vma_dtype
 from kernelsim.tlb import Tlbs, alloc_tlbs
@@ -27,6 +29,7 @@ from kernelsim.vmstat import Events, alloc_events
 
 if TYPE_CHECKING:
     from kernelsim.cma import Cma
+    from kernelsim.direct_alloc import DirectBlocks
     from kernelsim.filemap import File
     from kernelsim.hostmem import KernelStamps
     from kernelsim.mmap import Vma
@@ -61,6 +64,41 @@ class Table:
         return set(range(1, len(self.rows))) - set(self._free)
 
 
+class PageAllocator(Protocol):
+    """What processes ask of the page allocator beyond its free lists (alloc_slowpath.py)."""
+
+    def alloc_pages(self, gfp: int, order: int, nid: int, comm: str) -> Operation[int]:
+        """A block's first pfn (refcount 1), node `nid` first, or -ENOMEM."""
+        ...
+
+    def make_room(self, nid: int, comm: str) -> Operation[bool]:
+        """Free memory for a fault that found none; False: there is none."""
+        ...
+
+    def wake_if_low(self, nid: int) -> None:
+        """Wake kswapd where no zone is above its low watermark."""
+        ...
+
+
+class FreeListsOnly:
+    """The allocator of a Vm that is no machine's: what is not free cannot be had."""
+
+    def __init__(self, mem: Mem) -> None:
+        self.mem = mem
+
+    def alloc_pages(self, gfp: int, order: int, nid: int, comm: str) -> Operation[int]:
+        yield from ()
+        mem = self.mem
+        return get_page_from_freelist(mem.pages, mem.zones, mem.blocks, mem.zonelist[nid], order, gfp_migratetype(gfp))
+
+    def make_room(self, nid: int, comm: str) -> Operation[bool]:
+        yield from ()
+        return False
+
+    def wake_if_low(self, nid: int) -> None:
+        pass
+
+
 class Vm:
     """Virtual memory's tables around one `Mem`."""
 
@@ -80,11 +118,14 @@ class Vm:
         self.nr_forks = 0  # forks that are copying; no batch begins while there are any
         self.sequence = 0
         self.thp_enabled = "never"  # /sys/kernel/mm/transparent_hugepage/enabled
+        self.thp_defrag = "madvise"
         self.files: list[File] = []
         self.cma_areas: list[Cma] = []
         self.vma_objects: list[Vma] = []
         self.foreign_tables = 0  # page-table pages of an imported host, whose processes are not here
         self.kernel_stamps: KernelStamps | None = None
+        self.direct_blocks: DirectBlocks | None = None
+        self.page_alloc: PageAllocator = FreeListsOnly(mem)
         self._touched = np.zeros(0, dtype=np.uint8)
 
     @property

@@ -21,7 +21,7 @@ from kernelsim.gup import pin_pages, unpin_pages
 from kernelsim.huge_memory import alloc_anon_thp, do_huge_pmd_anonymous_page, split_huge_pmd, thp_allowable
 from kernelsim.mlock import mlock_pages
 from kernelsim.mm_types import LongOp, Vm
-from kernelsim.operation import Operation
+from kernelsim.operation import Operation, complete
 from kernelsim.page_alloc import free_pages
 from kernelsim.pgtable import _PAGE_PSE, HPAGE_PMD_NR, HPAGE_PMD_ORDER, alloc_table, free_pgtables, walk_leaf
 from kernelsim.rmap import VM_HUGEPAGE, VM_LOCKED, VM_SHARED, VM_WRITE
@@ -109,6 +109,7 @@ class Mm:
         self.node = node
         self.cpu = cpu
         self.vma: list[Vma] = []
+        self.comm = "init"
         self.pinned: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         mem = vm.mem
         if root is None:
@@ -158,6 +159,8 @@ class Mm:
                 nr, bad, error = self._access_slice(vma, part[done:], False)
                 done += nr
                 yield bad
+                if error == -errno.ENOMEM and complete(self.vm.page_alloc.make_room(self.node, self.comm)):
+                    continue
                 if error and error != -errno.EAGAIN:
                     raise OSError(-error, "read")
 
@@ -172,8 +175,11 @@ class Mm:
                 if not (yield from self._huge_fault(vma, int(vpns[done]))):
                     nr, _, error = self._access_slice(vma, vpns[done : done + 1], write)
                     done += nr
+            self.vm.page_alloc.wake_if_low(self.node)
             if error and self.vm.in_flight:
                 yield self.vm.in_flight[0]
+            elif error == -errno.ENOMEM and (yield from self.vm.page_alloc.make_room(self.node, self.comm)):
+                continue
             elif error:
                 raise OSError(-error, "page fault")
             else:
@@ -182,7 +188,7 @@ class Mm:
     def _huge_fault(self, vma: Vma, vpn: int) -> Operation[bool]:
         """Map a 2 MiB page around a virtual page; False if there is none to be had: a small one must do."""
         vm, mem = self.vm, self.vm.mem
-        head = yield from alloc_anon_thp(vm, self.zonelist)
+        head = yield from alloc_anon_thp(vm, vma.id, self.node, self.comm)
         error = head
         if head >= 0:
             error = do_huge_pmd_anonymous_page(

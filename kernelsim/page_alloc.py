@@ -34,6 +34,7 @@ from kernelsim.mmzone import (
     MIGRATE_TYPES,
     MIGRATE_UNMOVABLE,
     NR_PAGE_ORDERS,
+    WMARK_LOW,
     WMARK_MIN,
     Blocks,
     Zones,
@@ -43,6 +44,9 @@ from kernelsim.mmzone import (
 from kernelsim.page import Pages, PG_buddy, PG_head, PG_held, PG_lru, PG_tail
 
 ENOMEM = errno.ENOMEM
+
+ALLOC_NO_RESERVE, ALLOC_MIN_RESERVE, ALLOC_NON_BLOCK = 0, 1, 2  # how far below a watermark a request may go
+PAGE_ALLOC_COSTLY_ORDER = 3
 
 # For each migratetype the two to steal from, in order of preference (mm/page_alloc.c fallbacks).
 _FALLBACKS = np.array(
@@ -320,17 +324,38 @@ def zone_watermark_ok(
 
 
 @njit
-def get_page_from_freelist(
-    pages: Pages, zones: Zones, blocks: Blocks, zonelist: NDArray[np.int32], order: int, migratetype: int
-) -> int:
-    """Allocate 2^order pages from the first zone of the list that stays above its min watermark.
+def alloc_mark(zones: Zones, zone: int, wmark: int, reserve: int) -> int:
+    """The mark that a request must leave standing: half of it for ALLOC_MIN_RESERVE, a quarter less of that for those
+    who cannot block either (__zone_watermark_ok)."""
+    mark = zones[zone].watermark[wmark]
+    if reserve & ALLOC_MIN_RESERVE:
+        mark -= mark // 2
+        if reserve & ALLOC_NON_BLOCK:
+            mark -= mark // 4
+    return int(mark)
 
-    Returns the first pfn, whose refcount is 1, or -ENOMEM. Contents are what was left there.
+
+@njit
+def get_page_from_zonelist(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    zonelist: NDArray[np.int32],
+    order: int,
+    migratetype: int,
+    highest_type: int,
+    wmark: int,
+    reserve: int,
+) -> int:
+    """Allocate 2^order pages from the first zone of the list that stays above one of its watermarks.
+
+    `highest_type`: the highest zone type that the request may use, `reserve`: ALLOC_* bits. Returns the first pfn,
+    whose refcount is 1, or -ENOMEM. Contents are what was left there.
     """
-    highest_type = zones[zonelist[0]].type
     alloc_cma = migratetype == MIGRATE_MOVABLE
     for zone in zonelist:
-        if not zone_watermark_ok(zones, zone, order, zones[zone].watermark[WMARK_MIN], highest_type, alloc_cma):
+        mark = alloc_mark(zones, zone, wmark, reserve)
+        if not zone_watermark_ok(zones, zone, order, mark, highest_type, alloc_cma):
             continue
         pfn = rmqueue(pages, zones, blocks, zone, order, migratetype)
         if pfn >= 0:
@@ -341,6 +366,33 @@ def get_page_from_freelist(
                 zones[zonelist[0]].numa_foreign += 1
             return pfn
     return -ENOMEM
+
+
+@njit
+def get_page_from_freelist(
+    pages: Pages, zones: Zones, blocks: Blocks, zonelist: NDArray[np.int32], order: int, migratetype: int
+) -> int:
+    """What a page fault tries on its own: every zone above its low watermark, then every zone above min.
+
+    Returns a pfn as get_page_from_zonelist() does, or -ENOMEM: then it is the slow path's turn (alloc_slowpath.py).
+    """
+    highest_type = zones[zonelist[0]].type
+    for wmark in (WMARK_LOW, WMARK_MIN):
+        pfn = get_page_from_zonelist(
+            pages, zones, blocks, zonelist, order, migratetype, highest_type, wmark, ALLOC_NO_RESERVE
+        )
+        if pfn >= 0:
+            return pfn
+    return -ENOMEM
+
+
+@njit
+def any_zone_ok(zones: Zones, zonelist: NDArray[np.int32], order: int, wmark: int, highest_type: int) -> bool:
+    """Some zone of the list could give a movable block of this order and stay above the mark."""
+    for zone in zonelist:
+        if zone_watermark_ok(zones, zone, order, zones[zone].watermark[wmark], highest_type, True):
+            return True
+    return False
 
 
 @njit

@@ -31,8 +31,19 @@ Events: TypeAlias = Any
 
 event_names = (
     "pgactivate",
+    "pgdeactivate",
     "pgfault",
     "pgmajfault",
+    "pgrefill",
+    "pgsteal_kswapd",
+    "pgsteal_direct",
+    "pgscan_kswapd",
+    "pgscan_direct",
+    "pgscan_file",
+    "pgsteal_file",
+    "pageoutrun",
+    "drop_pagecache",
+    "drop_slab",
     "pgmigrate_success",
     "pgmigrate_fail",
     "thp_migration_success",
@@ -69,7 +80,10 @@ event_names = (
     "dpu_compact_fail",
 )
 
-events_dtype = np.dtype([(name, np.int64) for name in event_names])
+allocstall_names = tuple(f"allocstall_{name.lower()}" for name in zone_names)
+"""Direct reclaims, by the highest zone that the request could use; shown between pgalloc_* and pgfree."""
+
+events_dtype = np.dtype([(name, np.int64) for name in (*event_names, *allocstall_names)])
 
 _lru_names = ("inactive_anon", "active_anon", "inactive_file", "active_file", "unevictable")
 _node_names = (
@@ -146,6 +160,8 @@ def node_items(nodes: Any) -> Iterator[tuple[str, int]]:
 def event_items(mem: Mem, events: Events) -> Iterator[tuple[str, int]]:
     for zone_type, name in enumerate(zone_names):
         yield f"pgalloc_{name.lower()}", int(mem.zones["pgalloc"][mem.zones["type"] == zone_type].sum())
+    for name in allocstall_names:
+        yield name, int(events[name][0])
     yield "pgfree", int(mem.zones["pgfree"].sum())
     for name in event_names:
         if mem.has_cma or not name.startswith("cma_"):

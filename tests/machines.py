@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Small emulated machines for tests, and shorthand for what a shell would do to them: all of it is dpud/lab.py."""
 
+from dpud.lab import ALLOC_CONFIGFS as ALLOC_CONFIGFS
 from dpud.lab import MIB as MIB
 from dpud.lab import MM_CONFIGFS as MM_CONFIGFS
 from dpud.lab import NODES_SYSFS as NODES_SYSFS

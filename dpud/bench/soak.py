@@ -39,6 +39,7 @@ from dpud.lab import VM, Lab, SmallSlices, advance, settle
 from kernelsim.attr import Operation
 from kernelsim.dpu_hw import ENGINES
 from kernelsim.machine import NODES_SYSFS
+from kernelsim.timer import ManualClock
 
 T = TypeVar("T")
 
@@ -84,6 +85,8 @@ class World:
         self.lab.sysctl(dpu_compact_min_fragments=4)
         self.at_boot = self.lab.mem.zones["free_pages"].tolist()
         self.running: list[Operation[object]] = []
+        self.lab.machine.kthreads.spawn = lambda operation, _name: self.running.append(operation)
+        self.block = self.lab.allocator("block", count="3")
         self.lab.spawn("a", anon="12M", holes="50 seed=9")
 
     def sound(self) -> None:
@@ -131,6 +134,23 @@ class World:
     def write(self, path: str, text: str) -> bool:
         """echo."""
         return self.begin(self.lab.start(path, text))
+
+    def alloc(self, order: int, gfp: str) -> bool:
+        """Three blocks from the page allocator."""
+        for name, text in (("order", str(order)), ("gfp", f"{gfp}|__GFP_NOWARN")):
+            self.lab.write(f"{self.block}/{name}", text)
+        return self.write(f"{self.block}/alloc", "1")
+
+    def free(self) -> None:
+        """All of those go back."""
+        self.lab.write(f"{self.block}/free", "1")
+
+    def wake_threads(self) -> None:
+        """Time passes; what kswapd and kcompactd find to do takes turns with the requests."""
+        clock = self.lab.machine.clock
+        assert isinstance(clock, ManualClock)
+        clock.advance(600_000_000)
+        self.lab.machine.step(clock.now_ns())
 
     def interrupt(self, which: int) -> bool:
         """A signal ends a request."""
@@ -183,6 +203,7 @@ class World:
         self.finish()
         settle([self.lab.end(name) for name in sorted(self.lab.machine.processes)])
         self.lab.sysctl(nr_hugepages=0)
+        self.free()
         self.lab.assert_at_rest()
         assert self.lab.mem.zones["free_pages"].tolist() == self.at_boot
         assert self.lab.vm.mms_in_use == set()
@@ -234,6 +255,14 @@ def sysctl(name: str, *values: int) -> Act:
     return lambda world, chance: world.lab.write(f"{VM}/{name}", str(chance.pick(values)))
 
 
+def request(name: str, *values: int) -> Act:
+    """A sysctl whose write takes its turns with the other requests."""
+    return lambda world, chance: world.write(f"{VM}/{name}", str(chance.pick(values)))
+
+
+ORDERS = (0, 0, 3, 4, 9)
+GFPS = ("GFP_ATOMIC", "GFP_KERNEL", "GFP_KERNEL|__GFP_RETRY_MAYFAIL", "GFP_USER|__GFP_MOVABLE|__GFP_COMP")
+
 OPERATIONS: tuple[tuple[int, str, Act], ...] = (
     (12, "allocate", setting("anon", "0", "64K", "300K", "1M", "3M")),
     (1, "allocate much", setting("anon", "12M", "40M")),
@@ -250,7 +279,13 @@ OPERATIONS: tuple[tuple[int, str, Act], ...] = (
     (4, "compact by Linux", lambda world, chance: world.compact(chance.number(2), "compact")),
     (1, "compact_memory", lambda world, _chance: world.write(f"{VM}/compact_memory", "1")),
     (4, "verify", lambda world, chance: world.look(chance.pick(NAMES))),
-    (3, "nr_hugepages", sysctl("nr_hugepages", 0, 0, 1, 4)),
+    (3, "nr_hugepages", request("nr_hugepages", 0, 0, 1, 4)),
+    (4, "alloc", lambda world, chance: world.alloc(chance.pick(ORDERS), chance.pick(GFPS))),
+    (2, "alloc: free", lambda world, _chance: world.free()),
+    (2, "kernel threads", lambda world, _chance: world.wake_threads()),
+    (1, "drop_caches", request("drop_caches", 1, 3)),
+    (1, "min_free_kbytes", sysctl("min_free_kbytes", 512, 1024, 4096)),
+    (1, "compaction_proactiveness", sysctl("compaction_proactiveness", 0, 20, 100)),
     (3, "interrupt", lambda world, chance: world.interrupt(chance.number(MAX_RUNNING))),
     (3, "device fault", lambda world, chance: world.lab.arm(chance.pick(KINDS), chance.pick((0, 3, 60, 300)))),
     (2, "revive", lambda world, _chance: world.lab.revive()),

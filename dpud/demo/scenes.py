@@ -14,7 +14,7 @@ from dpud.demo.cost import LIMIT, Cost
 from dpud.demo.shell import Shell
 from dpud.demo.twin import Twin
 
-NR_HUGEPAGES = "/proc/sys/vm/nr_hugepages"
+HUGE = "/sys/kernel/config/kernelsim/alloc/huge"
 REGION_ORDER = "/proc/sys/vm/dpu_compact_region_order"
 COMPACT_DPU = "/sys/devices/system/node/node0/compact_dpu"
 STATS = "/sys/kernel/debug/dpu_compact/stats"
@@ -24,8 +24,8 @@ MM = "/sys/kernel/config/kernelsim/mm"
 BUDDYINFO = "/proc/buddyinfo"
 
 KERNEL_PAGES, KERNEL_MS = 187_502, 525  # dpud/data/captures/demo/README
-ALL = 100_000
-"""More 2 MiB pages than there are: the kernel gives what it has."""
+ALL = 20_000
+"""More 2 MiB pages than there are: the allocator gives what it has."""
 
 
 def play(name: str) -> None:
@@ -55,6 +55,7 @@ def _compact_capture(shell: Shell, twin: Twin) -> None:
     before = shell.sh(f"cat {BUDDYINFO}")
     show_map(shell.console, twin.map(before))
     shell.say(f"{scattered(before):.0%} of what is free lies in pieces below 2 MiB. How many 2 MiB pages can be had?")
+    _who_asks(shell, twin)
     huge_before = _hugepages(shell, twin)
     shell.say("Now the DPU: in each region of 2^18 pages (1 GiB) it packs what can move towards the low end.")
     _echo(shell, twin, 18, REGION_ORDER)
@@ -71,16 +72,24 @@ def _compact_capture(shell: Shell, twin: Twin) -> None:
     shell.say(verdict(stats, huge_after - huge_before))
 
 
-def _echo(shell: Shell, twin: Twin, value: int, path: str) -> None:
+def _echo(shell: Shell, twin: Twin, value: int | str, path: str) -> None:
     shell.sh(f"echo {value} > {path}")
     twin.write(path, str(value))
 
 
+def _who_asks(shell: Shell, twin: Twin) -> None:
+    """Somebody who allocates 2 MiB pages as a page fault does: what is there, without compacting for it."""
+    shell.sh(f"mkdir {HUGE}")
+    twin.mkdir(HUGE)
+    for value, name in ((9, "order"), ("GFP_TRANSHUGE_LIGHT", "gfp"), (ALL, "count")):
+        _echo(shell, twin, value, f"{HUGE}/{name}")
+
+
 def _hugepages(shell: Shell, twin: Twin) -> int:
     """How many there are: take all, count them, give them back."""
-    _echo(shell, twin, ALL, NR_HUGEPAGES)
-    nr = int(shell.sh(f"cat {NR_HUGEPAGES}"))
-    _echo(shell, twin, 0, NR_HUGEPAGES)
+    _echo(shell, twin, 1, f"{HUGE}/alloc")
+    nr = int(shell.sh(f"cat {HUGE}/allocated"))
+    _echo(shell, twin, 1, f"{HUGE}/free")
     return nr
 
 

@@ -9,6 +9,7 @@ from dpud.capture import DEMO, read_capture
 from dpud.demo.blockmap import BlockMap
 from dpud.dpu.driver import DpuDriver
 from dpud.physmem import PhysMem
+from kernelsim.attr import ConfigGroup, Dir
 from kernelsim.machine import Machine
 
 
@@ -25,6 +26,15 @@ class Twin:
     def write(self, path: str, text: str) -> None:
         """What was written to the mounted machine's file."""
         self._machine.registry.write(path, text)
+
+    def mkdir(self, path: str) -> None:
+        """What was made in a configfs directory of the mounted machine."""
+        parent, _, name = path.rpartition("/")
+        registry = self._machine.registry
+        directory = registry.nodes[parent]
+        assert isinstance(directory, Dir)
+        group = next(kobj for kobj in directory.kobjs if isinstance(kobj, ConfigGroup))
+        registry.add(path, group.make_item(name))
 
     def map(self, buddyinfo: str) -> BlockMap:
         """The memory of the mounted machine, whose /proc/buddyinfo reads so. Raises RuntimeError if ours differs."""

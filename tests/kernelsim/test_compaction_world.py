@@ -167,7 +167,7 @@ class Compactions(Requests):
 
     @rule()
     def every_large_block_is_taken(self) -> None:
-        self.world.lab.sysctl(nr_hugepages=100)
+        self.world.write("/proc/sys/vm/nr_hugepages", "100")
 
     @rule()
     def kswapd_sleeps(self) -> None:
@@ -213,7 +213,7 @@ def soak(seed: int, nr_steps: int) -> CompactingWorld:
         (0.01, lambda: world.leave(pick(NAMES))),
         (0.02, lambda: world.interrupt(int(rng.integers(MAX_RUNNING)))),
         (0.01, lambda: world.lab.arm(pick(KINDS), pick((0, 3, 60)))),
-        (0.03, lambda: world.lab.sysctl(nr_hugepages=pick((0, 3, 100)))),
+        (0.03, lambda: world.write("/proc/sys/vm/nr_hugepages", pick(("0", "3", "100")))),
         (0.53, lambda: world.turns(int(rng.integers(MAX_RUNNING)), int(rng.integers(1, 8)))),
     )
     weights = [weight for weight, _ in blows]

@@ -15,7 +15,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from machines import Lab, advance, settle, small_slices
 
-from dpud.bench.soak import KINDS, MAX_RUNNING, NAMES, OPERATIONS, SHOWN, Chance, SoakError, World, lives, run, soak
+from dpud.bench.soak import (
+    GFPS,
+    KINDS,
+    MAX_RUNNING,
+    NAMES,
+    OPERATIONS,
+    ORDERS,
+    SHOWN,
+    Chance,
+    SoakError,
+    World,
+    lives,
+    run,
+    soak,
+)
 from dpud.dpu.faults import FaultKind
 from kernelsim.attr import Operation
 from kernelsim.dpu_hw import ENGINES
@@ -90,7 +104,19 @@ class Requests(RuleBasedStateMachine):
 
     @rule(nr=st.sampled_from([0, 1, 4]))
     def huge_pages(self, nr: int) -> None:
-        self.world.lab.sysctl(nr_hugepages=nr)
+        self.world.write("/proc/sys/vm/nr_hugepages", str(nr))
+
+    @rule(order=st.sampled_from(ORDERS), gfp=st.sampled_from(GFPS))
+    def alloc(self, order: int, gfp: str) -> None:
+        self.world.alloc(order, gfp)
+
+    @rule()
+    def free(self) -> None:
+        self.world.free()
+
+    @rule()
+    def threads(self) -> None:
+        self.world.wake_threads()
 
     @rule()
     def finish(self) -> None:

@@ -72,6 +72,7 @@ def test_slices_and_ranks_do_not_change_the_outcome(slice_pages: int, nr_ranks: 
 def test_time_stands_still_unless_told() -> None:
     clock = ManualClock()
     machine = Machine(MachineConfig(nodes=(NodeConfig(32 * MIB),), bytes="stamp"), None, clock)
+    machine.registry.write("/proc/sys/vm/compaction_proactiveness", "0")
     assert machine.peek() is None
     machine.printk("one")
     clock.advance(1_500_000)
@@ -82,7 +83,7 @@ def test_time_stands_still_unless_told() -> None:
     assert clock.now_ns() == 1_500_000
 
 
-# Free page reporting: the machine's only timer.
+# Free page reporting.
 
 
 def reporting_machine() -> tuple[Machine, ManualClock, list[tuple[int, int]]]:
@@ -90,6 +91,7 @@ def reporting_machine() -> tuple[Machine, ManualClock, list[tuple[int, int]]]:
     clock = ManualClock()
     config = MachineConfig(nodes=(NodeConfig(64 * MIB),), bytes="stamp")
     machine = Machine(config, None, clock, discard=lambda pfn, nr: given.append((pfn, nr)))
+    machine.registry.write("/proc/sys/vm/compaction_proactiveness", "0")  # kcompactd's timer never rests
     return machine, clock, given
 
 
@@ -202,10 +204,10 @@ def test_compaction_makes_room_for_huge_pages() -> None:
     """The selftest's story: fragmented memory has few 2 MiB blocks, the DPU makes more."""
     lab = Lab((64,))
     lab.spawn("a", anon="56M", holes="50 seed=1")
-    lab.sysctl(nr_hugepages=100)
-    before = int(lab.read("/proc/sys/vm/nr_hugepages"))
-    lab.sysctl(nr_hugepages=0, dpu_compact_region_order=18)
+    path = lab.allocator("x", order="9", gfp="GFP_TRANSHUGE_LIGHT", count="100")
+    before = lab.alloc(path)["allocated"]
+    lab.write(f"{path}/free", "1")
+    lab.sysctl(dpu_compact_region_order=18)
     lab.compact()
-    lab.sysctl(nr_hugepages=100)
-    assert int(lab.read("/proc/sys/vm/nr_hugepages")) >= before + 8
+    assert lab.alloc(path)["allocated"] >= before + 8
     lab.assert_at_rest()

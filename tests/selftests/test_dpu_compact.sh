@@ -13,9 +13,10 @@ NODES=/sys/devices/system/node
 MM=/sys/kernel/config/kernelsim/mm
 STATS=/sys/kernel/debug/dpu_compact/stats
 PROCESS=selftest-$$
+ALLOC=/sys/kernel/config/kernelsim/alloc/$PROCESS
 CHILD=$PROCESS-child
 
-ALL=100000     # more 2 MiB pages than there are
+ALL=20000      # more 2 MiB pages than there are
 HOLES_MIB=512  # half of the 1G that the process gets
 
 KSFT_FAIL=1
@@ -82,11 +83,11 @@ stat_of() {
     sed -n "s/^$1 //p" "$STATS"
 }
 
-# How many 2 MiB pages can be had: take all, count them, give them back.
+# How many 2 MiB pages can be had without compacting for them: take all, count them, give them back.
 hugepages() {
-    put "$ALL" $VM/nr_hugepages
-    cat $VM/nr_hugepages
-    put "$nr_hugepages" $VM/nr_hugepages
+    put 1 "$ALLOC/alloc"
+    cat "$ALLOC/allocated"
+    put 1 "$ALLOC/free"
 }
 
 compact_all_nodes() {
@@ -104,14 +105,14 @@ put_back() {
     put "$enabled" $VM/dpu_compact_enabled
     put "$min_fragments" $VM/dpu_compact_min_fragments
     put "$region_order" $VM/dpu_compact_region_order
-    put "$nr_hugepages" $VM/nr_hugepages
+    [ ! -d "$ALLOC" ] || rmdir "$ALLOC"
     for name in "$CHILD" "$PROCESS"; do
         [ ! -d "$MM/$name" ] || rmdir "$MM/$name"
     done
 }
 
 echo "TAP version 13"
-for file in $VM/dpu_compact_enabled $VM/nr_hugepages $NODES/node0/compact_dpu $STATS $MM; do
+for file in $VM/dpu_compact_enabled $NODES/node0/compact_dpu $STATS $MM; do
     [ -e "$file" ] || skip "there is no $file"
 done
 [ -w $VM/dpu_compact_enabled ] || skip "$VM/dpu_compact_enabled cannot be written by uid $(id -u)"
@@ -119,7 +120,6 @@ done
 enabled=$(cat $VM/dpu_compact_enabled)
 min_fragments=$(cat $VM/dpu_compact_min_fragments)
 region_order=$(cat $VM/dpu_compact_region_order)
-nr_hugepages=$(cat $VM/nr_hugepages)
 trap put_back EXIT
 trap 'exit $KSFT_FAIL' HUP INT TERM
 
@@ -155,6 +155,10 @@ check "holes refuses 101 percent" refuses 'Invalid argument' 101 "$MM/$PROCESS/h
 show "buddyinfo" cat /proc/buddyinfo
 
 echo "# Step 3: try large blocks"
+check "mkdir makes somebody who allocates" mkdir "$ALLOC"
+check "who asks for 2 MiB" accepts 9 "$ALLOC/order"
+check "as a page fault does" accepts GFP_TRANSHUGE_LIGHT "$ALLOC/gfp"
+check "for more than there are" accepts "$ALL" "$ALLOC/count"
 before=$(hugepages)
 echo "# $before pages of 2 MiB could be had"
 

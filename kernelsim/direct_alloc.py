@@ -2,7 +2,9 @@
 """Blocks that a person holds (alloc_configfs.py): what is in them, so that losing or overwriting one shows.
 
 Each block is an unmovable kernel allocation with one reference on its first page, or a compound page (__GFP_COMP). Its
-holder writes a stamp to every page, zeros with __GFP_ZERO, and debug_vm reads them back.
+holder writes stamps to its first and its last page, or clears it with __GFP_ZERO, and debug_vm reads that back. Only
+the first MAX_WRITTEN blocks that are held at a time are written: who drains a zone to see what happens holds thousands,
+and the host would have to find memory for each.
 """
 
 from collections.abc import Iterator
@@ -19,11 +21,12 @@ from kernelsim.page_alloc import free_pages, prep_compound_page
 
 @njit
 def _write_block(memory: Memory, pfn: int, nr: int, sequence: int) -> None:
-    """Page i gets the stamp of sequence + i; sequence 0: all zeros."""
-    for i in range(nr):
-        if sequence:
-            fill_page(memory, pfn + i, stamp_of(sequence + i))
-        else:
+    """The first page gets the stamp of `sequence`, the last that of the next number; sequence 0: all zeros."""
+    if sequence:
+        fill_page(memory, pfn + nr - 1, stamp_of(sequence + 1))
+        fill_page(memory, pfn, stamp_of(sequence))
+    else:
+        for i in range(nr):
             for word in range(memory.shape[1]):
                 memory[pfn + i, word] = np.uint64(0)
 
@@ -31,15 +34,21 @@ def _write_block(memory: Memory, pfn: int, nr: int, sequence: int) -> None:
 @njit
 def _first_bad(memory: Memory, pfn: int, nr: int, sequence: int) -> int:
     """The first page of a block that does not hold what its holder wrote, or -1."""
-    for i in range(nr):
-        if sequence:
-            if not page_holds(memory, pfn + i, stamp_of(sequence + i)):
-                return pfn + i
-        else:
+    if sequence:
+        if not page_holds(memory, pfn, stamp_of(sequence)):
+            return pfn
+        if nr > 1 and not page_holds(memory, pfn + nr - 1, stamp_of(sequence + 1)):
+            return pfn + nr - 1
+    else:
+        for i in range(nr):
             for word in range(memory.shape[1]):
                 if memory[pfn + i, word] != np.uint64(0):
                     return pfn + i
     return -1
+
+
+MAX_WRITTEN = 256
+_UNWRITTEN = -1
 
 
 class DirectBlocks:
@@ -59,9 +68,10 @@ class DirectBlocks:
             prep_compound_page(vm.mem.pages, pfn, order, 0)
         sequence = 0
         if gfp & _GFP_ZERO == 0:
-            sequence = vm.sequence + 1
-            vm.sequence += 1 << order
-        _write_block(vm.memory, pfn, 1 << order, sequence)
+            sequence = vm.sequence + 1 if len(self._blocks) < MAX_WRITTEN else _UNWRITTEN
+            vm.sequence += 2
+        if sequence != _UNWRITTEN:
+            _write_block(vm.memory, pfn, 1 << order, sequence)
         self._blocks[pfn] = order, sequence
 
     def free(self, pfn: int) -> None:
@@ -80,6 +90,6 @@ class DirectBlocks:
             others = pages["flags"][pfn : pfn + (1 << order)]
             if np.any(others & np.uint32(PG_buddy | PG_held | PG_lru)):
                 yield f"held block {pfn:#x}: a page of it is free or on the LRU"
-            bad = _first_bad(self.vm.memory, pfn, 1 << order, sequence)
+            bad = _first_bad(self.vm.memory, pfn, 1 << order, sequence) if sequence != _UNWRITTEN else -1
             if bad >= 0:
                 yield f"held block {pfn:#x}: page {bad:#x} was overwritten"

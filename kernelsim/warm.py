@@ -2,11 +2,13 @@
 """Runs every compiled loop once, on small machines, so that no user waits for the compiler (`dpud warm`)."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
+from kernelsim.alloc_configfs import AllocGroup
 from kernelsim.compaction import COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT
 from kernelsim.dpu_hw import DpuHardware
 from kernelsim.hostimage import HostImage
-from kernelsim.machine import MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, NodeConfig
+from kernelsim.machine import ALLOC_CONFIGFS, MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, NodeConfig
 from kernelsim.mm_configfs import MmGroup
 from kernelsim.mmzone import MIGRATE_MOVABLE
 from kernelsim.operation import complete
@@ -62,6 +64,7 @@ def _exercise(machine: Machine) -> None:
     _compact(machine)
     for name, text in (("thp", "1"), ("anon", "8M"), ("fork", "huge"), ("touch", "1"), ("pin", "1"), ("holes", "1")):
         write(f"{home}/{name}", text)
+    _allocate(machine)
     write("/proc/sys/vm/nr_hugepages", "2")
     write("/proc/sys/vm/nr_hugepages", "0")
     for path in ("/proc/buddyinfo", "/proc/pagetypeinfo", "/proc/vmstat", "/proc/meminfo", f"{home}/verify"):
@@ -70,6 +73,21 @@ def _exercise(machine: Machine) -> None:
     machine.state_hash()
     for process in list(machine.processes.values()):
         complete(machine.end_process(process))
+
+
+def _allocate(machine: Machine) -> None:
+    """The slow path with all that is behind it: more than there is, of small and of large blocks."""
+    home = f"{ALLOC_CONFIGFS}/warm"
+    machine.registry.add(home, AllocGroup(machine).make_item("warm"))
+    write = machine.registry.write
+    for order, gfp in (("9", "GFP_KERNEL|__GFP_NOWARN"), ("2", "GFP_KERNEL|__GFP_NOWARN"), ("0", "GFP_ATOMIC")):
+        for name, text in (("order", order), ("gfp", gfp), ("count", "5000")):
+            write(f"{home}/{name}", text)
+        with suppress(OSError):  # there was nothing left
+            write(f"{home}/alloc", "1")
+    machine.step(machine.clock.now_ns())
+    write(f"{home}/free", "1")
+    write("/proc/sys/vm/drop_caches", "3")
 
 
 def preload(hw: DpuHardware) -> None:

@@ -61,6 +61,10 @@ class DirectBlocks:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """(first pfn, order) of each, oldest first."""
+        return ((pfn, order) for pfn, (order, _) in self._blocks.items())
+
     def adopt(self, pfn: int, order: int, gfp: int) -> None:
         """A block was allocated: write it."""
         vm = self.vm

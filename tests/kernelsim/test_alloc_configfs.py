@@ -79,7 +79,7 @@ def test_the_preferred_node_comes_first() -> None:
 def test_overwriting_a_block_is_found() -> None:
     lab = Lab((32,), nr_ranks=None)
     lab.alloc(lab.allocator("x", order="3", count="3"))
-    pfn = next(iter(lab.machine.direct_blocks._blocks))
+    pfn, _order = next(lab.machine.direct_blocks.blocks())
     lab.vm.memory[pfn + 7, 0] += 1
     assert any("was overwritten" in line for line in lab.machine.check())
 
@@ -88,7 +88,7 @@ def test_only_the_first_blocks_are_written(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(direct_alloc, "MAX_WRITTEN", 2)
     lab = Lab((32,), nr_ranks=None)
     lab.alloc(lab.allocator("x", count="3"))
-    last = list(lab.machine.direct_blocks._blocks)[-1]
+    last, _order = list(lab.machine.direct_blocks.blocks())[-1]
     lab.vm.memory[last, 0] += 1
     assert lab.machine.check() == []
 

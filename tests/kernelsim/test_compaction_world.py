@@ -58,7 +58,7 @@ class CompactingWorld(World):
         idle = (pages["flags"] == 0) & (pages["refcount"] == 0)
         for head in np.flatnonzero(pages["flags"] & np.uint32(BUDDY)).tolist():
             idle[head : head + (1 << int(pages["order"][head]))] = False
-        for pfn, order in self.captured.items():
+        for pfn, order in [*self.captured.items(), *self.lab.machine.direct_blocks.blocks()]:
             assert pages["refcount"][pfn] == 1
             idle[pfn : pfn + (1 << order)] = False
         assert not idle.any(), np.flatnonzero(idle)

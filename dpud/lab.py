@@ -273,6 +273,7 @@ class SmallSlices:
         self.set(dpu_compact, "SYNCHRONOUS_FRAGMENTS", 0)
 
     def set(self, module: ModuleType, name: str, value: int) -> None:
+        """Set one more constant until `undo()`."""
         self._before.append((module, name, getattr(module, name)))
         setattr(module, name, value)
 

@@ -176,7 +176,7 @@ def _update_ptes(
     old = moves[i].old_pfn
     if moves[i].is_mapped == 0:
         return 0
-    if moves[i].is_mapped == 1:
+    if moves[i].is_mapped == 1 and moves[i].order == 0:  # a huge page has counts besides
         return 1 if restore_pte(pages, zones, nodes, pt, moves[i].ptep, old, new) else 0
     return remove_migration_ptes(pages, zones, nodes, vmas, avcs, pt, old, new)
 

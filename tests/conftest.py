@@ -10,8 +10,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import hypothesis
+
 import dpud
 import fs
 import kernelsim
 
 assert all(package.__file__ for package in (dpud, fs, kernelsim)), "a test folder stands for a package"
+
+# No timing decides a test: the first call of a loop may have to compile it.
+hypothesis.settings.register_profile("dpud", deadline=None)
+hypothesis.settings.load_profile("dpud")

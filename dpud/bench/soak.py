@@ -47,6 +47,7 @@ NR_OPS = 1_000_000
 LIFE = 20_000
 CHECK_EVERY = 1000
 MAX_RUNNING = 5
+CMA = "/sys/kernel/debug/cma"
 ENGINE = "/sys/kernel/debug/dpu_compact/engine"
 NAMES = ("a", "b", "c", "d")
 KINDS = tuple(FaultKind)
@@ -59,7 +60,7 @@ SHOWN = {
 }
 """Counters that the report ends with."""
 
-MAY_HAPPEN = {errno.ENOMEM, errno.EEXIST, errno.ESRCH}
+MAY_HAPPEN = {errno.ENOMEM, errno.EEXIST, errno.ESRCH, errno.EBUSY}
 
 
 class World:
@@ -77,11 +78,12 @@ class World:
         slice_pages: int,
         words: str = "stamp",
         *,
+        cma: int = 0,
         eager: bool = True,
     ) -> None:
         self.patch = SmallSlices(slice_pages)
         self.eager = eager
-        self.lab = Lab(nodes, words, nr_ranks=nr_ranks, patience=patience)
+        self.lab = Lab(nodes, words, nr_ranks=nr_ranks, patience=patience, cma=cma)
         self.lab.sysctl(dpu_compact_min_fragments=4)
         self.at_boot = self.lab.mem.zones["free_pages"].tolist()
         self.running: list[Operation[object]] = []
@@ -152,6 +154,11 @@ class World:
         clock.advance(600_000_000)
         self.lab.machine.step(clock.now_ns())
 
+    def contiguous(self, area: int, file: str, nr: int) -> bool:
+        """echo into a CMA area's `alloc` or `free`."""
+        areas = self.lab.vm.cma_areas
+        return bool(areas) and self.write(f"{CMA}/{areas[area % len(areas)].name}/{file}", str(nr))
+
     def interrupt(self, which: int) -> bool:
         """A signal ends a request."""
         if not self.running:
@@ -204,6 +211,8 @@ class World:
         settle([self.lab.end(name) for name in sorted(self.lab.machine.processes)])
         self.lab.sysctl(nr_hugepages=0)
         self.free()
+        for area in self.lab.vm.cma_areas:
+            self.lab.write(f"{CMA}/{area.name}/free", self.lab.read(f"{CMA}/{area.name}/used"))
         self.lab.assert_at_rest()
         assert self.lab.mem.zones["free_pages"].tolist() == self.at_boot
         assert self.lab.vm.mms_in_use == set()
@@ -273,11 +282,14 @@ OPERATIONS: tuple[tuple[int, str, Act], ...] = (
     (5, "file", setting("file", "0", "64K", "600K")),
     (4, "fork", setting("fork", *NAMES)),
     (4, "exit", lambda world, chance: world.leave(chance.pick(NAMES))),
+    (2, "thp", setting("thp", "0", "1")),
     (4, "mlock", setting("mlock", "0", "30", "100")),
     (4, "pin", portion("pin", 0, 0, 3, 40)),
     (6, "compact by the DPU", lambda world, chance: world.compact(chance.number(2))),
     (4, "compact by Linux", lambda world, chance: world.compact(chance.number(2), "compact")),
     (1, "compact_memory", lambda world, _chance: world.write(f"{VM}/compact_memory", "1")),
+    (2, "CMA alloc", lambda world, chance: world.contiguous(chance.number(2), "alloc", 1 + chance.number(600))),
+    (2, "CMA free", lambda world, chance: world.contiguous(chance.number(2), "free", 1 + chance.number(900))),
     (4, "verify", lambda world, chance: world.look(chance.pick(NAMES))),
     (3, "nr_hugepages", request("nr_hugepages", 0, 0, 1, 4)),
     (4, "alloc", lambda world, chance: world.alloc(chance.pick(ORDERS), chance.pick(GFPS))),
@@ -324,7 +336,8 @@ def soak(
     soaked = Soaked()
     chance = Chance(seed)
     nodes, slice_pages = chance.pick(((32,), (32, 34))), chance.pick((16, 100, 700))
-    world = World(nodes, chance.pick((1, 2, 3)), chance.pick((0, 3, 20)), slice_pages, words, eager=eager)
+    nr_ranks, patience, cma = chance.pick((1, 2, 3)), chance.pick((0, 3, 20)), chance.pick((0, 8))
+    world = World(nodes, nr_ranks, patience, slice_pages, words, cma=cma, eager=eager)
     try:
         _live(world, chance, nr_ops, soaked.counts, progress)
         soaked.stats.update(world.lab.stats() | world.lab.vmstat())

@@ -306,3 +306,19 @@ def test_the_other_node_serves_unless_told_not_to() -> None:
     assert complete(contig.alloc_contig_pages(4096, 1)) < 16384
     assert f"{NODES_SYSFS}/node1/numastat" in lab.registry.nodes
     lab.assert_at_rest()
+
+
+@pytest.mark.parametrize("enabled", [0, 1])
+def test_a_huge_page_goes_whole_and_stays_one(enabled: int) -> None:
+    """Its PMD is counted besides its mappings (found by the soak)."""
+    lab = Lab((64,))
+    lab.sysctl(dpu_compact_enabled=enabled, dpu_compact_min_fragments=1)
+    lab.spawn("a", thp="1", anon="8M")
+    huge = lab.vmstat()["nr_anon_transparent_hugepages"]
+    pages = lab.mem.pages[: lab.mem.nr_pages]
+    head = int(np.flatnonzero((pages["order"] == 9) & (pages["mapcount"] > 0))[0])
+    complete(lab.machine.contig.alloc_contig_range(head, head + 512))
+    assert lab.vmstat()["nr_anon_transparent_hugepages"] == huge > 0
+    assert lab.verify("a") == "ok"
+    lab.machine.contig.free_contig_range(head, 512)
+    lab.assert_at_rest()

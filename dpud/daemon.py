@@ -79,7 +79,7 @@ def run(options: RunOptions) -> None:
     ):
         preload(DpuDriver())
         add_rank_files(machine.registry, driver.pool)
-        add_fault_files(machine.registry, driver)
+        add_fault_files(machine.registry, driver, machine.printk)
         ready = Readiness(options.ready_fd, path, _describe(options, machine))
         tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid())
         _serve(tree, path, options.config, ready)
@@ -96,7 +96,8 @@ def _devices(config: Config) -> Iterator[DpuDriver]:
     try:
         driver = DpuDriver(DpuConfig(dpu.ranks, dpu.dpus_per_rank, profile=dpu.profile))
     except DpuError as error:
-        raise UserError(f'dpu.profile: "{dpu.profile}": {error}') from error
+        notes = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        raise UserError(f'dpu.profile: "{dpu.profile}": {notes}') from error
     try:
         yield driver
     finally:

@@ -42,6 +42,8 @@ from kernelsim import dpu_compact_scan as scan
 from kernelsim.dpu_compact_account import Accounts
 from kernelsim.dpu_compact_cpu import CpuPath, CpuWork, copy_fragments
 from kernelsim.dpu_compact_region import DpuCompactRegion, DpuCompactState, DpuCompactStats
+from kernelsim.dpu_compact_failures import DpuFailures
+from kernelsim.dpu_compact_inject import DpuCompactInject
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
 from kernelsim.dpu_hw import NO_DEVICE, DpuHardware, DpuResult, Engine
 from kernelsim.mm_types import LongOp, Vm
@@ -72,6 +74,8 @@ class DpuCompact:
         self.accounts = Accounts(vm.nr_cpus)
         self._cpu = CpuPath(vm, clock)
         self._cpu_only = NO_DEVICE["cpu"]
+        self.failures = DpuFailures(clock)
+        self.inject = DpuCompactInject(vm, printk)
         if hw is not None:
             hw.attach(vm.memory)
             printk("DPU Memory Compaction initialized")
@@ -143,10 +147,12 @@ class DpuCompact:
                     yield from self._finish(pending.popleft())
             while pending:
                 yield from self._finish(pending.popleft())
+            yield from self.inject.settle()
         finally:
             # the request was interrupted: what is in flight is brought to its end all the same
             while pending:
                 complete(self._finish(pending.popleft()))
+            self.inject.give_up()
 
     @property
     def _max_in_flight(self) -> int:
@@ -283,6 +289,7 @@ class DpuCompact:
         if result.error is not None:
             stats.failures += 1
             self.vm.events["dpu_compact_fail"] += 1
+            self.failures.note(result, region.first << PAGE_SHIFT, region.nr_fragments)
 
     # Stage 3.
 
@@ -329,7 +336,8 @@ class DpuCompact:
 
     def _start(self, region: DpuCompactRegion) -> LongOp:
         """Stages 1 and, without waiting for it, 2."""
-        yield from self.dpu_compact_isolate_pages(region)
+        with self.inject.busy_page(region):
+            yield from self.dpu_compact_isolate_pages(region)
         if region.nr_fragments < self.sysctl.dpu_compact_min_fragments:
             self.stats.too_few_fragments += 1
             return
@@ -338,6 +346,7 @@ class DpuCompact:
             return
         try:
             self.dpu_compact_execute(region)
+            self.inject.mid_batch(region)
         except OSError as error:
             self._no_device(error)
 

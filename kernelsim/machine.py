@@ -221,6 +221,9 @@ class Machine:
             add(path, NodeCompactDpu(self.dpu, nid))
         add("/sys/kernel/debug/extfrag", ExtfragDebugfs(self.mem))
         add("/sys/kernel/debug/dpu_compact", DpuCompactDebugfs(self.dpu))
+        add("/sys/kernel/debug/dpu_compact", self.dpu.failures)
+        self.dpu.inject.processes = lambda: iter(self.processes.values())
+        self.dpu.inject.add_files(self.registry)
         add(MM_CONFIGFS, MmGroup(self))
 
     # Time.

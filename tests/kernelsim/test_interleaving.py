@@ -23,6 +23,7 @@ from kernelsim.dpu_hw import ENGINES
 NAMES = ("a", "b", "c", "d")
 KINDS = tuple(FaultKind)
 ENGINE = "/sys/kernel/debug/dpu_compact/engine"
+PAGE_KINDS = ("page_busy", "page_dirtied", "page_forked", "page_freed", "page_pinned")
 MAY_HAPPEN = {errno.ENOMEM, errno.EEXIST, errno.ESRCH}
 MAX_RUNNING = 5
 
@@ -172,6 +173,10 @@ class Requests(RuleBasedStateMachine):
     def break_device(self, kind: FaultKind, move: int) -> None:
         self.world.lab.arm(kind, move)
 
+    @rule(kind=st.sampled_from(PAGE_KINDS), move=st.sampled_from([0, 7]), times=st.integers(0, 3))
+    def disturb_pages(self, kind: str, move: int, times: int) -> None:
+        self.world.lab.machine.dpu.inject.points[kind].arm(move, times)
+
     @rule()
     def repair_device(self) -> None:
         self.world.lab.revive()
@@ -231,6 +236,7 @@ def soak(seed: int, nr_steps: int) -> World:
         (0.02, lambda: world.interrupt(int(rng.integers(MAX_RUNNING)))),
         (0.01, lambda: world.lab.arm(pick(KINDS), pick((0, 3, 60)))),
         (0.01, lambda: world.lab.revive()),
+        (0.02, lambda: world.lab.machine.dpu.inject.points[pick(PAGE_KINDS)].arm(pick((0, 7)), pick((1, 3)))),
         (0.01, lambda: world.configure(int(rng.random() < 0.9), pick((9, 10, 12, 18)), pick((1, 4, 200)))),
         (0.01, lambda: world.lab.sysctl(nr_hugepages=pick((0, 3)))),
         (0.02, lambda: world.choose(pick(ENGINES), int(rng.integers(2)))),

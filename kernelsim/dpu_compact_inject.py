@@ -11,9 +11,9 @@
 Each has a directory of fault-injection knobs (fault_inject.py); `move` is the page's place among those of the batch.
 Mid-batch is between the batch's submission and its commit, when the page is a migration entry.
 
-What is injected are the ordinary calls of an emulated process, through its mmap_lock. A call that has to wait is taken
-up again by `settle`, which the compaction runs when no batch of its own is left; an interrupted compaction gives up the
-waiting calls instead. The process is any that maps the page and has its mmap_lock free; where there is none, the next
+What is injected are the ordinary calls of an emulated process, through its mmap_lock. A call that has to wait is tried
+again with each later batch, and for good by `settle`, which the compaction runs when no batch of its own is left; an
+interrupted compaction gives up the waiting calls instead. The process is any that maps the page and has its mmap_lock free; where there is none, the next
 page of the batch is tried, and a batch without such a page does not count as a call.
 """
 
@@ -137,6 +137,9 @@ class DpuCompactInject:
 
     def mid_batch(self, region: "DpuCompactRegion") -> None:
         """The region's batch has been submitted: let happen to it what is due."""
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            self._run(call)
         for kind, act in MID_BATCH.items():
             point = self.points[kind]
             found = self._owner(region, point.move) if _armed(point) else None

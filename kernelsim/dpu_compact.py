@@ -116,10 +116,13 @@ class DpuCompact:
         nr_huge = self._nr_free_huge(zone)
         try:
             yield from self._compact_zone(zone)
+            waiting = self.inject.take_waiting()
         finally:
+            self.inject.give_up()
             self.vm.compaction_mutex.release()
             self.stats.runs += 1
             self.stats.huge_pages_gained += self._nr_free_huge(zone) - nr_huge
+        yield from self.inject.settle(waiting)
 
     def _nr_free_huge(self, zone: int) -> int:
         """Huge pages that could be had of a zone as it is."""
@@ -147,12 +150,10 @@ class DpuCompact:
                     yield from self._finish(pending.popleft())
             while pending:
                 yield from self._finish(pending.popleft())
-            yield from self.inject.settle()
         finally:
             # the request was interrupted: what is in flight is brought to its end all the same
             while pending:
                 complete(self._finish(pending.popleft()))
-            self.inject.give_up()
 
     @property
     def _max_in_flight(self) -> int:

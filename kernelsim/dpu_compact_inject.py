@@ -12,14 +12,14 @@ Each has a directory of fault-injection knobs (fault_inject.py); `move` is the p
 Mid-batch is between the batch's submission and its commit, when the page is a migration entry.
 
 What is injected are the ordinary calls of an emulated process, through its mmap_lock. A call that has to wait is tried
-again with each later batch, and for good by `settle`, which the compaction runs when no batch of its own is left; an
+again with each later batch, and for good by `settle`, when no batch of the run is left and it holds no lock; an
 interrupted compaction gives up the waiting calls instead. The process is any that maps the page and has its mmap_lock free; where there is none, the next
 page of the batch is tried, and a batch without such a page does not count as a call.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 DEBUGFS_PATH = "/sys/kernel/debug/dpu_compact"
 _MAX_TRIED = 256
 """Pages of a batch that are tried in search of one whose process can act now."""
+
+
+_Call: TypeAlias = tuple[FaultAttr, int, Operation[str]]
+"""Why, on which page (its pfn then), and the call itself."""
 
 
 class _Act(Protocol):
@@ -103,7 +107,7 @@ class DpuCompactInject:
         self._printk = printk
         self.points = {kind: FaultAttr(f"fail_{kind}", printk) for kind in KINDS}
         self.processes: Callable[[], Iterator[Process]] = lambda: iter(())
-        self._waiting: list[tuple[FaultAttr, int, Operation[str]]] = []
+        self._waiting: list[_Call] = []
 
     def add_files(self, registry: Registry) -> None:
         for point in self.points.values():
@@ -137,8 +141,7 @@ class DpuCompactInject:
 
     def mid_batch(self, region: "DpuCompactRegion") -> None:
         """The region's batch has been submitted: let happen to it what is due."""
-        waiting, self._waiting = self._waiting, []
-        for call in waiting:
+        for call in self.take_waiting():
             self._run(call)
         for kind, act in MID_BATCH.items():
             point = self.points[kind]
@@ -169,7 +172,7 @@ class DpuCompactInject:
             if ptep >= 0 and vm.pt[ptep] & _PAGE_MIGRATION and pte_pfn(vm.pt[ptep]) == pfn:
                 yield process, next(vma for vma in process.mm.vma if vma.id == number), vpn
 
-    def _run(self, call: tuple[FaultAttr, int, Operation[str]]) -> None:
+    def _run(self, call: _Call) -> None:
         """As far as it goes without waiting."""
         point, pfn, operation = call
         try:
@@ -181,25 +184,37 @@ class DpuCompactInject:
         except OSError as error:
             self._say(point, pfn, f"failed: {error.strerror}")
 
-    def settle(self) -> LongOp:
-        """Bring the calls that wait to their ends, as they would have come to them by themselves."""
-        while self._waiting:
-            point, pfn, operation = self._waiting[0]
-            try:
-                outcome = yield from operation
-            except OSError as error:
-                outcome = f"failed: {error.strerror}"
-            self._waiting.pop(0)
-            self._say(point, pfn, outcome)
+    def take_waiting(self) -> list[_Call]:
+        """The calls that wait, for `settle`."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def settle(self, waiting: list[_Call]) -> LongOp:
+        """Bring calls to their ends, as they would have come to them by themselves."""
+        try:
+            while waiting:
+                point, pfn, operation = waiting[0]
+                try:
+                    outcome = yield from operation
+                except OSError as error:
+                    outcome = f"failed: {error.strerror}"
+                del waiting[0]
+                self._say(point, pfn, outcome)
+        finally:
+            _close(waiting)
 
     def give_up(self) -> None:
-        """End the calls that still wait."""
-        while self._waiting:
-            self._waiting.pop()[2].close()
+        """End the calls that still wait: their compaction was interrupted."""
+        _close(self._waiting)
 
     def _say(self, point: FaultAttr, pfn: int, outcome: str) -> None:
         if point.verbose:
             self._printk(f"{point.name}: page at {pfn:#x} in a batch: {outcome}")
+
+
+def _close(calls: list[_Call]) -> None:
+    while calls:
+        calls.pop()[2].close()
 
 
 def _armed(point: FaultAttr) -> bool:

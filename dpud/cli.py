@@ -160,6 +160,15 @@ def bench(names: tuple[str, ...], write: Path | None) -> None:
     sys.exit(benches.run(names, write))
 
 
+@cli.command("dpu-path")
+def dpu_path() -> None:
+    """Print the folder that holds the `dpu` package of the UPMEM SDK's shape, for PYTHONPATH.
+
+    PYTHONPATH=$(dpud dpu-path) python host.py runs a host program of the SDK over emulated DPUs.
+    """
+    click.echo(Path(__file__).parent / "dpu" / "shim")
+
+
 @cli.command(hidden=True)
 def warm() -> None:
     """Compile every loop once, into numba's cache (`make install` does it)."""

@@ -13,8 +13,8 @@ Mid-batch is between the batch's submission and its commit, when the page is a m
 
 What is injected are the ordinary calls of an emulated process, through its mmap_lock. A call that has to wait is tried
 again with each later batch, and for good by `settle`, when no batch of the run is left and it holds no lock; an
-interrupted compaction gives up the waiting calls instead. The process is any that maps the page and has its mmap_lock free; where there is none, the next
-page of the batch is tried, and a batch without such a page does not count as a call.
+interrupted compaction gives up the waiting calls instead. The process is any that maps the page and has its mmap_lock
+free; where there is none, the next page of the batch is tried. A batch without such a page does not count as a call.
 """
 
 from collections.abc import Callable, Iterator

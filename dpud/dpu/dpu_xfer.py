@@ -166,6 +166,12 @@ class DpuTransfers:
         for rank, dpus in parts:
             rank.prepared.update((dpu, view) for dpu in dpus.tolist())
 
+    def unprepare_xfer(self) -> None:
+        """Forget the buffers that were prepared for the DPUs of the set. Not of the SDK."""
+        for rank, dpus in self.live_parts():
+            for dpu in dpus.tolist():
+                rank.prepared.pop(dpu, None)
+
     def push_xfer(
         self,
         direction: XferDirection,

@@ -62,6 +62,8 @@ class Symbol:
     space: Space
     offset_bytes: int
     size_bytes: int
+    open_ended: bool = False
+    """It goes as far as the memory does, and so fits wherever its start does."""
 
 
 class DpuProgram(Protocol):
@@ -317,7 +319,8 @@ class Rank:
             raise DpuError(DpuErr.TOO_MANY_TASKLETS)
         ends = dict.fromkeys(Space, 0)
         for symbol in program.symbols.values():
-            ends[symbol.space] = max(ends[symbol.space], symbol.offset_bytes + symbol.size_bytes)
+            size = 0 if symbol.open_ended else symbol.size_bytes
+            ends[symbol.space] = max(ends[symbol.space], symbol.offset_bytes + size)
         for space, error in BAD_ACCESS.items():
             if ends[space] > self.size_of(space):
                 raise DpuError(error)

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What is plugged in: ranks made from a profile (the timing file), and from a profile string (the SDK's properties)."""
 
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from dpud.dpu.dpu_set import DpuSet
 from dpud.dpu.faults import FaultPlan
 from dpud.dpu.profile import Profile, load_profile
-from dpud.dpu.properties import CHIPS, Properties
-from dpud.dpu.rank import NR_DPUS_MAX, Rank, RankOptions
+from dpud.dpu.properties import CHIPS, Properties, load_properties
+from dpud.dpu.rank import NR_DPUS_MAX, Rank, RankOptions, RankPool
 
 NR_SIMULATED = 64
 """Ranks that the simulator backend has, of one DPU each (dpu.md 1.5)."""
@@ -46,3 +52,42 @@ def chip_id_of(profile: Profile) -> int:
         for number, name in CHIPS.items()
         if load_profile(name).chip.nr_tasklets.value == profile.chip.nr_tasklets.value
     )
+
+
+class System:
+    """The ranks that programs of this process may allocate, by the profile string of each allocation.
+
+    `hw` ranks have 64 DPUs less those disabled; there are `nr_ranks` of them. `simulator` ranks have one DPU.
+    """
+
+    def __init__(self, nr_ranks: int) -> None:
+        self.nr_ranks = nr_ranks
+        self._lock = threading.Lock()
+        self._taken: dict[str, set[int]] = {"hw": set(), "simulator": set()}
+
+    def alloc(self, argument: str, nr_dpus: int | None, nr_ranks: int) -> tuple[DpuSet, Callable[[], None]]:
+        """dpu_alloc if `nr_dpus` is given, else dpu_alloc_ranks -> the set, and what frees it."""
+        properties = load_properties(argument)
+        profile = load_profile("upmem-v1a")
+        profile = msgspec.structs.replace(profile, chip=properties.chip(profile.chip))
+        simulated = properties.backend == "simulator"
+        with self._lock:
+            taken = self._taken[properties.backend]
+            numbers = set(range(NR_SIMULATED if simulated else self.nr_ranks)) - taken
+            pool = RankPool(
+                [
+                    new_rank(n, profile, properties, FaultPlan(), nr_dpus=1 if simulated else NR_DPUS_MAX)
+                    for n in sorted(numbers)
+                ]
+            )
+            dpus = DpuSet.alloc_ranks(pool, nr_ranks) if nr_dpus is None else DpuSet.alloc(pool, nr_dpus)
+            mine = {rank.rank_id for rank in pool.ranks if rank.is_owned}
+            taken |= mine
+
+        def free() -> None:
+            dpus.free()
+            pool.close()
+            with self._lock:
+                taken.difference_update(mine)
+
+        return dpus, free

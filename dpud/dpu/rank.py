@@ -471,6 +471,8 @@ class RankPool:
             for rank in ranks:
                 rank.is_owned = False
                 rank.usage_count -= 1
+                rank.debug_mode = 0
+                rank.mode = rank.options.mode
 
     def close(self) -> None:
         """End the workers, and those that their last jobs started."""

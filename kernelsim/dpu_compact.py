@@ -41,9 +41,9 @@ from numpy.typing import NDArray
 from kernelsim import dpu_compact_scan as scan
 from kernelsim.dpu_compact_account import Accounts
 from kernelsim.dpu_compact_cpu import CpuPath, CpuWork, copy_fragments
-from kernelsim.dpu_compact_region import DpuCompactRegion, DpuCompactState, DpuCompactStats
 from kernelsim.dpu_compact_failures import DpuFailures
 from kernelsim.dpu_compact_inject import DpuCompactInject
+from kernelsim.dpu_compact_region import DpuCompactRegion, DpuCompactState, DpuCompactStats
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
 from kernelsim.dpu_hw import NO_DEVICE, DpuHardware, DpuResult, Engine
 from kernelsim.mm_types import LongOp, Vm
@@ -276,6 +276,7 @@ class DpuCompact:
                 KERN_INFO,
             )
             return
+        self.failures.note(result, region.first << PAGE_SHIFT, region.nr_fragments)
         self.printk(
             f"DPU compaction failed: {result.error}, {result.nr_retired} of {region.nr_fragments} pages moved",
             KERN_ERR,
@@ -290,7 +291,6 @@ class DpuCompact:
         if result.error is not None:
             stats.failures += 1
             self.vm.events["dpu_compact_fail"] += 1
-            self.failures.note(result, region.first << PAGE_SHIFT, region.nr_fragments)
 
     # Stage 3.
 
@@ -344,6 +344,7 @@ class DpuCompact:
             return
         if region.engine.copier == "cpu-batched":
             yield from self._copy_by_cpu(region)
+            self.inject.mid_batch(region)
             return
         try:
             self.dpu_compact_execute(region)

@@ -38,7 +38,7 @@ from kernelsim.printk import Printk
 from kernelsim.rmap import vma_address
 
 if TYPE_CHECKING:
-    from kernelsim.dpu_compact import DpuCompactRegion
+    from kernelsim.dpu_compact_region import DpuCompactRegion
 
 DEBUGFS_PATH = "/sys/kernel/debug/dpu_compact"
 _MAX_TRIED = 256

@@ -62,15 +62,34 @@ class PackageCompact:
         self._profile = profile
 
     def main(self, rank: Rank, dpus: I64) -> FaultKind | None:
-        """Run one batch there; whatever the package raises leaves every page where it is."""
+        """Run one batch there; whatever the package raises, or a wrong layout, leaves every page in place."""
+        mram, wram = rank.words_of(Space.MRAM), rank.words_of(Space.WRAM)
+        nr_moves = move.plan_layout(mram, wram, dpus, rank.memory.shape[0])
+        if nr_moves < 0:
+            wram[dpus, move.RES_STATUS] = -nr_moves
+            return None
+        expected = mram[dpus, move.HEAP : move.HEAP + move.NR_COLS * int(wram[dpus[0], move.ARG_NR_SLOTS])].copy()
         try:
             with self._package.DpuSet(nr_dpus=len(dpus), profile=self._profile, binary=self._binary) as real:
                 pages = self._run(real, rank, dpus)
         except Exception as error:
             logging.warning("dpu package: %s", error)
             return FaultKind.TIMEOUT if DpuErr.TIMEOUT.text in str(error) else FaultKind.DPU_FAULT
+        if not self._agrees(rank, dpus, expected):
+            logging.error("dpu package: the binary's layout differs from the rule")
+            return FaultKind.DPU_FAULT
         self._retire(rank, dpus, pages)
         return None
+
+    @staticmethod
+    def _agrees(rank: Rank, dpus: I64, expected: I64) -> bool:
+        """The new addresses in the rank are the expected ones, as far as the batch goes."""
+        mram, wram = rank.words_of(Space.MRAM), rank.words_of(Space.WRAM)
+        for i, dpu in enumerate(dpus.tolist()):
+            new_at, nr = move.COL_NEW * int(wram[dpu, move.ARG_NR_SLOTS]), int(wram[dpu, move.ARG_NR_FRAGS])
+            if (mram[dpu, move.HEAP + new_at : move.HEAP + new_at + nr] != expected[i, new_at : new_at + nr]).any():
+                return False
+        return True
 
     def _run(self, real: Any, rank: Rank, dpus: I64) -> list[NDArray[np.uint64]]:
         """Copy in, execute, copy the results into the emulated rank -> what became of each DPU's pages."""

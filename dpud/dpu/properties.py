@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from dpud.dpu.errors import DpuErr, DpuError
-from dpud.dpu.profile import Chip, load_profile
+from dpud.dpu.profile import Chip, load_profile, rank_chip
 from dpud.dpu.worker import NR_JOBS_PER_RANK
 
 CLOCK_DIVISION = 2
@@ -122,7 +122,7 @@ class Properties(msgspec.Struct, frozen=True, rename="camel"):
     def chip(self, base: Chip) -> Chip:
         """The limits of `base`, with what these properties change."""
         if self.chip_id is not None:
-            base = load_profile(CHIPS[self.chip_id]).chip
+            base = rank_chip(load_profile(CHIPS[self.chip_id]))
         changed: dict[str, float | None] = {
             "mram_bytes": self.mram_size,
             "wram_bytes": self.wram_size,
@@ -160,6 +160,12 @@ _KINDS: dict[str, Callable[[str], Any]] = {
     "wramSize": _words,
     "regionMode": _one_of(REGION_MODES),
 } | {key: _NO_EFFECT_KINDS.get(key, _integer) for key in NO_EFFECT}
+
+
+def chip_id_of(chip: Chip) -> int:
+    """dpu_chip_id_e of a chip, told by its number of tasklets."""
+    tasklets = {number: rank_chip(load_profile(name)).nr_tasklets.value for number, name in CHIPS.items()}
+    return next(number for number, value in tasklets.items() if value == chip.nr_tasklets.value)
 
 
 def load_properties(argument: str = "", environment: Mapping[str, str] = os.environ) -> Properties:

@@ -131,7 +131,6 @@ def _sparse_rows(nr_rows: int, row_bytes: int) -> U8:
 class RankOptions:
     """What a profile string or the profile says of a rank beside its chip."""
 
-    chip_id: int = 4
     clock_division: int = 2
     nr_jobs: int = NR_JOBS_PER_RANK
     nr_threads: int = 1

@@ -11,6 +11,7 @@ access here goes by them, as none goes through a device file; they follow the dr
 
 import errno
 
+from dpud.dpu.properties import chip_id_of
 from dpud.dpu.rank import NR_DPUS_PER_CI, Rank, RankPool
 from kernelsim.attr import Attr, Bool, Int, Kobject, Registry
 
@@ -75,7 +76,7 @@ class RankFiles(Kobject):
 
     @dpu_chip_id.show
     def _dpu_chip_id_show(self) -> int:
-        return self._rank.options.chip_id
+        return chip_id_of(self._rank.chip)
 
     @fck_frequency.show
     def _fck_frequency_show(self) -> int:

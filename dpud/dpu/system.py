@@ -4,12 +4,10 @@
 import threading
 from collections.abc import Callable
 
-import msgspec
-
 from dpud.dpu.dpu_set import DpuSet
 from dpud.dpu.faults import FaultPlan
-from dpud.dpu.profile import Profile, load_profile
-from dpud.dpu.properties import CHIPS, Properties, load_properties
+from dpud.dpu.profile import Profile, load_profile, rank_chip
+from dpud.dpu.properties import Properties, load_properties
 from dpud.dpu.rank import NR_DPUS_MAX, Rank, RankOptions, RankPool
 
 NR_SIMULATED = 64
@@ -27,10 +25,9 @@ def new_rank(
     nr_dpus: int = NR_DPUS_MAX,
     disabled_mask: int = 0,
 ) -> Rank:
-    """One rank; `profile` has the properties' chip already."""
+    """One rank of the profile's chip, or the default one, with what the properties change."""
     most = properties.sg_xfer_max_blocks_per_dpu or nr_dpus
     options = RankOptions(
-        chip_id=properties.chip_id or chip_id_of(profile),
         clock_division=properties.clock_division,
         nr_jobs=properties.nr_jobs_per_rank,
         nr_threads=properties.nr_threads_per_rank,
@@ -42,16 +39,8 @@ def new_rank(
         mode=properties.region_mode,
         result_timeout_s=min(profile.result_timeout_ns / 1e9, RESULT_TIMEOUT_MAX_S),
     )
-    return Rank(rank_id, profile.chip, faults, nr_dpus, disabled_mask | properties.disabled_mask, options)
-
-
-def chip_id_of(profile: Profile) -> int:
-    """dpu_chip_id_e of the chip that has the profile's number of tasklets."""
-    return next(
-        number
-        for number, name in CHIPS.items()
-        if load_profile(name).chip.nr_tasklets.value == profile.chip.nr_tasklets.value
-    )
+    chip = properties.chip(rank_chip(profile))
+    return Rank(rank_id, chip, faults, nr_dpus, disabled_mask | properties.disabled_mask, options)
 
 
 class System:
@@ -69,7 +58,6 @@ class System:
         """dpu_alloc if `nr_dpus` is given, else dpu_alloc_ranks -> the set, and what frees it."""
         properties = load_properties(argument)
         profile = load_profile("upmem-v1a")
-        profile = msgspec.structs.replace(profile, chip=properties.chip(profile.chip))
         simulated = properties.backend == "simulator"
         with self._lock:
             taken = self._taken[properties.backend]

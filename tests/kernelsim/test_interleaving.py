@@ -240,7 +240,7 @@ def soak(seed: int, nr_steps: int) -> World:
         (0.01, lambda: world.configure(int(rng.random() < 0.9), pick((9, 10, 12, 18)), pick((1, 4, 200)))),
         (0.01, lambda: world.lab.sysctl(nr_hugepages=pick((0, 3)))),
         (0.02, lambda: world.choose(pick(ENGINES), int(rng.integers(2)))),
-        (0.66, lambda: world.turns(int(rng.integers(MAX_RUNNING)), int(rng.integers(1, 8)))),
+        (0.64, lambda: world.turns(int(rng.integers(MAX_RUNNING)), int(rng.integers(1, 8)))),
     )
     weights = [weight for weight, _ in blows]
     try:

@@ -138,6 +138,21 @@ def status(mountpoint: str | None) -> None:
 
 
 @cli.command()
+@mount_option("Where the daemon is mounted; default as for `run`.")
+def diag(mountpoint: str | None) -> None:
+    """Show the DPU ranks of a running daemon, who has them, and which of their batches failed."""
+    from rich.console import Console
+
+    from dpud import claim
+    from dpud import diag as reports
+    from dpud import exec as execution
+
+    path = mountpoint or os.environ.get(execution.MOUNT_VARIABLE) or claim.default()
+    execution.check_live(path)
+    Console().print(reports.report(path))
+
+
+@cli.command()
 @click.argument("name", required=False)
 def demo(name: str | None) -> None:
     """Show a real machine's fragmented memory being compacted by the DPU."""

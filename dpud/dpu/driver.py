@@ -35,7 +35,7 @@ from dpud.dpu.program import (
     WORD_BYTES,
 )
 from dpud.dpu.properties import load_properties
-from dpud.dpu.rank import NR_DPUS_MAX, Rank, RankPool
+from dpud.dpu.rank import NR_DPUS_MAX, DpuProgram, Rank, RankPool
 from dpud.dpu.system import new_rank
 from kernelsim.dpu_hw import ENGINES, DpuResult
 
@@ -57,6 +57,8 @@ class DpuConfig:
     profile: str = "upmem-v1a"
     properties: str = ""
     """A profile string of the SDK (properties.py); $UPMEM_PROFILE_BASE and $UPMEM_PROFILE count too."""
+    program: DpuProgram = DPU_COMPACT
+    """What the batches run."""
 
     def __post_init__(self) -> None:
         if self.nr_ranks < 0 or not 1 <= self.nr_dpus <= NR_DPUS_MAX or self.disabled_mask < 0:
@@ -255,7 +257,7 @@ class DpuDriver:
         args, frags = _deal(batch, len(dpus))
         runs_at = move.NR_COLS * frags.shape[1] * WORD_BYTES
         try:
-            dpus.load(DPU_COMPACT)
+            dpus.load(self.config.program)
             dpus.push_xfer(TO_DPU, DPU_INPUT_ARGUMENTS, 0, args)
             dpus.push_xfer(TO_DPU, DPU_MRAM_HEAP_POINTER_NAME, 0, frags)
             if len(batch.skip_runs):

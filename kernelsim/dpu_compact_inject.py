@@ -117,7 +117,7 @@ class DpuCompactInject:
     def busy_page(self, region: "DpuCompactRegion") -> Iterator[None]:
         """While the region is isolated: a short pin on one of its pages, if page_busy strikes."""
         point, mem = self.points["page_busy"], self._vm.mem
-        pfn = self._movable(region, point.move) if _armed(point) else -1
+        pfn = self._movable(region, point.move) if point.armed else -1
         if pfn < 0 or not point.should_fail(len(region.fragments)):
             yield
             return
@@ -145,7 +145,7 @@ class DpuCompactInject:
             self._run(call)
         for kind, act in MID_BATCH.items():
             point = self.points[kind]
-            found = self._owner(region, point.move) if _armed(point) else None
+            found = self._owner(region, point.move) if point.armed else None
             if found and point.should_fail(region.nr_fragments):
                 pfn, process, vma, vpn = found
                 self._run((point, pfn, act(process, vma, vpn)))
@@ -215,8 +215,3 @@ class DpuCompactInject:
 def _close(calls: list[_Call]) -> None:
     while calls:
         calls.pop()[2].close()
-
-
-def _armed(point: FaultAttr) -> bool:
-    """Could it strike at all? Saves looking for a victim."""
-    return point.nth > 0 or (point.probability > 0 and point.times != 0)

@@ -57,6 +57,11 @@ class FaultAttr(Kobject):
         """Let the next `times` batches that come as far as `move` meet the fault; -1: all of them, 0: none."""
         self.probability, self.times, self.move = 100, times, move
 
+    @property
+    def armed(self) -> bool:
+        """Could any batch meet it as things are?"""
+        return self.nth > 0 or (self.probability > 0 and self.times != 0)
+
     def should_fail(self, nr_moves: int) -> bool:
         """Does a batch of `nr_moves` meet the fault? Counts it, and logs it if so."""
         if self.move >= nr_moves:

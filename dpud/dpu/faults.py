@@ -76,7 +76,8 @@ class FaultPlan:
     def take(self, nr_moves: int) -> Fault | None:
         """The fault that a batch of `nr_moves` meets, counted; None if it meets none."""
         with self._lock:
-            for kind, point in sorted(self.points.items(), key=lambda entry: entry[1].move):
+            armed = [(kind, point) for kind, point in self.points.items() if point.armed]
+            for kind, point in sorted(armed, key=lambda entry: entry[1].move):
                 if point.should_fail(nr_moves):
                     return Fault(kind, point.move, self.corrupt.bit)
         return None

@@ -18,6 +18,7 @@ from dpud import __version__
 from dpud.errors import UserError
 
 EXIT_USER_ERROR = 2
+FRAGMENT_PATTERNS = ("random", "runs", "fork", "pinned", "files")  # of dpud.fragment
 
 
 def main() -> None:
@@ -105,21 +106,51 @@ def shell(mountpoint: str | None, config: str | None, source: str | None) -> Non
 
 @cli.command()
 @click.argument("directory", metavar="DIR")
-def snapshot(directory: str) -> None:
-    """Capture this host's memory layout into DIR, for `--from DIR`. Needs root."""
+@click.option("--compact", is_flag=True, help="Compact this host's real memory; DIR/before, DIR/after, DIR/result.txt.")
+@click.option(
+    "--fragment", type=click.Choice(FRAGMENT_PATTERNS), help="With --compact: fragment memory first, this way."
+)
+@click.option(
+    "--mb", type=click.IntRange(1), default=1024, show_default=True, help="How much memory to fragment, in MiB."
+)
+@click.option("--keep", type=click.IntRange(1, 99), default=50, show_default=True, help="How many percent stay in use.")
+def snapshot(directory: str, compact: bool, fragment: str | None, mb: int, keep: int) -> None:
+    """Capture this host's memory layout into DIR, for `--from DIR`. Needs root.
+
+    With --compact, capture it before and after a compaction by the real kernel, for `bench fidelity DIR`.
+    """
     from rich.progress import Progress
 
     from dpud.proctext import CaptureError
-    from dpud.snapshot import snapshot as capture
 
+    if fragment and not compact:
+        raise UserError("--fragment is for --compact")
     try:
         with Progress(transient=True) as progress:
             task = progress.add_task("Reading memory", total=1.0)
             show = partial(progress.update, task)
-            report = capture(Path(directory), progress=lambda what, done: show(description=what, completed=done))
+
+            def told(what: str, done: float) -> None:
+                show(description=what, completed=done)
+
+            report = _captured(Path(directory), (fragment, mb, keep) if compact else None, told)
     except CaptureError as error:
         raise UserError(str(error)) from error
     click.echo(report)
+
+
+def _captured(
+    directory: Path, compact: tuple[str | None, int, int] | None, progress: Callable[[str, float], None]
+) -> object:
+    """The report of a capture, or of one around a compaction."""
+    from dpud import realcompact
+    from dpud.snapshot import snapshot as capture
+
+    if compact is None:
+        return capture(directory, progress=progress)
+    pattern, mb, keep = compact
+    how = realcompact.Fragmentation(pattern, mb, keep) if pattern else None
+    return realcompact.snapshot_compact(directory, how, progress=progress)
 
 
 @cli.command()
@@ -162,13 +193,14 @@ def demo(name: str | None) -> None:
 
 
 @cli.command()
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME [DIR]...]...", nargs=-1)
 @click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables to this file.")
 def bench(names: tuple[str, ...], write: Path | None) -> None:
-    """Measure, beside something real that does the same: region, node, fuse, import, pages; all if none is named.
+    """Measure, beside something real that does the same; all if none is named.
 
-    Three go by models: tables holds these against published measurements, breakeven says when an engine gains,
-    engines compares them all on the same memory.
+    There are region, node, compaction, fuse, import and pages. Three go by models: tables holds these against
+    published measurements, breakeven says when an engine gains, engines compares them all on the same memory.
+    `fidelity DIR` compares the emulated compaction with a real one, captured by `dpud snapshot --compact DIR`.
     """
     from dpud import bench as benches
 

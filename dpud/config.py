@@ -6,6 +6,7 @@
     debug_vm = false         # check every invariant after each step, and log what is violated (slow)
     [[machine.nodes]]        # one table per NUMA node
     memory = "4G"
+    cma = "0"                # of it, for a CMA area (contiguous memory that movable pages may use meanwhile)
     distance = [10, 20]      # to each node, as in node*/distance; for all nodes or none
     [memory]
     bytes = "full"           # 4096 real bytes a page; "stamp": 8 that travel with it (always so with --from)
@@ -57,6 +58,7 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
     """One NUMA node."""
 
     memory: Size = Size(4 << 30)
+    cma: Size = Size(0)
     distance: tuple[Annotated[int, Meta(ge=10, le=255)], ...] = ()
 
     def __post_init__(self) -> None:
@@ -64,6 +66,8 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"a node of {self.memory} is too small: at least {Size(_MIN_NODE)}")
         if self.memory % _BLOCK:
             raise ValueError(f"a node of {self.memory} does not end on a {Size(_BLOCK)} boundary")
+        if self.cma % _BLOCK or self.cma >= self.memory:
+            raise ValueError(f"cma = {self.cma} is not a multiple of {Size(_BLOCK)} below the node's {self.memory}")
 
 
 class Machine(Struct, frozen=True, forbid_unknown_fields=True):

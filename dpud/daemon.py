@@ -151,7 +151,7 @@ def machine_config(config: Config) -> MachineConfig:
     machine = config.machine
     share, rest = divmod(machine.cpus, len(machine.nodes))
     return MachineConfig(
-        nodes=tuple(NodeConfig(node.memory, share + (nid < rest)) for nid, node in enumerate(machine.nodes)),
+        nodes=tuple(NodeConfig(node.memory, share + (nid < rest), node.cma) for nid, node in enumerate(machine.nodes)),
         bytes=config.memory.bytes or "full",
         debug_vm=machine.debug_vm,
         distance=tuple(node.distance for node in machine.nodes if node.distance),

@@ -8,7 +8,7 @@ else is done. If both are equal, the free lists held still in between; otherwise
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,20 +60,62 @@ class LiveCapture:
 def read_live(attempts: int = 10, progress: Progress | None = None) -> LiveCapture:
     """Read this host until it held still, `attempts` times at most. Raises CaptureError (not root, no such
     files)."""
-    report = progress or (lambda _what, _done: None)
-    try:
-        with ExitStack() as stack:
-            files = {name: _open(PROC / name, stack) for name in (*TEXTS, *WORDS)}
-            raw, quiet, nr = _read_until_quiet(files, max(attempts, 1), report)
+    report = progress or _silent
+    with _one_line_errors(), ExitStack() as stack:
+        reader = _Reader(stack)
+        quiet, nr = reader.read(max(attempts, 1), report)
+        raw = reader.capture()
         nr_tasks, nr_skipped = _read_tasks(raw, report)
-        raw.texts |= {path.name: path.read_text() for path in INFORMATION if path.is_file()}
+        raw.texts |= _information()
+    return LiveCapture(raw, quiet, nr, nr_tasks, nr_skipped)
+
+
+def read_around(
+    event: Callable[[], None], attempts: int = 10, progress: Progress | None = None
+) -> tuple[LiveCapture, LiveCapture]:
+    """This host right before and right after `event`, with all buffers made in advance and nothing done in between.
+
+    Processes are read first, which takes memory, and the pages last, until they held still; then comes the event. After
+    it the pages are read first, and once. Raises CaptureError, and what `event` raises.
+    """
+    report = progress or _silent
+    with _one_line_errors(), ExitStack() as stack:
+        first, second = _Reader(stack), _Reader(stack)
+        tasks = first.empty_capture()
+        nr_before = _read_tasks(tasks, report)
+        information = _information()
+        quiet, nr_attempts = first.read(max(attempts, 1), report)
+        event()
+        quiet_after, _ = second.read(1, report)
+        before, after = first.capture(), second.capture()
+        before.pagemap, before.texts["maps"] = tasks.pagemap, tasks.texts["maps"]
+        before.texts |= information
+        after.texts |= _information()
+        nr_after = _read_tasks(after, report)
+    return (
+        LiveCapture(before, quiet, nr_attempts, *nr_before),
+        LiveCapture(after, quiet_after, 1, *nr_after),
+    )
+
+
+def _silent(_what: str, _done: float) -> None:
+    pass
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
     except PermissionError as error:
         raise CaptureError(
             f"{error.filename}: permission denied: reading physical memory's layout needs root"
         ) from None
     except OSError as error:
         raise CaptureError(f"{error.filename or '/proc'}: {error.strerror}") from None
-    return LiveCapture(raw, quiet, nr, nr_tasks, nr_skipped)
+
+
+def _information() -> dict[str, str]:
+    return {path.name: path.read_text() for path in INFORMATION if path.is_file()}
 
 
 def _open(path: Path, stack: ExitStack) -> int:
@@ -82,31 +124,46 @@ def _open(path: Path, stack: ExitStack) -> int:
     return fd
 
 
-def _read_until_quiet(files: dict[str, int], attempts: int, report: Progress) -> tuple[RawCapture, bool, int]:
-    texts = {name: _TextBuffer(files[name]) for name in TEXTS}
-    end = _TextBuffer(files["buddyinfo"])
-    zones = zones_of({name: text.read() for name, text in texts.items()})
-    flags, counts = (_touched(alloc_pages(zones)) for _ in WORDS)
-    for attempt in range(1, attempts + 1):
-        report(f"kpageflags (attempt {attempt})", 0.0)
-        for text in texts.values():
-            text.fill()
-        _read_words(files["kpageflags"], "kpageflags", flags, end_pfn(zones))
-        end.fill()
-        report("kpagecount", 0.5)
-        _read_words(files["kpagecount"], "kpagecount", counts, end_pfn(zones))
-        quiet = end.read() == texts["buddyinfo"].read()
-        if quiet or attempt == attempts:
-            break
-        time.sleep(PAUSE_S)
-    captured = {name: text.read() for name, text in texts.items()} | {"buddyinfo.end": end.read()}
-    zones = zones_of(captured)
-    if end_pfn(zones) > len(flags):
-        raise CaptureError("zoneinfo: memory was added while it was read")
-    return RawCapture(captured, zones, flags, counts), quiet, attempt
+class _Reader:
+    """The open files and touched buffers of one reading."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._files = {name: _open(PROC / name, stack) for name in (*TEXTS, *WORDS)}
+        self._texts = {name: TextBuffer(self._files[name]) for name in TEXTS}
+        self._end = TextBuffer(self._files["buddyinfo"])
+        self._zones = zones_of({name: text.read() for name, text in self._texts.items()})
+        self._flags, self._counts = (_touched(alloc_pages(self._zones)) for _ in WORDS)
+
+    def read(self, attempts: int, report: Progress) -> tuple[bool, int]:
+        """Fill the buffers until buddyinfo was the same before and after; whether it was, and the attempts made."""
+        for attempt in range(1, attempts + 1):
+            report(f"kpageflags (attempt {attempt})", 0.0)
+            for text in self._texts.values():
+                text.fill()
+            _read_words(self._files["kpageflags"], "kpageflags", self._flags, end_pfn(self._zones))
+            self._end.fill()
+            report("kpagecount", 0.5)
+            _read_words(self._files["kpagecount"], "kpagecount", self._counts, end_pfn(self._zones))
+            quiet = self._end.read() == self._texts["buddyinfo"].read()
+            if quiet or attempt == attempts:
+                break
+            time.sleep(PAUSE_S)
+        return quiet, attempt
+
+    def capture(self) -> RawCapture:
+        """What `read` read."""
+        captured = {name: text.read() for name, text in self._texts.items()} | {"buddyinfo.end": self._end.read()}
+        zones = zones_of(captured)
+        if end_pfn(zones) > len(self._flags):
+            raise CaptureError("zoneinfo: memory was added while it was read")
+        return RawCapture(captured, zones, self._flags, self._counts)
+
+    def empty_capture(self) -> RawCapture:
+        """One without pages, to read processes into."""
+        return RawCapture({}, self._zones, self._flags[:0], self._counts[:0])
 
 
-class _TextBuffer:
+class TextBuffer:
     """A /proc text read without allocating anything."""
 
     def __init__(self, fd: int) -> None:

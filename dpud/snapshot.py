@@ -51,10 +51,10 @@ class SnapshotReport:
 def snapshot(directory: Path, *, attempts: int = 10, progress: Progress | None = None) -> SnapshotReport:
     """Capture this host into `directory`, which must be empty or not there. Needs root. Raises
     CaptureError."""
-    _check_target(directory)
+    check_target(directory)
     live = read_live(attempts, progress)
     try:
-        nr_bytes = _write_whole(directory, _files(live))
+        nr_bytes = write_whole(directory, files_of(live))
     except OSError as error:
         raise CaptureError(f"{error.filename or directory}: {error.strerror}") from None
     return SnapshotReport(
@@ -68,7 +68,8 @@ def snapshot(directory: Path, *, attempts: int = 10, progress: Progress | None =
     )
 
 
-def _check_target(directory: Path) -> None:
+def check_target(directory: Path) -> None:
+    """CaptureError if a folder cannot come to be there."""
     try:
         if directory.exists() and any(directory.iterdir()):
             raise CaptureError(f"{directory}: not empty")
@@ -78,7 +79,8 @@ def _check_target(directory: Path) -> None:
         raise CaptureError(f"{directory}: {error.strerror}") from None
 
 
-def _files(live: LiveCapture) -> dict[str, bytes]:
+def files_of(live: LiveCapture) -> dict[str, bytes]:
+    """The files of a captured folder, by name."""
     pack = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress
     raw = live.raw
     files = {name: text.encode() for name, text in raw.texts.items() if name != "maps"}
@@ -87,11 +89,13 @@ def _files(live: LiveCapture) -> dict[str, bytes]:
     return files | {f"{name}.zst": pack(words.tobytes()) for name, words in arrays.items()}
 
 
-def _write_whole(directory: Path, files: dict[str, bytes]) -> int:
+def write_whole(directory: Path, files: dict[str, bytes]) -> int:
+    """Make the folder with these files, by names that may have one folder in them; all or nothing. Returns its size."""
     place = directory.resolve()
     draft = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
         for name, content in files.items():
+            (draft / name).parent.mkdir(exist_ok=True)
             (draft / name).write_bytes(content)
         os.rename(draft, place)  # takes the place of an empty folder
     except BaseException:

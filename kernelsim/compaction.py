@@ -78,6 +78,7 @@ class Compaction:
     def __init__(self, vm: Vm, sysctl: CompactionSysctl) -> None:
         self.vm = vm
         self.sysctl = sysctl
+        self.cpu: int | None = None  # where who compacts runs, if that is known
         self._src = np.zeros(MAX_MIGRATE_PAGES, dtype=np.int64)
         self._dst = np.zeros(MAX_MIGRATE_PAGES, dtype=np.int64)
         for zone in vm.mem.zones:
@@ -190,7 +191,8 @@ class Compaction:
         """Compact unless a block is there already or cannot be made (compaction_suit_allocation_order)."""
         zone, order, highest_type = (int(cc[name][0]) for name in ("zone", "order", "highest_type"))
         free_in_blocks = cc["blocks_mark"][0] >= 0
-        if not free_in_blocks and zone_watermark_ok(self.vm.mem.zones, zone, order, mark, highest_type):
+        cma = bool(cc["migratetype"][0] == MIGRATE_MOVABLE)
+        if not free_in_blocks and zone_watermark_ok(self.vm.mem.zones, zone, order, mark, highest_type, cma):
             return COMPACT_SUCCESS
         if not self.compaction_suitable(zone, order, highest_type):
             return COMPACT_SKIPPED
@@ -207,7 +209,7 @@ class Compaction:
         zones = self.vm.mem.zones
         costly = order > PAGE_ALLOC_COSTLY_ORDER
         watermark = int(zones["watermark"][zone][WMARK_LOW if costly else WMARK_MIN]) + compact_gap(order)
-        if not zone_watermark_ok(zones, zone, 0, watermark, highest_type):
+        if not zone_watermark_ok(zones, zone, 0, watermark, highest_type, True):
             return COMPACT_SKIPPED
         if costly:
             index = extfrag.fragmentation_index(zones, zone, order)
@@ -274,14 +276,16 @@ class Compaction:
         cc["may_enter_fs"] = 1
         cc["unevictable_allowed"] = self.sysctl.compact_unevictable_allowed
         cc["proactive_mark"] = cc["blocks_mark"] = cc["captured"] = -1
-        cc["cpu"] = self._this_cpu()
+        cc["cpu"] = self.cpu_at_work()
         for name, value in fields.items():
             cc[name] = value
         return cc
 
-    def _this_cpu(self) -> int:
-        """Where who compacts runs: the CPU with the fullest page lists was the one at work last."""
+    def cpu_at_work(self) -> int:
+        """Where who compacts runs: `cpu`, or else the one with the fullest page lists, which was at work last."""
         pagesets = self.vm.mem.pagesets
+        if self.cpu is not None and self.cpu < pagesets.shape[1]:
+            return self.cpu
         return int(pagesets["count"].sum(axis=0).argmax()) if pagesets.shape[1] else 0
 
     def _compact_zone(self, cc: CompactControl) -> Operation[int]:

@@ -19,6 +19,7 @@ from kernelsim.compact_control import (
 )
 from kernelsim.jit import njit
 from kernelsim.list_head import list_add, list_add_tail, list_del
+from kernelsim.migrate import is_target
 from kernelsim.mmzone import (
     MIGRATE_HIGHATOMIC,
     MIGRATE_MOVABLE,
@@ -82,7 +83,7 @@ def _suitable_migration_target(v: VmArrays, cc: CompactControl, pfn: int) -> boo
         order = cc[0].order if cc[0].order > 0 else pageblock_order
         if v.pages[pfn].order >= order:
             return False
-    return bool(cc[0].ignore_block_suitable or v.blocks[pfn >> pageblock_order] == MIGRATE_MOVABLE)
+    return bool(cc[0].ignore_block_suitable or is_target(v.pages, v.blocks, pfn))
 
 
 @njit
@@ -93,7 +94,7 @@ def isolate_free_page(v: VmArrays, pfn: int) -> int:
     """
     zone = int(v.pages[pfn].zone)
     order = int(v.pages[pfn].order)
-    if not zone_watermark_ok(v.zones, zone, 0, v.zones[zone].watermark[WMARK_MIN] + (1 << order), 0):
+    if not zone_watermark_ok(v.zones, zone, 0, v.zones[zone].watermark[WMARK_MIN] + (1 << order), 0, True):
         return 0
     del_page_from_free_list(v.pages, v.zones, v.blocks, pfn)
     for page in range(pfn, pfn + (1 << order)):

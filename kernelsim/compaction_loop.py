@@ -30,6 +30,7 @@ from kernelsim.jit import njit
 from kernelsim.list_head import list_add, list_del
 from kernelsim.migrate import flush_touched, folio_migrate, putback_or_free
 from kernelsim.mmzone import (
+    MIGRATE_CMA,
     MIGRATE_HIGHATOMIC,
     MIGRATE_MOVABLE,
     MIGRATE_RECLAIMABLE,
@@ -157,9 +158,9 @@ def release_free_list(v: VmArrays, cc: CompactControl) -> None:
 
 @njit
 def _only_expected_references(v: VmArrays, pfn: int) -> bool:
-    """After unmapping: the isolation's, one of the page cache, one for private data (folio_expected_refs)."""
+    """After unmapping: the isolation's, those of the page cache, one for private data (folio_expected_refs)."""
     page = v.pages[pfn]
-    cached = 1 if page.flags & PG_anon == 0 and page.mapping != 0 else 0
+    cached = 1 << page.order if page.flags & PG_anon == 0 and page.mapping != 0 else 0
     private = 1 if page.flags & PG_private else 0
     return bool(page.mapcount == 0 and page.refcount == 1 + cached + private + (page.mapping == 0))
 
@@ -234,6 +235,8 @@ def _suitable_page_free(v: VmArrays, cc: CompactControl) -> bool:
     for order in range(c.order, NR_PAGE_ORDERS):
         nr_free = v.zones[c.zone].nr_free
         if nr_free[order, c.migratetype] > 0:
+            return True
+        if c.migratetype == MIGRATE_MOVABLE and nr_free[order, MIGRATE_CMA] > 0:
             return True
         may_steal = order >= pageblock_order // 2 or c.migratetype != MIGRATE_MOVABLE
         if may_steal:

@@ -5,7 +5,8 @@
 machines too large to hold. Every loop is written for any number of words, so both kinds run the same code.
 
 Whoever writes a page picks a stamp, and word i becomes stamp + i * an odd constant: all words differ, two pages written
-at different times differ in every word, and one number is enough to check all 4096 bytes.
+at different times differ in every word, and one number is enough to check all 4096 bytes. Stamp 0 is a page of zeros:
+what a process finds in a page that it has but never wrote.
 """
 
 from typing import Any, TypeAlias
@@ -35,9 +36,10 @@ def stamp_of(sequence: int) -> Any:
 @njit
 def fill_page(memory: Memory, pfn: int, stamp: Any) -> None:
     word = u64(stamp)
+    step = _STEP if word else np.uint64(0)
     for i in range(memory.shape[1]):
         memory[pfn, i] = word
-        word += _STEP
+        word += step
 
 
 @njit
@@ -45,9 +47,10 @@ def page_holds(memory: Memory, pfn: int, stamp: Any) -> bool:
     """True if every word is what fill_page() wrote for this stamp."""
     wrong = np.uint64(0)
     word = u64(stamp)
+    step = _STEP if word else np.uint64(0)
     for i in range(memory.shape[1]):
         wrong |= memory[pfn, i] ^ word
-        word += _STEP
+        word += step
     return bool(wrong == np.uint64(0))
 
 
@@ -55,6 +58,19 @@ def page_holds(memory: Memory, pfn: int, stamp: Any) -> bool:
 def copy_page(memory: Memory, dst: int, src: int) -> None:
     for i in range(memory.shape[1]):
         memory[dst, i] = memory[src, i]
+
+
+@njit
+def clear_huge_page(memory: Memory, head: int, nr_pages: int) -> None:
+    """Fill a folio with zeros."""
+    for pfn in range(head, head + nr_pages):
+        fill_page(memory, pfn, np.uint64(0))
+
+
+@njit
+def folio_copy(memory: Memory, dst: int, src: int, nr_pages: int) -> None:
+    for i in range(nr_pages):
+        copy_page(memory, dst + i, src + i)
 
 
 @njit_alloc

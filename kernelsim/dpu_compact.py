@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Compaction in batches by the DPU.
 
-A zone is cut into aligned regions of 2^dpu_compact_region_order pages. In each, the movable pages (fragments) are
-packed towards low addresses, keeping their order, around what cannot move. Three stages:
+A zone is cut into aligned regions of 2^dpu_compact_region_order pages. In each, the movable folios (fragments: single
+pages, and large folios, which move whole) are packed towards low addresses, keeping their order, around what cannot
+move. Three stages:
 
 1. prepare: dpu_compact_region_create, dpu_compact_isolate_pages. Free pages of the region are held, fragments leave the
    LRU, every PTE of theirs becomes a migration entry and is flushed from the TLBs.
@@ -24,6 +25,9 @@ does everything while dpu_compact_enabled is 0 or no device is there. With dpu_c
 the engine or the CPU path, whichever was found to be faster (dpu_compact_adaptive.py). That is off by default: by the
 default engine's model the CPU is faster in regions of the default size, and whoever starts a DPU compaction wants to
 see one.
+
+`nr_fragments` and `nr_retired` count fragments; pages_moved, dpu_compact_min_fragments and "pages" in the log count
+base pages.
 
 Packing inside 2 MiB regions can fill no hole from another pageblock: it makes free blocks of up to 1 MiB, and a free
 2 MiB block only where nothing was left in the region. Orders above 9 free whole pageblocks.
@@ -162,7 +166,7 @@ class DpuCompact:
     def _worth_a_batch(self, region: DpuCompactRegion) -> bool:
         if region.engine.copier == "cpu":
             return False
-        if self.sysctl.dpu_compact_enabled and len(region.fragments) >= self.sysctl.dpu_compact_min_fragments:
+        if self.sysctl.dpu_compact_enabled and region.max_pages >= self.sysctl.dpu_compact_min_fragments:
             if not self.sysctl.dpu_compact_adaptive or self._engine_is_faster(region):
                 return True
         elif self.sysctl.dpu_compact_enabled:
@@ -171,7 +175,7 @@ class DpuCompact:
 
     def _engine_is_faster(self, region: DpuCompactRegion) -> bool:
         adaptive, engine = self.accounts.adaptive, region.engine
-        chosen = adaptive.use_engine(engine.name, "wall" if engine.measured else "modelled", len(region.fragments))
+        chosen = adaptive.use_engine(engine.name, "wall" if engine.measured else "modelled", region.max_pages)
         if adaptive.news:
             self.printk(f"DPU: {adaptive.news}")
         return chosen
@@ -182,11 +186,11 @@ class DpuCompact:
         """Survey start .. end-1 and set up a region, or None where no page could move down."""
         mem = self.vm.mem
         begin_ns = self.clock.wall_ns()
-        first, last, nr = scan.survey_region(mem.pages, mem.blocks, start, end)
+        first, last, nr, nr_pages = scan.survey_region(mem.pages, mem.blocks, start, end)
         if nr == 0:
             return None
         fragments = np.empty(nr, dtype=scan.fragment_dtype)
-        region = DpuCompactRegion(zone, start, end - start, first, last, fragments, self.engine)
+        region = DpuCompactRegion(zone, start, end - start, first, last, fragments, self.engine, nr_pages)
         region.work.number = self.accounts.adaptive.begin(self._max_in_flight)
         region.work.prepare_ns = self.clock.wall_ns() - begin_ns
         return region
@@ -204,14 +208,16 @@ class DpuCompact:
     def _isolate_slice(self, region: DpuCompactRegion, pfn: int) -> int:
         vm, mem, work = self.vm, self.vm.mem, region.work
         nr_before, nr_flushes = region.nr_fragments, int(vm.events["nr_tlb_local_flush_all"][0])
+        nr_split = int(vm.events["thp_migration_split"][0])
         begin_ns = self.clock.wall_ns()
-        pfn, region.nr_fragments, region.nr_targets = scan.isolate_range(
+        pfn, region.nr_fragments = scan.isolate_range(
             mem.pages, mem.zones, mem.blocks, mem.nodes, vm.vmas, vm.avcs, vm.pt, vm.tlbs, vm.events, vm.touched(),
-            region.fragments, self.stats.skipped, pfn, min(pfn + SCAN_SLICE_PAGES, region.last), region.last,
-            region.nr_fragments, region.nr_targets,
+            region.fragments, region.cursors, self.stats.skipped, pfn, min(pfn + SCAN_SLICE_PAGES, region.last),
+            region.last, region.nr_fragments,
         )  # fmt: skip
         end_ns = self.clock.wall_ns()
-        nr_isolated = region.nr_fragments - nr_before
+        nr_isolated, _ = scan.count_pages(region.fragments, nr_before, region.nr_fragments)
+        self.stats.thp_split += int(vm.events["thp_migration_split"][0]) - nr_split
         vm.events["compact_isolated"] += nr_isolated
         if not work.nr_pages:
             work.wall.unmap_begin = begin_ns
@@ -232,7 +238,7 @@ class DpuCompact:
         assert self.hw is not None
         skip_runs = self._prepare_execute(region)
         batch = (region.first << PAGE_SHIFT, region.dpu_addr_list, region.nr_fragments, skip_runs)
-        if region.nr_fragments <= SYNCHRONOUS_FRAGMENTS and len(self.vm.in_flight) == 1:
+        if region.work.nr_pages <= SYNCHRONOUS_FRAGMENTS and len(self.vm.in_flight) == 1:
             region.result = self.hw.dpu_hw_compact_execute(*batch)
         else:
             region.completion = self.hw.submit(*batch)
@@ -241,8 +247,7 @@ class DpuCompact:
         region.state = DpuCompactState.EXECUTING
         nr = region.nr_fragments
         skip_runs = np.empty((nr + 1, 2), dtype=np.uint64)
-        pages = self.vm.mem.pages
-        nr_runs = scan.layout_region(pages, region.fragments, nr, region.first, skip_runs)
+        nr_runs = scan.list_skip_runs(region.fragments, nr, region.first, skip_runs)
         region.dpu_addr_list = np.empty(nr, dtype=np.uint64)
         scan.build_addr_list(region.fragments, nr, region.dpu_addr_list)
         self.printk(f"{region.copier}: Compacting {nr} fragments at base {region.first << PAGE_SHIFT:#x}")
@@ -270,15 +275,16 @@ class DpuCompact:
         region.result = result
         if region.engine.copier == "device":
             self._count_device(result)
+        nr_pages, _ = scan.count_pages(region.fragments, 0, result.nr_retired)
         if result.error is None:
             self.printk(
-                f"{region.copier} compaction completed: {result.nr_retired} pages moved in {result.device_ns} ns",
+                f"{region.copier} compaction completed: {nr_pages} pages moved in {result.device_ns} ns",
                 KERN_INFO,
             )
             return
         self.failures.note(result, region.first << PAGE_SHIFT, region.nr_fragments)
         self.printk(
-            f"DPU compaction failed: {result.error}, {result.nr_retired} of {region.nr_fragments} pages moved",
+            f"DPU compaction failed: {result.error}, {nr_pages} of {region.work.nr_pages} pages moved",
             KERN_ERR,
         )
 
@@ -318,8 +324,10 @@ class DpuCompact:
             region.fragments, first, last, nr_retired,
         )  # fmt: skip
 
-    def _updated(self, region: DpuCompactRegion, nr_moved: int) -> None:
+    def _updated(self, region: DpuCompactRegion, nr_retired: int) -> None:
         nr_ptes, stats = region.work.nr_ptes, self.stats
+        nr_moved, nr_thps = scan.count_pages(region.fragments, 0, nr_retired)
+        stats.thp_moved += nr_thps
         update_ns = region.engine.mapping_update_ns(nr_ptes, region.work.update_ns)
         if region.engine.copier == "device":
             stats.pages_moved += nr_moved
@@ -339,7 +347,7 @@ class DpuCompact:
         """Stages 1 and, without waiting for it, 2."""
         with self.inject.busy_page(region):
             yield from self.dpu_compact_isolate_pages(region)
-        if region.nr_fragments < self.sysctl.dpu_compact_min_fragments:
+        if region.work.nr_pages < self.sysctl.dpu_compact_min_fragments:
             self.stats.too_few_fragments += 1
             return
         if region.engine.copier == "cpu-batched":
@@ -414,5 +422,7 @@ class DpuCompact:
             release_held(mem.pages, mem.zones, mem.blocks, region.first, region.last)
             self.vm.in_flight.remove(region)
             self.stats.cpu_pages_moved += work.nr_pages
+            self.stats.thp_moved += work.nr_thps
+            self.stats.thp_split += work.nr_split
             self.stats.cpu_ptes_updated += work.nr_ptes
             self.accounts.by_cpu(region, work, self.engines["cpu"])

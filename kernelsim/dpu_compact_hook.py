@@ -30,6 +30,7 @@ class DpuCompactDebugfs(Kobject):
     """/sys/kernel/debug/dpu_compact."""
 
     engine = Attr(Choice(*ENGINES), doc="Who moves the pages of regions that begin from now on, and whose times count.")
+    profile = Attr(Text(), doc="Model and constants of the engine: value, unit, and if published, fitted or estimated.")
     stats = Attr(Text(), doc="Totals of DPU compaction since boot, one `name value` a line.")
     latency = Attr(
         Text(), doc="Time of a region from isolation to remapping: by the engine's clock, in parts; and here."
@@ -48,6 +49,10 @@ class DpuCompactDebugfs(Kobject):
     @engine.store
     def _engine_store(self, name: str) -> None:
         self.dpu.select_engine(name)
+
+    @profile.show
+    def _profile(self) -> str:
+        return self.dpu.engine.describe()
 
     @stats.show
     def _stats(self) -> str:

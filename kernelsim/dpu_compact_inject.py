@@ -33,7 +33,7 @@ from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmap import Vma
 from kernelsim.operation import Operation
 from kernelsim.page import GUP_PIN_BIAS, PG_lru
-from kernelsim.pgtable import _PAGE_MIGRATION, pte_pfn, walk_pte
+from kernelsim.pgtable import _PAGE_MIGRATION, leaf_pfn, walk_leaf
 from kernelsim.printk import Printk
 from kernelsim.rmap import vma_address
 
@@ -57,8 +57,8 @@ class _Act(Protocol):
 
 def _pfn_at(process: Process, vpn: int) -> str:
     vm = process.mm.vm
-    ptep = walk_pte(vm.pt, process.mm.root, vpn)
-    return f"{pte_pfn(vm.pt[ptep]):#x}" if ptep >= 0 else "none"
+    at = walk_leaf(vm.pt, process.mm.root, vpn)
+    return f"{leaf_pfn(vm.pt[at], vpn):#x}" if at >= 0 and vm.pt[at] else "none"
 
 
 @exclusive
@@ -168,8 +168,8 @@ class DpuCompactInject:
             vpn = vma_address(vm.vmas, number, int(page["index"]))
             if process is None or vpn < 0:
                 continue
-            ptep = walk_pte(vm.pt, process.mm.root, vpn)
-            if ptep >= 0 and vm.pt[ptep] & _PAGE_MIGRATION and pte_pfn(vm.pt[ptep]) == pfn:
+            at = walk_leaf(vm.pt, process.mm.root, vpn)
+            if at >= 0 and vm.pt[at] & _PAGE_MIGRATION and leaf_pfn(vm.pt[at], vpn) == pfn:
                 yield process, next(vma for vma in process.mm.vma if vma.id == number), vpn
 
     def _run(self, call: _Call) -> None:

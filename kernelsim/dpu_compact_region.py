@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.dpu_compact_scan import NR_SKIP_REASONS
+from kernelsim.dpu_compact_scan import NR_SKIP_REASONS, Cursors, new_cursors
 from kernelsim.dpu_compact_stats import Wall
 from kernelsim.dpu_hw import DpuCompletion, DpuResult, Engine
 
@@ -20,7 +20,7 @@ class BatchWork:
     """What the kernel did for one batch, as it goes along."""
 
     number: int = 0
-    nr_pages: int = 0
+    nr_pages: int = 0  # base pages isolated
     nr_flushes: int = 0
     nr_ptes: int = 0
     prepare_ns: int = 0
@@ -42,7 +42,8 @@ class DpuCompactRegion:
     """One batch (struct dpu_compact_region).
 
     `fragments` records of dpu_compact_scan.fragment_dtype, the first `nr_fragments` valid; `dpu_addr_list`
-    uint64[nr_fragments], byte addresses. `first`..`last` is the part of the region that is worked on.
+    uint64[nr_fragments], byte addresses with orders. `first`..`last` is the part of the region that is worked on,
+    `max_pages` the base pages that its survey found movable, `cursors` how far places for fragments were given.
     """
 
     zone: int
@@ -52,13 +53,17 @@ class DpuCompactRegion:
     last: int
     fragments: Any
     engine: Engine
+    max_pages: int
     nr_fragments: int = 0
-    nr_targets: int = 0
+    cursors: Cursors = field(init=False)
     dpu_addr_list: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     state: DpuCompactState = DpuCompactState.IDLE
     completion: DpuCompletion | None = None
     result: DpuResult | None = None
     work: BatchWork = field(default_factory=BatchWork)
+
+    def __post_init__(self) -> None:
+        self.cursors = new_cursors(self.first)
 
     def wait(self, timeout_s: float, /) -> bool:
         """For those who meet one of its pages: wait for the device, if it is at work."""
@@ -90,6 +95,8 @@ class DpuCompactStats:
     cpu_pages_moved: int = 0
     cpu_ptes_updated: int = 0
     layout_mismatches: int = 0
+    thp_moved: int = 0
+    thp_split: int = 0
     runs: int = 0
     huge_pages_gained: int = 0
     skipped: NDArray[np.int64] = field(default_factory=lambda: np.zeros(NR_SKIP_REASONS, dtype=np.int64))

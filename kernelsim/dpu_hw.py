@@ -2,22 +2,29 @@
 """What the kernel side sees of a DPU: the seam at which hardware is injected.
 
 The kernel hands over a batch as `dpu_hw_compact_execute(base_addr, frag_addrs, num_frags)` and gets back how far the
-device came. The layout rule that both sides compute on their own, and compare:
+device came. A fragment is a folio of 2^order pages, aligned to its size; its entry in the list is its byte address with
+the order in the low 12 bits (`pfn << 12 | order`). The layout rule that both sides compute on their own, and compare:
 
     cursor = base_addr
     for each fragment, in ascending address order:
-        move cursor up to the next page that lies in no skip run
-        the fragment's new address is cursor; cursor moves on by one page
+        move cursor up to the next multiple of the fragment's size from which on no page of that size lies in a skip run
+        the fragment's new address is cursor; cursor moves on by the fragment's size
 
-Skip runs are the pages that may not be written: unmovable, pinned, or in a pageblock of another type. The kernel only
-hands over fragments for which that slot lies *below* the fragment, so every move goes down and a batch may be retired
-in order: a destination is either free or was vacated by an earlier move. Pages are never lost on a device failure,
+Skip runs are the pages that may not be written: unmovable, pinned, in a pageblock of another type, or of a folio for
+which this rule finds no place that ends below it (such a folio is not in the batch). So every move goes down, source
+and destination of a move do not overlap, and a batch may be retired in order: a destination is either free or was
+vacated by an earlier move. Pages are never lost on a device failure,
 because a move counts as retired only after the written bytes were read back and summed; up to `nr_retired` the new
 place is valid, from there on the old one still is.
 
 An engine is who copies, and how long a batch takes by which model. All engines but `cpu` and `cpu-batched`, where the
 kernel copies, are served by the same device. What is modelled is a whole batch: the time until its pages can be used
 again, and whose it is (BatchTimes).
+
+The other thing a device does is to move listed pages to listed places, `dpu_hw_move_execute(src_addrs, dst_addrs, n)`.
+A range of memory is emptied with it (contig.py). An entry of `src_addrs` is `pfn << 12 | order`, a folio of 2^order
+pages at its natural alignment; `dst_addrs` has the byte address it goes to. No destination may overlap a source or
+another destination, so the moves may go in any order; they retire in the order of the list, by the same rule.
 """
 
 from collections.abc import Mapping
@@ -80,6 +87,10 @@ class Engine(Protocol):
         """Its clock is this machine's own."""
         ...
 
+    def describe(self) -> str:
+        """Its model: one line of text, then each constant with value, unit, where it is from and what that is worth."""
+        ...
+
     def copy_ns(self, nr_pages: int, wall_ns: int) -> int:
         """What copying so many pages takes the CPU; it really took `wall_ns`."""
         ...
@@ -100,6 +111,9 @@ class MeasuredCpu:
     name: str
     copier: Literal["cpu", "cpu-batched"]
     measured: bool = True
+
+    def describe(self) -> str:
+        return "No model: what things took on this machine\n"
 
     def copy_ns(self, nr_pages: int, wall_ns: int) -> int:
         return wall_ns
@@ -122,9 +136,9 @@ class DpuResult:
     """Outcome of one batch."""
 
     nr_retired: int
-    """Moves valid at their new address, counted from the front of the batch."""
+    """Fragments, not pages, that are valid at their new address, counted from the front of the batch."""
     new_addrs: U64
-    """uint64[num_frags]: the layout as the device computed it (byte addresses)."""
+    """uint64[num_frags]: the layout as the device computed it (byte addresses, without the orders)."""
     device_ns: int
     """Modelled device time by the engine's profile, or measured time with the `host` profile."""
     wall_ns: int
@@ -178,11 +192,20 @@ class DpuHardware(Protocol):
     def dpu_hw_compact_execute(
         self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None
     ) -> DpuResult:
-        """Run one batch to its end. `frag_addrs` uint64[num_frags], ascending byte addresses; `skip_runs`
+        """Run one batch to its end. `frag_addrs` uint64[num_frags], ascending `pfn << 12 | order`; `skip_runs`
         uint64[n, 2], ascending (byte address, nr_pages). Raises OSError(ENODEV) if no device is there, ENOMEM if
         no DPU could be allocated."""
         ...
 
     def submit(self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None) -> DpuCompletion:
+        """Start the same batch and return at once."""
+        ...
+
+    def dpu_hw_move_execute(self, src_addrs: U64, dst_addrs: U64, num: int) -> DpuResult:
+        """Move `num` listed folios to their destinations, both uint64[num] as above. `nr_retired` counts folios and
+        `new_addrs` is where they are, as the device has it. Raises as dpu_hw_compact_execute does."""
+        ...
+
+    def submit_move(self, src_addrs: U64, dst_addrs: U64, num: int) -> DpuCompletion:
         """Start the same batch and return at once."""
         ...

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Files: an address_space each, with its page cache.
 
-The cache of file f is `i_pages[i_base + index]`, the pfn or -1. A cached page holds one reference of the cache's own.
+The cache of file f is `i_pages[i_base + index]`, the pfn or -1. A cached page holds one reference of the cache's own, a
+large folio one for each of its pages.
 `disk` is what the file holds, one stamp a page, and at the same time what every process that maps it knows to be
 there: mappings are shared, so a write by one is a write for all.
 """
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 
 from kernelsim.content import new_stamps
 from kernelsim.jit import njit
-from kernelsim.memory import put_page
+from kernelsim.lruvec import put_page
 from kernelsim.mm_types import Vm
 from kernelsim.mmzone import Blocks, Nodes, Zones
-from kernelsim.page import Pages
+from kernelsim.page import Pages, compound_head
 
 
 @njit
@@ -33,8 +34,9 @@ def truncate_inode_pages(
         if pfn >= 0:
             i_pages[slot] = -1
             nodes[zones[pages[pfn].zone].node].nr_file_pages -= 1
-            pages[pfn].refcount -= 1
-            put_page(pages, zones, blocks, nodes, pfn)
+            head = compound_head(pages, pfn)
+            pages[head].refcount -= 1
+            put_page(pages, zones, blocks, nodes, head)
 
 
 class File:

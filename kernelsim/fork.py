@@ -1,12 +1,100 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """fork: a child that shares everything until one of the two writes (dup_mmap, anon_vma_fork)."""
 
-from kernelsim.memory import copy_page_range
+import errno
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernelsim.content import Memory, copy_page
+from kernelsim.huge_memory import copy_huge_pmd
+from kernelsim.jit import njit
+from kernelsim.memory import do_anonymous_page
 from kernelsim.mm_types import LongOp
 from kernelsim.mmap import SLICE_PAGES, Mm, Vma, wait_in_flight
+from kernelsim.mmzone import Blocks, Nodes, Zones
 from kernelsim.operation import Operation, complete
-from kernelsim.rmap import VM_LOCKED
+from kernelsim.page import Pages, PG_dirty, compound_head, folio_maybe_dma_pinned
+from kernelsim.pgtable import (
+    _PAGE_ACCESSED,
+    _PAGE_DIRTY,
+    _PAGE_PRESENT,
+    _PAGE_PSE,
+    _PAGE_RW,
+    HPAGE_PMD_NR,
+    PageTables,
+    pte_alloc,
+    pte_pfn,
+    walk_leaf,
+)
+from kernelsim.rmap import VM_LOCKED, VM_SHARED, Mms, Vmas, add_rmap
 from kernelsim.tlb import flush_tlb_mm
+from kernelsim.vmstat import Events
+
+EAGAIN = errno.EAGAIN
+_ZERO = np.uint64(0)
+
+
+@njit
+def copy_page_range(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    zonelist: NDArray[np.int32],
+    vmas: Vmas,
+    mms: Mms,
+    pt: PageTables,
+    events: Events,
+    memory: Memory,
+    parent: int,
+    child: int,
+    vpn: int,
+    end: int,
+) -> tuple[int, int]:
+    """Give a child's VMA the parent's pages (fork): anonymous ones become read-only in both, shared until written.
+
+    A page that may be pinned is copied at once, so that the parent keeps the pinned one (page_needs_cow_for_dma).
+    The caller flushes the parent's TLB entries. Returns (virtual page reached, beyond `end` if a huge page lies across
+    it, 0 or -ENOMEM).
+    """
+    anon = vmas[parent].flags & VM_SHARED == 0
+    while vpn < end:
+        from_ptep = walk_leaf(pt, vmas[parent].root, vpn)
+        if from_ptep < 0 or pt[from_ptep] & _PAGE_PRESENT == _ZERO:
+            vpn += 1
+            continue
+        if pt[from_ptep] & _PAGE_PSE:
+            error = copy_huge_pmd(
+                pages, zones, blocks, nodes, zonelist, vmas, mms, pt, events, parent, child, vpn, from_ptep
+            )
+            if error == 0:
+                vpn += HPAGE_PMD_NR
+            elif error != -EAGAIN:
+                return vpn, error
+            continue
+        to_ptep = pte_alloc(pages, zones, blocks, nodes, zonelist, pt, vmas[child].root, vpn)
+        if to_ptep < 0:
+            return vpn, to_ptep
+        pfn = pte_pfn(pt[from_ptep])
+        head = compound_head(pages, pfn)
+        if anon and folio_maybe_dma_pinned(pages, head):
+            copy = do_anonymous_page(pages, zones, blocks, nodes, zonelist, vmas, mms, pt, events, child, vpn, to_ptep)
+            if copy < 0:
+                return vpn, copy
+            copy_page(memory, copy, pfn)
+        else:
+            if anon:
+                pt[from_ptep] &= ~_PAGE_RW
+                pages[head].flags |= PG_dirty if pt[from_ptep] & _PAGE_DIRTY else 0
+            pt[to_ptep] = pt[from_ptep] & ~(_PAGE_ACCESSED | _PAGE_DIRTY)
+            add_rmap(pages, zones, nodes, head)
+            if anon:
+                mms[vmas[child].mm].rss_anon += 1
+            else:
+                mms[vmas[child].mm].rss_file += 1
+        vpn += 1
+    return vpn, 0
 
 
 def dup_mm(parent: Mm, cpu: int) -> Operation[Mm]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Pinning user pages for long-term DMA (mm/gup.c, FOLL_PIN): a reference of GUP_PIN_BIAS each, so that who may be
-pinned can be told from the refcount alone.
+pinned can be told from the refcount alone. The reference is on the folio: one pinned page keeps all of it in place.
 """
 
 import errno
@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim.jit import njit
-from kernelsim.memory import put_page
+from kernelsim.lruvec import put_page
 from kernelsim.mmzone import Blocks, Nodes, Zones
-from kernelsim.page import GUP_PIN_BIAS, Pages
-from kernelsim.pgtable import _PAGE_MIGRATION, PageTables, pte_pfn, walk_pte
+from kernelsim.page import GUP_PIN_BIAS, Pages, compound_head
+from kernelsim.pgtable import _PAGE_MIGRATION, PageTables, leaf_pfn, walk_leaf
 from kernelsim.rmap import Vmas
 
 EAGAIN = errno.EAGAIN
@@ -29,20 +29,21 @@ def pin_pages(
     """
     nr = 0
     for vpn in vpns:
-        ptep = walk_pte(pt, vmas[vma].root, vpn)
-        if ptep < 0 or pt[ptep] == _ZERO:
+        at = walk_leaf(pt, vmas[vma].root, vpn)
+        if at < 0 or pt[at] == _ZERO:
             continue
-        if pt[ptep] & _PAGE_MIGRATION:
+        if pt[at] & _PAGE_MIGRATION:
             return -EAGAIN
-        pinned[nr] = pte_pfn(pt[ptep])
+        pinned[nr] = leaf_pfn(pt[at], vpn)
         nr += 1
     for i in range(nr):
-        pages[pinned[i]].refcount += GUP_PIN_BIAS
+        pages[compound_head(pages, pinned[i])].refcount += GUP_PIN_BIAS
     return nr
 
 
 @njit
 def unpin_pages(pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pinned: NDArray[np.int64]) -> None:
     for pfn in pinned:
-        pages[pfn].refcount -= GUP_PIN_BIAS
-        put_page(pages, zones, blocks, nodes, pfn)
+        head = compound_head(pages, pfn)
+        pages[head].refcount -= GUP_PIN_BIAS
+        put_page(pages, zones, blocks, nodes, head)

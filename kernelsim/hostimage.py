@@ -11,7 +11,13 @@ inferred here:
   never initialised. pagetypeinfo counts only pageblocks that really belong to the zone; the blocks in excess
   are looked for among the all-zero ones, longest run first, and become PG_nopage.
 - Per-CPU free lists. Their pages are neither PG_buddy nor owned: they look like kernel pages with no flag.
-  Such pages in Movable pageblocks are taken for them, up to the pageset counts of zoneinfo.
+  Such pages in Movable pageblocks are taken for them, up to the pageset counts of zoneinfo. In which order they
+  were freed is not told, but a process that gives memory back does so in the order it was handed out, which is by
+  order-10 blocks; so the blocks are shuffled (by a fixed seed) and the pages within one are not.
+- Processes that ended between the two reads, as those of the capture itself do: an anonymous page that is mapped
+  in kpageflags and not in kpagecount is free by now, and the last that was freed.
+- References. Buffer-cache pages (PG_private, not PG_uptodate) that nobody has touched since the last idle mark
+  are held by a file system since it was mounted, as ext4 does with its group descriptors. They cannot move.
 
 The files are read one after the other on a running machine, so they contradict each other a little.
 kpageflags wins; `HostImage.notes` says in plain words what was inferred and what did not fit.
@@ -36,22 +42,27 @@ from kernelsim.hostblocks import (
     unmerge,
 )
 from kernelsim.jit import njit
-from kernelsim.mmzone import MIGRATE_MOVABLE, pageblock_nr_pages, pageblock_order
+from kernelsim.mmzone import MAX_PAGE_ORDER, MIGRATE_MOVABLE, pageblock_nr_pages, pageblock_order
 from kernelsim.page import (
     KPF_HIGH,
     PG_anon,
     PG_buddy,
     PG_head,
     PG_huge,
+    PG_idle,
     PG_ksm,
     PG_lru,
     PG_mmap,
     PG_nopage,
     PG_offline,
+    PG_private,
+    PG_referenced,
     PG_slab,
+    PG_swapcache,
     PG_table,
     PG_tail,
     PG_thp,
+    PG_uptodate,
 )
 
 __all__ = [
@@ -105,7 +116,9 @@ class HostImage:
     compound_order: NDArray[np.uint8]
     """uint8[nr_pages]: on PG_head pages, the order of the compound page; 0 elsewhere"""
     pcp_pfn: NDArray[np.int64]
-    """int64[n], ascending: pages taken to lie on per-CPU free lists (flags 0, no owner)"""
+    """int64[n], last freed first: pages taken to lie on per-CPU free lists (flags 0, no owner)"""
+    pinned_pfn: NDArray[np.int64]
+    """int64[n], ascending: LRU pages taken to be held by somebody, so that they cannot migrate"""
     mappings: tuple[HostTask, ...]
     """Empty where no pagemaps were captured. Entries of pages that are not mapped by now are left out."""
     buddyinfo: str
@@ -134,10 +147,11 @@ def build_host_image(
     flags = np.full(nr_pages, PG_nopage, dtype=np.uint32)
     mapcount = np.zeros(nr_pages, dtype=np.int32)
     use = np.zeros((nr_pages >> pageblock_order, NR_USES), dtype=np.int32)
+    ended = np.zeros(nr_pages, dtype=np.bool_)
     notes: list[str] = []
     for zone in zones:
         span = slice(zone.start_pfn, zone.end_pfn)
-        _import_pages(kpageflags[span], kpagecount[span], zone.start_pfn, _HIGH_BITS, flags, mapcount, use)
+        _import_pages(kpageflags[span], kpagecount[span], zone.start_pfn, _HIGH_BITS, flags, mapcount, use, ended)
         _drop_frames_without_memory(zone, flags, use, notes)
     compound_order = _compound_orders(flags, notes)
     free, cut = unmerge(zones, cut_free_blocks(zones, flags), notes)
@@ -151,7 +165,8 @@ def build_host_image(
         free_order=free.order,
         block_migratetype=block_type,
         compound_order=compound_order,
-        pcp_pfn=_pcp_pages(zones, flags, block_type, notes),
+        pcp_pfn=_pcp_pages(zones, flags, block_type, ended, notes),
+        pinned_pfn=_pinned_pages(flags, notes),
         mappings=tuple(_mapped_only(task, mapcount) for task in mappings),
         buddyinfo=buddyinfo,
         buddyinfo_end=buddyinfo_end,
@@ -203,8 +218,10 @@ def _import_pages(
     flags: NDArray[np.uint32],
     mapcount: NDArray[np.int32],
     use: NDArray[np.int32],
+    ended: NDArray[np.bool_],
 ) -> None:
-    """Translate one zone's pages and count their uses per pageblock."""
+    """Translate one zone's pages and count their uses per pageblock. Marks in `ended` the pages of processes that were
+    gone when kpagecount was read."""
     for i in range(len(kpageflags)):
         pfn = start_pfn + i
         kflags = np.int64(kpageflags[i])
@@ -221,10 +238,15 @@ def _import_pages(
                 if kflags >> high_bits[row, 0] & 1:
                     translated |= high_bits[row, 1]
         flags[pfn] = translated
-        if kflags & PG_mmap:
-            mapcount[pfn] = min(max(kpagecount[i], np.uint64(1)), np.uint64(_MAPCOUNT_MAX))
         kind = _use_of(kflags)
         use[pfn >> pageblock_order, kind] += 1
+        if not kflags & PG_mmap:
+            continue
+        if kpagecount[i] or kflags & (PG_head | PG_tail | PG_ksm):  # of those it may be an average
+            mapcount[pfn] = min(max(kpagecount[i], np.uint64(1)), np.uint64(_MAPCOUNT_MAX))
+        elif kflags & PG_anon and not kflags & PG_swapcache:
+            flags[pfn] = 0
+            ended[pfn] = True
 
 
 def _drop_frames_without_memory(
@@ -291,16 +313,43 @@ def _measure_compounds(flags: NDArray[np.uint32], orders: NDArray[np.uint8]) -> 
 
 
 def _pcp_pages(
-    zones: tuple[HostZone, ...], flags: NDArray[np.uint32], block_type: NDArray[np.uint8], notes: list[str]
+    zones: tuple[HostZone, ...],
+    flags: NDArray[np.uint32],
+    block_type: NDArray[np.uint8],
+    ended: NDArray[np.bool_],
+    notes: list[str],
 ) -> NDArray[np.int64]:
     pages = [np.empty(0, dtype=np.int64)]
     for zone in zones:
-        unowned = np.flatnonzero(flags[zone.start_pfn : zone.end_pfn] == 0) + zone.start_pfn
+        span = slice(zone.start_pfn, zone.end_pfn)
+        unowned = np.flatnonzero((flags[span] == 0) & ~ended[span]) + zone.start_pfn
         likely = unowned[block_type[unowned >> pageblock_order] == MIGRATE_MOVABLE][: zone.nr_pcp]
-        pages.append(likely)
+        pages += [np.flatnonzero(ended[span]) + zone.start_pfn, _shuffle_blocks(likely)]
         if len(likely):
-            notes.append(f"{zone.label}: {len(likely)} pages look free on per-CPU lists (zoneinfo: {zone.nr_pcp})")
+            notes.append(
+                f"{zone.label}: {len(likely)} pages look free on per-CPU lists (zoneinfo: {zone.nr_pcp}); "
+                "the order in which they were freed is a guess"
+            )
+        if len(pages[-2]):
+            notes.append(
+                f"{zone.label}: {len(pages[-2])} pages of processes that ended meanwhile: free, on these lists"
+            )
     return np.concatenate(pages)
+
+
+def _shuffle_blocks(pfns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ascending pages, the same within a block of MAX_PAGE_ORDER, but with the blocks in an arbitrary order."""
+    block, nr = np.unique(pfns >> MAX_PAGE_ORDER, return_counts=True)
+    rank = np.random.default_rng(len(pfns)).permutation(len(block))
+    return pfns[np.argsort(np.repeat(rank, nr), kind="stable")]
+
+
+def _pinned_pages(flags: NDArray[np.uint32], notes: list[str]) -> NDArray[np.int64]:
+    asked = np.uint32(PG_lru | PG_private | PG_idle | PG_referenced | PG_uptodate | PG_anon | PG_head | PG_tail)
+    pinned = np.flatnonzero(flags & asked == np.uint32(PG_lru | PG_private | PG_idle))
+    if len(pinned):
+        notes.append(f"{len(pinned)} idle buffer-cache pages are taken to be held by a file system: they cannot move")
+    return pinned
 
 
 # Processes and the comparison with what was counted

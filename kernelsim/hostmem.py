@@ -5,8 +5,9 @@ Every frame keeps its place: free blocks are linked exactly as they were cut fro
 /proc/buddyinfo comes out equal), kernel pages (slab, page tables, reserved, unowned) stay where they are and never
 move, anonymous and file pages go onto the LRU list their flags name. Who maps them is hostproc.py's business.
 
-Compound pages (THP) keep their place, are mapped by nobody and stay where they are. Contents are stamps; kernel pages
-get one too, which debug_vm uses to find a device that overwrites what it must not touch.
+A compound page whose head is on an LRU list is a large folio, of whatever order, and moves whole; other compound pages
+(slab, hugetlb, drivers') stay where they are. Contents are stamps; kernel pages get one too, which debug_vm uses to
+find a device that overwrites what it must not touch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kernelsim.hostimage import HostImage
 from kernelsim.jit import njit
 from kernelsim.lruvec import lruvec_add_folio
 from kernelsim.mm_types import Vm
-from kernelsim.mmzone import Mem, Nodes, Zones, zone_names
+from kernelsim.mmzone import MIGRATE_ISOLATE, Mem, Nodes, Zones, blocks_of_type, zone_names
 from kernelsim.page import (
     Pages,
     PG_anon,
@@ -35,14 +36,16 @@ from kernelsim.page import (
     PG_swapbacked,
     PG_table,
     PG_tail,
+    PG_thp,
     PG_unevictable,
     PG_writeback,
 )
 from kernelsim.page_alloc import add_to_free_list
 from kernelsim.pcp import fill_pagesets
 
-USE_NONE, USE_KERNEL, USE_ANON, USE_FILE, USE_COMPOUND, USE_TABLE, USE_UNOWNED = range(7)
-"""What a frame is used for; unowned are kernel pages without any flag."""
+USE_NONE, USE_KERNEL, USE_ANON, USE_FILE, USE_TAIL, USE_COMPOUND, USE_TABLE, USE_UNOWNED = range(8)
+"""What a frame is used for; USE_TAIL: as its head is, USE_COMPOUND: part of a compound page that is no folio; unowned
+are kernel pages without any flag."""
 
 
 def import_mem(image: HostImage, distance: NDArray[np.int64]) -> Mem:
@@ -56,6 +59,8 @@ def import_mem(image: HostImage, distance: NDArray[np.int64]) -> Mem:
     _fill_pagesets(mem, image)
     mem.zones["present"] = [zone.present for zone in image.zones]
     mem.zones["managed"] = [zone.managed for zone in image.zones]
+    isolated = [len(blocks_of_type(mem, zone, MIGRATE_ISOLATE)) for zone in range(len(mem.zones))]
+    mem.zones["nr_isolate_pageblock"] = isolated
     mem.setup_watermarks()
     for record, zone in zip(mem.zones, image.zones, strict=True):
         record["watermark"] = [zone.min, zone.low, zone.high, zone.promo]
@@ -72,12 +77,25 @@ def _count_by_node(mem: Mem, flag: int) -> NDArray[np.int64]:
 
 
 @njit
+def is_large_folio(head_flags: int) -> bool:
+    """Whether the compound page with these flags on its head, as captured, is on an LRU list."""
+    return bool(head_flags & PG_lru and head_flags & (PG_huge | PG_slab | PG_reserved) == 0)
+
+
+@njit
 def _import_states(pages: Pages, flags: NDArray[np.uint32], compound_order: NDArray[np.uint8]) -> None:
     """Flags and references of every frame that is in use; free ones are left cleared, holes as they are."""
+    head = 0
     for pfn in range(len(flags)):
         state = flags[pfn]
         if state & PG_nopage:
             continue
+        if state & PG_head:
+            head = pfn
+            if is_large_folio(state):
+                state |= PG_thp
+        elif state & PG_tail and is_large_folio(flags[head]):
+            state = PG_tail | PG_thp
         if state & PG_buddy:
             pages[pfn].flags = 0
             continue
@@ -87,6 +105,8 @@ def _import_states(pages: Pages, flags: NDArray[np.uint32], compound_order: NDAr
         pages[pfn].refcount = 0 if state & PG_tail else 1 + (state & PG_private != 0)
         if state & PG_head:
             pages[pfn].order = compound_order[pfn]
+        elif state & PG_tail:
+            pages[pfn].index = head
 
 
 @njit
@@ -102,15 +122,20 @@ def _link_free_blocks(mem: Mem, image: HostImage) -> None:
 
 
 def _fill_pagesets(mem: Mem, image: HostImage) -> None:
-    """Share the pages that look free on per-CPU lists out over the zones' CPUs, by the counts of zoneinfo."""
+    """Share the pages that look free on per-CPU lists out over the zones' CPUs, by the counts of zoneinfo.
+
+    What has been freed since those were read went to the CPU that was at work, the one with the fullest lists.
+    """
     for number, zone in enumerate(image.zones):
         here = image.pcp_pfn[(image.pcp_pfn >= zone.start_pfn) & (image.pcp_pfn < zone.end_pfn)]
+        surplus = max(len(here) - zone.nr_pcp, 0)
         fullest_first = sorted(range(len(zone.pagesets)), key=lambda cpu: -zone.pagesets[cpu].count)
         for cpu in fullest_first:
             host = zone.pagesets[cpu]
             mem.pagesets[number, cpu] = (0, host.high, host.high_min, host.high_max, host.batch, 0)
-            fill_pagesets(mem, cpu, here[: host.count])
-            here = here[host.count :]
+            fill_pagesets(mem, cpu, here[: host.count + surplus])
+            here = here[host.count + surplus :]
+            surplus = 0
 
 
 class KernelStamps:
@@ -142,11 +167,16 @@ def _first_overwritten(memory: Memory, pfns: NDArray[np.int64], sequence: int) -
 @njit
 def classify(pages: Pages, flags: NDArray[np.uint32], mapcount: NDArray[np.int32], kinds: NDArray[np.uint8]) -> None:
     """USE_* of every frame."""
+    head = 0
     for pfn in range(len(flags)):
         state = flags[pfn]
+        if state & PG_head:
+            head = pfn
         if state & (PG_nopage | PG_buddy):
             kinds[pfn] = USE_NONE
-        elif state & (PG_head | PG_tail | PG_huge):
+        elif state & PG_tail and is_large_folio(flags[head]):
+            kinds[pfn] = USE_TAIL
+        elif state & (PG_head | PG_tail | PG_huge) and not (state & PG_head and is_large_folio(state)):
             kinds[pfn] = USE_COMPOUND
         elif state & PG_table:
             kinds[pfn] = USE_TABLE
@@ -164,11 +194,10 @@ def import_lru(pages: Pages, zones: Zones, nodes: Nodes, flags: NDArray[np.uint3
         kind = kinds[pfn]
         if kind == USE_ANON:
             pages[pfn].flags |= PG_swapbacked
-        compound_head = kind == USE_COMPOUND and flags[pfn] & PG_lru and flags[pfn] & PG_head
-        if compound_head or kind in (USE_ANON, USE_FILE):
+        if kind in (USE_ANON, USE_FILE):
             pages[pfn].flags |= flags[pfn] & (PG_unevictable | PG_mlocked)
             pages[pfn].flags &= ~PG_writeback
             if flags[pfn] & PG_mlocked:
                 pages[pfn].mlock_count = 1
-                zones[pages[pfn].zone].nr_mlock += 1
+                zones[pages[pfn].zone].nr_mlock += 1 << pages[pfn].order
             lruvec_add_folio(pages, zones, nodes, pfn)

@@ -1,66 +1,198 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The hugetlb pool: /proc/sys/vm/nr_hugepages.
+"""The hugetlb pools: /proc/sys/vm/nr_hugepages, /sys/kernel/mm/hugepages and each node's hugepages (mm/hugetlb.c).
 
-Writing N resizes the pool as far as memory allows, taking 2 MiB blocks from the nodes in turn and giving the newest
-back first. As on Linux the write succeeds even when it got fewer: the file then reads what there is. Linux would
-compact on the way (__GFP_RETRY_MAYFAIL); here compaction is a command of its own, so what the file reads shows how many
-free 2 MiB blocks there were.
+There is one pool (struct hstate) for each size of huge page, 2 MiB and 1 GiB. Writing N to a nr_hugepages resizes the
+pool as far as memory allows, taking pages from the nodes in turn and giving the newest back first; a node's own file
+does so on that node. As on Linux the write succeeds even when it got fewer: the file then reads what there is. The
+buddy allocator has no gigantic pages: a range of that size is emptied for each (contig.py).
+
+No process maps huge pages yet, so all of a pool is free, nothing is reserved and nothing is surplus.
+
+Linux would compact on the way to a 2 MiB page (__GFP_RETRY_MAYFAIL); here compaction is a command of its own, so what
+the file reads shows how many free 2 MiB blocks there were.
 """
 
+from __future__ import annotations
+
+import errno
 import itertools
 
 from kernelsim.attr import Attr, Int, Kobject
-from kernelsim.mm_types import Vm
-from kernelsim.mmzone import MIGRATE_MOVABLE, pageblock_order
-from kernelsim.page import PG_huge
+from kernelsim.contig import Contig
+from kernelsim.jit import njit
+from kernelsim.mm_types import LongOp, Vm
+from kernelsim.mmzone import MAX_PAGE_ORDER, MIGRATE_MOVABLE, Blocks, Zones, pageblock_order
+from kernelsim.operation import Operation
+from kernelsim.page import PAGE_SIZE, Pages, PG_huge
 from kernelsim.page_alloc import free_pages, get_page_from_freelist, prep_compound_page
 
 HUGEPAGE_KBYTES = 2048
 HUGEPAGE_PAGES = 1 << pageblock_order
+GIGANTIC_ORDER = 18
+HSTATE_ORDERS = (pageblock_order, GIGANTIC_ORDER)
+_GROW_SLICE = 256
+_ULONG = Int(0, 2**64 - 1)
 
 
-class HugetlbPool(Kobject):
-    """Persistent 2 MiB pages, all unused: nothing maps them yet."""
+@njit
+def _free_huge(pages: Pages, zones: Zones, blocks: Blocks, pfn: int, order: int) -> None:
+    """Give a huge page back to the buddy lists, in the largest blocks they have."""
+    part = min(order, MAX_PAGE_ORDER)
+    for start in range(pfn, pfn + (1 << order), 1 << part):
+        free_pages(pages, zones, blocks, start, part)
 
-    nr_hugepages = Attr(Int(0, 2**31 - 1), doc="Size of the pool of 2 MiB pages; reads back what the write could get.")
 
-    def __init__(self, vm: Vm) -> None:
+class Hstate:
+    """The pool of one size. `pfns`: its pages, oldest first."""
+
+    def __init__(self, vm: Vm, contig: Contig, order: int) -> None:
         self.vm = vm
+        self.contig = contig
+        self.order = order
         self.pfns: list[int] = []
         self._nids = itertools.cycle(range(vm.mem.nr_nodes))
+        self._resizing = False
 
-    @nr_hugepages.show
-    def _nr(self) -> int:
-        return len(self.pfns)
+    @property
+    def name(self) -> str:
+        return f"hugepages-{(PAGE_SIZE << self.order) // 1024}kB"
 
-    @nr_hugepages.store
-    def set_max_huge_pages(self, count: int) -> None:
-        while len(self.pfns) < count and self._alloc():
-            pass
-        while len(self.pfns) > count:
-            self._free(self.pfns.pop())
+    def nr_pages(self, nid: int | None = None) -> int:
+        """Huge pages in the pool, or those of one node."""
+        return len(self.pfns) if nid is None else sum(self._nid(pfn) == nid for pfn in self.pfns)
 
-    def _alloc(self) -> bool:
-        """One more page, from the next node that has one."""
-        for _ in range(self.vm.mem.nr_nodes):
-            if self._alloc_on(next(self._nids)):
-                self.vm.events["htlb_buddy_alloc_success"] += 1
+    def set_max_huge_pages(self, count: int, nid: int | None = None) -> LongOp:
+        """Grow or shrink the pool, or a node's share of it, to `count` huge pages as far as that goes."""
+        while self._resizing:
+            yield None
+        self._resizing = True
+        try:
+            yield from self._grow(count, nid)
+            while self.nr_pages(nid) > count:
+                self._remove(next(pfn for pfn in reversed(self.pfns) if nid in (None, self._nid(pfn))))
+        finally:
+            self._resizing = False
+
+    def _grow(self, count: int, nid: int | None) -> LongOp:
+        for grown in range(max(count - self.nr_pages(nid), 0)):
+            if not (yield from self._alloc_pool_huge_page(nid)):
+                return
+            if grown % _GROW_SLICE == _GROW_SLICE - 1:
+                yield None
+
+    def _alloc_pool_huge_page(self, nid: int | None) -> Operation[bool]:
+        """One more page for the pool, of node `nid` or of the next one that has any."""
+        for _ in range(self.vm.mem.nr_nodes if nid is None else 1):
+            pfn = yield from self.alloc_fresh_huge_page(next(self._nids) if nid is None else nid)
+            if pfn >= 0:
+                self._add(pfn)
                 return True
-        self.vm.events["htlb_buddy_alloc_fail"] += 1
         return False
 
-    def _alloc_on(self, nid: int) -> bool:
+    def alloc_fresh_huge_page(self, nid: int) -> Operation[int]:
+        """A new huge page's first pfn from one node, or -ENOMEM: the one place where the pools get their memory."""
         mem = self.vm.mem
+        if self.order > MAX_PAGE_ORDER:
+            try:
+                return (yield from self.contig.alloc_contig_pages(1 << self.order, nid, this_node=True))
+            except OSError:
+                return -errno.ENOMEM
         own = mem.zonelist[nid][mem.zones["node"][mem.zonelist[nid]] == nid]
-        pfn = get_page_from_freelist(mem.pages, mem.zones, mem.blocks, own, pageblock_order, MIGRATE_MOVABLE)
-        if pfn < 0:
-            return False
-        prep_compound_page(mem.pages, pfn, pageblock_order, PG_huge)
-        mem.nodes["nr_hugetlb"][nid] += HUGEPAGE_PAGES
+        pfn = get_page_from_freelist(mem.pages, mem.zones, mem.blocks, own, self.order, MIGRATE_MOVABLE)
+        self.vm.events["htlb_buddy_alloc_success" if pfn >= 0 else "htlb_buddy_alloc_fail"] += 1
+        return int(pfn)
+
+    def isolate_or_dissolve(self, pfn: int) -> Operation[int]:
+        """Put a new page of the node in the place of the unused one at `pfn`; 0, -EBUSY (not ours) or -ENOMEM."""
+        if pfn not in self.pfns:
+            return -errno.EBUSY
+        if self.order > MAX_PAGE_ORDER:
+            return -errno.ENOMEM  # as on Linux: gigantic pages are not replaced
+        new = yield from self.alloc_fresh_huge_page(self._nid(pfn))
+        if new < 0:
+            return new
+        if pfn in self.pfns:  # the pool may have shrunk meanwhile
+            self._remove(pfn)
+            self._add(new)
+        else:
+            self._free(new)
+        return 0
+
+    def _nid(self, pfn: int) -> int:
+        return int(self.vm.mem.zones["node"][self.vm.mem.pages["zone"][pfn]])
+
+    def _add(self, pfn: int) -> None:
+        mem = self.vm.mem
+        mem.pages["refcount"][pfn + 1 : pfn + (1 << self.order)] = 0
+        prep_compound_page(mem.pages, pfn, self.order, PG_huge)
+        mem.nodes["nr_hugetlb"][self._nid(pfn)] += 1 << self.order
         self.pfns.append(pfn)
-        return True
+
+    def _remove(self, pfn: int) -> None:
+        self.pfns.remove(pfn)
+        self.vm.mem.nodes["nr_hugetlb"][self._nid(pfn)] -= 1 << self.order
+        self._free(pfn)
 
     def _free(self, pfn: int) -> None:
         mem = self.vm.mem
-        mem.nodes["nr_hugetlb"][mem.zones["node"][mem.pages["zone"][pfn]]] -= HUGEPAGE_PAGES
-        free_pages(mem.pages, mem.zones, mem.blocks, pfn, pageblock_order)
+        _free_huge(mem.pages, mem.zones, mem.blocks, pfn, self.order)
+
+
+class HugetlbPool(Kobject):
+    """All pools, and the sysctl of the default size."""
+
+    nr_hugepages = Attr(Int(0, 2**31 - 1), doc="Size of the pool of 2 MiB pages; reads back what the write could get.")
+
+    def __init__(self, vm: Vm, contig: Contig) -> None:
+        self.vm = vm
+        self.hstates = [Hstate(vm, contig, order) for order in HSTATE_ORDERS]
+        self.default = self.hstates[0]
+
+    @property
+    def total_kbytes(self) -> int:
+        """What all pools of all sizes take."""
+        return sum(len(hstate.pfns) << hstate.order for hstate in self.hstates) * (PAGE_SIZE // 1024)
+
+    @nr_hugepages.show
+    def _nr(self) -> int:
+        return self.default.nr_pages()
+
+    @nr_hugepages.store
+    def _set(self, count: int) -> LongOp:
+        yield from self.default.set_max_huge_pages(count)
+
+    def isolate_or_dissolve_huge_page(self, pfn: int) -> Operation[int]:
+        """For contig.py: Hstate.isolate_or_dissolve() of whichever pool the page is in."""
+        order = int(self.vm.mem.pages["order"][pfn])
+        for hstate in self.hstates:
+            if hstate.order == order:
+                return (yield from hstate.isolate_or_dissolve(pfn))
+        return -errno.EBUSY
+
+
+class HstateFiles(Kobject):
+    """hugepages-SIZE: of the whole machine, or of one node."""
+
+    nr_hugepages = Attr(_ULONG, doc="Size of the pool; reads back what the write could get.")
+    free_hugepages = Attr(_ULONG, doc="Huge pages that nobody uses.", mode=0o444)
+    surplus_hugepages = Attr(_ULONG, doc="Huge pages beyond nr_hugepages: none, nothing overcommits.", mode=0o444)
+
+    def __init__(self, hstate: Hstate, nid: int | None = None) -> None:
+        self.hstate = hstate
+        self.nid = nid
+
+    @nr_hugepages.show
+    def _nr(self) -> int:
+        return self.hstate.nr_pages(self.nid)
+
+    @nr_hugepages.store
+    def _set(self, count: int) -> LongOp:
+        yield from self.hstate.set_max_huge_pages(count, self.nid)
+
+    @free_hugepages.show
+    def _nr_free(self) -> int:
+        return self.hstate.nr_pages(self.nid)
+
+    @surplus_hugepages.show
+    def _surplus(self) -> int:
+        return 0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """LRU lists: five for each node, and who is on which.
 
-A page with PG_lru is on exactly the list that its flags name (unevictable, else anon or file, active or inactive);
-the node's nr_lru counts the entries of each. A page taken off for migration has PG_isolated instead, one more
-reference, and counts as nr_isolated_anon or nr_isolated_file.
+A page with PG_lru is on exactly the list that its flags name (unevictable, else anon or file, active or inactive); the
+node's nr_lru counts the pages of each. A large folio is linked by its head and counts whole. A page taken off for
+migration has PG_isolated instead, one more reference, and counts as nr_isolated_anon or nr_isolated_file.
 
 Differences from Linux: no per-CPU add batches (a page is on its list at once) and no memory cgroups. As on Linux, anon
 means swap-backed here.
@@ -18,10 +18,21 @@ from kernelsim.mmzone import (
     MIGRATE_TYPES,
     NR_LRU_LISTS,
     NR_PAGE_ORDERS,
+    Blocks,
     Nodes,
     Zones,
 )
-from kernelsim.page import Pages, PG_active, PG_isolated, PG_lru, PG_referenced, PG_swapbacked, PG_unevictable
+from kernelsim.page import (
+    Pages,
+    PG_active,
+    PG_isolated,
+    PG_lru,
+    PG_mlocked,
+    PG_referenced,
+    PG_swapbacked,
+    PG_unevictable,
+)
+from kernelsim.page_alloc import free_pages
 from kernelsim.vmstat import Events
 
 
@@ -47,7 +58,7 @@ def lruvec_add_folio(pages: Pages, zones: Zones, nodes: Nodes, pfn: int) -> None
     pages[pfn].flags |= PG_lru
     lru = folio_lru_list(pages[pfn].flags)
     list_add(pages, pfn, lru_head(pages, zones, nid, lru))
-    nodes[nid].nr_lru[lru] += 1 << pages[pfn].order  # a compound page counts whole
+    nodes[nid].nr_lru[lru] += 1 << pages[pfn].order
 
 
 @njit
@@ -78,7 +89,9 @@ def folio_putback_lru(pages: Pages, zones: Zones, nodes: Nodes, pfn: int) -> Non
 
 @njit
 def mod_nr_isolated(pages: Pages, zones: Zones, nodes: Nodes, pfn: int, change: int) -> None:
+    """Count a folio that was isolated (1) or is no longer (-1), in pages."""
     nid = zones[pages[pfn].zone].node
+    change <<= pages[pfn].order
     if pages[pfn].flags & PG_swapbacked:
         nodes[nid].nr_isolated_anon += change
     else:
@@ -96,3 +109,15 @@ def folio_mark_accessed(pages: Pages, zones: Zones, nodes: Nodes, events: Events
         pages[pfn].flags = (pages[pfn].flags | PG_active) & ~PG_referenced
         lruvec_add_folio(pages, zones, nodes, pfn)
         events[0].pgactivate += 1
+
+
+@njit
+def put_page(pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pfn: int) -> None:
+    """Free a folio whose refcount has dropped to 0; do nothing otherwise. `pfn` is its head."""
+    if pages[pfn].refcount == 0:
+        order = pages[pfn].order
+        if pages[pfn].flags & PG_lru:
+            lruvec_del_folio(pages, zones, nodes, pfn)
+        if pages[pfn].flags & PG_mlocked:  # an imported page whose VM_LOCKED mapping was not captured
+            zones[pages[pfn].zone].nr_mlock -= 1 << order
+        free_pages(pages, zones, blocks, pfn, order)

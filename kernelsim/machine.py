@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from kernelsim import debug_vm
 from kernelsim.attr import Registry
+from kernelsim.cma import CmaSysfs, cma_declare_contiguous, cma_init_reserved_areas
 from kernelsim.compaction import Compaction
 from kernelsim.compaction_sysctl import CompactionSysctl, NodeCompact
 from kernelsim.content import WORDS_FULL, WORDS_STAMP
+from kernelsim.contig import Contig
 from kernelsim.dpu_compact import DpuCompact
 from kernelsim.dpu_compact_hook import DpuCompactDebugfs, NodeCompactDpu
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
@@ -30,7 +32,8 @@ from kernelsim.fork import dup_mm
 from kernelsim.hostimage import HostImage
 from kernelsim.hostmem import import_mem
 from kernelsim.hostproc import import_processes
-from kernelsim.hugetlb import HugetlbPool
+from kernelsim.huge_memory import TransparentHugepage
+from kernelsim.hugetlb import HstateFiles, HugetlbPool
 from kernelsim.meminfo import Meminfo
 from kernelsim.mm_configfs import MmGroup, Process, check_name
 from kernelsim.mm_types import AllocWords, LongOp, Vm, zeroed_words
@@ -56,6 +59,8 @@ LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
 class NodeConfig:
     memory_bytes: int = 4 << 30
     nr_cpus: int = 2
+    cma_bytes: int = 0
+    """Size of the node's CMA area; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class MachineConfig:
         for nid, node in enumerate(self.nodes):
             if node.memory_bytes < _MIN_NODE_BYTES or node.memory_bytes % (2 << 20):
                 raise ValueError(f"node {nid}: memory must be a multiple of 2M and at least 32M")
+            if not 0 <= node.cma_bytes < node.memory_bytes or node.cma_bytes % (2 << 20):
+                raise ValueError(f"node {nid}: its CMA area must be a multiple of 2M and smaller than its memory")
             if not 0 <= node.nr_cpus <= 1024:
                 raise ValueError(f"node {nid}: 0 to 1024 CPUs")
         if not any(node.nr_cpus for node in self.nodes):
@@ -125,7 +132,10 @@ def boot_mem(config: MachineConfig) -> Mem:
             usable = end - memmap if zone == zones[-1] else end
             init_range(mem.pages, start, usable, 0, 0)
             init_range(mem.pages, usable, end, PG_reserved, 1)
-            free_range(mem.pages, mem.zones, mem.blocks, start, usable)
+            if zone == zones[-1] and node.cma_bytes:
+                cma_declare_contiguous(mem, nid, usable, node.cma_bytes // PAGE_SIZE)
+            else:
+                free_range(mem.pages, mem.zones, mem.blocks, start, usable)
             mem.zones["present"][zone], mem.zones["managed"][zone] = end - start, usable - start
     mem.setup_watermarks()
     return mem
@@ -155,7 +165,6 @@ class Machine:
         self.printk = Printk(self.clock.now_ns, wait_queue())
         self.registry = Registry()
         self.reporting = PageReporting(self.mem, discard)
-        self.hugetlb = HugetlbPool(self.vm)
         self.processes: dict[str, Process] = {}
         self.imported: dict[str, Mm] = {}
         self._next_pid = 1
@@ -167,6 +176,9 @@ class Machine:
         self.compaction = Compaction(self.vm, self.compaction_sysctl)
         self.compaction_sysctl.compaction = self.compaction
         self.dpu = DpuCompact(self.vm, hw, self.sysctl, self.printk, self.clock)
+        self.contig = Contig(self.vm, hw, self.sysctl, self.printk)
+        self.contig.hugetlb = self.hugetlb = HugetlbPool(self.vm, self.contig)
+        self.vm.cma_areas = cma_init_reserved_areas(self.vm, self.contig)
         self._add_files()
 
     @classmethod
@@ -210,6 +222,7 @@ class Machine:
         add("/proc/sys/vm", self.sysctl)
         add("/proc/sys/vm", self.compaction_sysctl)
         add("/proc/sys/vm", self.hugetlb)
+        add("/sys/kernel/mm/transparent_hugepage", TransparentHugepage(self.vm))
         add("/proc", VmstatFiles(self.mem, self.vm.events))
         add("/proc", Meminfo(self.mem, self.hugetlb))
         add("/dev", self.printk)
@@ -219,11 +232,19 @@ class Machine:
             add(path, Node(self.mem, self.hugetlb, nid, cpus, nr_cpus))
             add(path, NodeCompact(self.compaction, nid))
             add(path, NodeCompactDpu(self.dpu, nid))
+            for hstate in self.hugetlb.hstates:
+                add(f"{path}/hugepages/{hstate.name}", HstateFiles(hstate, nid))
+        for hstate in self.hugetlb.hstates:
+            add(f"/sys/kernel/mm/hugepages/{hstate.name}", HstateFiles(hstate))
+        for area in self.vm.cma_areas:
+            add(f"/sys/kernel/debug/cma/{area.name}", area)
+            add(f"/sys/kernel/mm/cma/{area.name}", CmaSysfs(area))
         add("/sys/kernel/debug/extfrag", ExtfragDebugfs(self.mem))
         add("/sys/kernel/debug/dpu_compact", DpuCompactDebugfs(self.dpu))
         add("/sys/kernel/debug/dpu_compact", self.dpu.failures)
         self.dpu.inject.processes = lambda: iter(self.processes.values())
         self.dpu.inject.add_files(self.registry)
+        add("/sys/kernel/debug/dpu_compact", self.contig)
         add(MM_CONFIGFS, MmGroup(self))
 
     # Time.

@@ -66,16 +66,20 @@ class Meminfo(Kobject):
         yield "Mapped", int(nodes["nr_mapped"].sum())
         yield "Slab", int(nodes["nr_slab"].sum())
         yield "PageTables", int(nodes["nr_page_table_pages"].sum())
+        yield "AnonHugePages", int(nodes["nr_anon_thps"].sum())
+        if self.mem.has_cma:
+            yield "CmaTotal", int(zones["cma_pages"].sum())
+            yield "CmaFree", int(zones["free_cma"].sum())
 
     def _huge(self) -> str:
-        nr = len(self.hugetlb.pfns)
+        nr = self.hugetlb.default.nr_pages()
         counts = (
             ("HugePages_Total", nr),
             ("HugePages_Free", nr),
             ("HugePages_Rsvd", 0),
             ("HugePages_Surp", 0),
         )
-        sizes = (("Hugepagesize", HUGEPAGE_KBYTES), ("Hugetlb", nr * HUGEPAGE_KBYTES))
+        sizes = (("Hugepagesize", HUGEPAGE_KBYTES), ("Hugetlb", self.hugetlb.total_kbytes))
         return "".join(f"{name + ':':<16s}{value:8d}\n" for name, value in counts) + "".join(
             f"{name + ':':<16s}{value:8d} kB\n" for name, value in sizes
         )
@@ -86,7 +90,7 @@ def node_meminfo(mem: Mem, hugetlb: HugetlbPool, nid: int) -> str:
     zones = mem.zones[mem.zones["node"] == nid]
     node = mem.nodes[nid : nid + 1]
     total, free = int(zones["managed"].sum()), int(zones["free_pages"].sum())
-    nr_huge = int(node["nr_hugetlb"][0]) // (HUGEPAGE_KBYTES // _KB)
+    nr_huge = hugetlb.default.nr_pages(nid)
     lines = [
         ("MemTotal", total),
         ("MemFree", free),
@@ -98,6 +102,7 @@ def node_meminfo(mem: Mem, hugetlb: HugetlbPool, nid: int) -> str:
         ("AnonPages", int(node["nr_anon_pages"][0])),
         ("PageTables", int(node["nr_page_table_pages"][0])),
         ("Slab", int(node["nr_slab"][0])),
+        ("AnonHugePages", int(node["nr_anon_thps"][0])),
     ]
     text = "".join(f"Node {nid} {name + ':':<16s}{pages * _KB:8d} kB\n" for name, pages in lines)
     for name, nr in (("HugePages_Total", nr_huge), ("HugePages_Free", nr_huge), ("HugePages_Surp", 0)):

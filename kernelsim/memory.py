@@ -2,8 +2,10 @@
 """Page faults, copy-on-write, and taking mappings down (mm/memory.c).
 
 `access_pages` is what a CPU does: look into its TLB, else walk the page table, else fault. It stops, without side
-effects for that page, where it cannot go on: -ENOMEM, or -EAGAIN at a migration entry (the move must end first; Linux
-puts the task to sleep there).
+effects for that page, where it cannot go on: -ENOMEM; -EAGAIN at a migration entry (the move must end first; Linux puts
+the task to sleep there); -VM_FAULT_HUGE where a 2 MiB page is due, for the caller to get one (huge_memory.py).
+
+A page mapped as part of a large folio is addressed by its own pfn; counts and LRU are its head's.
 
 A written page gets the stamp of the next write sequence number, and the writer notes it in `wrote`, which stands for
 what the process knows it stored: uint64 per virtual page, 0 where nothing was written. Comparing memory with `wrote`
@@ -19,8 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim.content import Memory, copy_page, fill_page, page_holds, stamp_of
+from kernelsim.huge_memory import (
+    deferred_split_folio,
+    do_huge_pmd_wp_page,
+    split_huge_pmd,
+    thp_suitable,
+    zap_huge_pmd,
+)
 from kernelsim.jit import njit
-from kernelsim.lruvec import folio_mark_accessed, lruvec_add_folio, lruvec_del_folio
+from kernelsim.lruvec import folio_mark_accessed, lruvec_add_folio
+from kernelsim.lruvec import put_page as put_page
 from kernelsim.mlock import mlock_folio, munlock_folio
 from kernelsim.mmzone import MIGRATE_MOVABLE, Blocks, Nodes, Zones
 from kernelsim.page import (
@@ -28,24 +38,26 @@ from kernelsim.page import (
     Pages,
     PG_anon,
     PG_dirty,
-    PG_lru,
-    PG_mlocked,
     PG_swapbacked,
     PG_uptodate,
+    compound_head,
 )
-from kernelsim.page_alloc import free_pages, get_page_from_freelist
+from kernelsim.page_alloc import get_page_from_freelist
 from kernelsim.pgtable import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
     _PAGE_MIGRATION,
     _PAGE_PRESENT,
+    _PAGE_PSE,
     _PAGE_RW,
     _PAGE_USER,
+    HPAGE_PMD_NR,
     PageTables,
+    leaf_pfn,
     mk_pte,
     pte_alloc,
     pte_pfn,
-    walk_pte,
+    walk_leaf,
 )
 from kernelsim.rmap import VM_LOCKED, VM_SHARED, VM_WRITE, Avcs, Mms, Vmas, add_rmap, remove_rmap
 from kernelsim.tlb import (
@@ -60,19 +72,9 @@ from kernelsim.vmstat import Events
 
 ENOMEM = errno.ENOMEM
 EAGAIN = errno.EAGAIN
+VM_FAULT_HUGE = 1 << 16  # no errno: the fault wants a 2 MiB page
 _ZERO = np.uint64(0)
 _WRITTEN = _PAGE_RW | _PAGE_DIRTY
-
-
-@njit
-def put_page(pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pfn: int) -> None:
-    """Free a page whose refcount has dropped to 0; do nothing otherwise."""
-    if pages[pfn].refcount == 0:
-        if pages[pfn].flags & PG_lru:
-            lruvec_del_folio(pages, zones, nodes, pfn)
-        if pages[pfn].flags & PG_mlocked:  # an imported page whose VM_LOCKED mapping was not captured
-            zones[pages[pfn].zone].nr_mlock -= 1
-        free_pages(pages, zones, blocks, pfn, 0)
 
 
 @njit
@@ -186,6 +188,7 @@ def do_wp_page(
     nodes: Nodes,
     zonelist: NDArray[np.int32],
     vmas: Vmas,
+    avcs: Avcs,
     mms: Mms,
     pt: PageTables,
     tlbs: Tlbs,
@@ -195,11 +198,15 @@ def do_wp_page(
     vpn: int,
     ptep: int,
 ) -> int:
-    """Write to a read-only PTE of a writable VMA: reuse the page if nobody else maps it, else copy. pfn or -ENOMEM."""
+    """Write to a read-only PTE of a writable VMA: reuse the page if nobody else maps it, else copy. pfn or -ENOMEM.
+
+    A page of a large folio counts as shared while its folio has other mappings, of whichever pages.
+    """
     old = pte_pfn(pt[ptep])
+    head = compound_head(pages, old)
     events[0].pgfault += 1
     # pins do not make a page shared: who pinned it had it made exclusive first (unshare_pages)
-    exclusive = pages[old].mapcount == 1 and (pages[old].refcount - 1) % GUP_PIN_BIAS == 0
+    exclusive = pages[head].mapcount == 1 and (pages[head].refcount - 1) % GUP_PIN_BIAS == 0
     if exclusive or vmas[vma].flags & VM_SHARED:
         pt[ptep] |= _PAGE_RW
         return old
@@ -210,10 +217,12 @@ def do_wp_page(
         return pfn
     copy_page(memory, pfn, old)
     zap_pte(pages, zones, nodes, vmas, mms, pt, events, vma, ptep)
-    put_page(pages, zones, blocks, nodes, old)
+    put_page(pages, zones, blocks, nodes, head)
     flush_tlb_page(tlbs, events, vmas[vma].mm, vpn)
     _map_page(pages, zones, nodes, vmas, mms, pt, events, vma, ptep, pfn)
     pages[pfn].refcount -= 1
+    if pages[head].order > 0:
+        deferred_split_folio(pages, zones, blocks, nodes, vmas, avcs, pt, events, head)
     return pfn
 
 
@@ -229,7 +238,7 @@ def zap_pte(
     vma: int,
     ptep: int,
 ) -> int:
-    """Take one PTE down; returns the page that lost a mapping, or -1. The caller flushes and puts the page.
+    """Take one PTE down; returns the head of what lost a mapping, or -1. The caller flushes and puts the page.
 
     A migration entry has given up its mapping already: the page being moved is freed when the move ends.
     """
@@ -237,7 +246,7 @@ def zap_pte(
     if pte == _ZERO:
         return -1
     pt[ptep] = 0
-    pfn = pte_pfn(pte)
+    pfn = compound_head(pages, pte_pfn(pte))
     if pages[pfn].flags & PG_anon:
         mms[vmas[vma].mm].rss_anon -= 1
     else:
@@ -259,6 +268,7 @@ def zap_pages(
     blocks: Blocks,
     nodes: Nodes,
     vmas: Vmas,
+    avcs: Avcs,
     mms: Mms,
     pt: PageTables,
     tlbs: Tlbs,
@@ -266,20 +276,30 @@ def zap_pages(
     vma: int,
     vpns: NDArray[np.int64],
 ) -> int:
-    """Unmap virtual pages of one VMA (MADV_DONTNEED); returns how many PTEs were taken down."""
+    """Unmap virtual pages, ascending, of one VMA (MADV_DONTNEED); returns how many PTEs and PMDs were taken down."""
     nr = 0
     mm = vmas[vma].mm
     root = vmas[vma].root
-    for vpn in vpns:
-        ptep = walk_pte(pt, root, vpn)
+    for i in range(len(vpns)):
+        vpn = vpns[i]
+        ptep = walk_leaf(pt, root, vpn)
         if ptep < 0 or pt[ptep] == _ZERO:
             continue
+        nr += 1
+        if pt[ptep] & _PAGE_PSE:
+            last = i + HPAGE_PMD_NR - 1
+            if vpn % HPAGE_PMD_NR == 0 and last < len(vpns) and vpns[last] == vpn + HPAGE_PMD_NR - 1:
+                zap_huge_pmd(pages, zones, blocks, nodes, vmas, mms, pt, events, vma, ptep)
+                continue
+            split_huge_pmd(pages, zones, nodes, vmas, pt, events, vma, ptep)
+            ptep = walk_leaf(pt, root, vpn)
         pfn = zap_pte(pages, zones, nodes, vmas, mms, pt, events, vma, ptep)
         if len(vpns) <= tlb_single_page_flush_ceiling:
             flush_tlb_page(tlbs, events, mm, vpn)
         if pfn >= 0:
             put_page(pages, zones, blocks, nodes, pfn)
-        nr += 1
+            if pages[pfn].order > 0:
+                deferred_split_folio(pages, zones, blocks, nodes, vmas, avcs, pt, events, pfn)
     if len(vpns) > tlb_single_page_flush_ceiling:
         flush_tlb_mm(tlbs, events, mm)
     return nr
@@ -304,14 +324,17 @@ def _fault(
     vma: int,
     vpn: int,
     write: bool,
+    huge: bool,
 ) -> int:
-    """Make a virtual page accessible and return its pfn; -ENOMEM, -EAGAIN, or -1: nothing there to read."""
+    """Make a virtual page accessible and return its pfn; -ENOMEM, -EAGAIN, -VM_FAULT_HUGE, or -1: nothing to read."""
     root = vmas[vma].root
     file = vmas[vma].flags & VM_SHARED != 0
+    if huge and write and not file and thp_suitable(vmas, pt, vma, vpn):
+        return -VM_FAULT_HUGE
     if file or write:
         ptep = pte_alloc(pages, zones, blocks, nodes, zonelist, pt, root, vpn)
     else:
-        ptep = walk_pte(pt, root, vpn)
+        ptep = walk_leaf(pt, root, vpn)
     if ptep < 0:
         return ptep
     pte = pt[ptep]
@@ -330,13 +353,42 @@ def _fault(
             return -1
         pfn = do_anonymous_page(pages, zones, blocks, nodes, zonelist, vmas, mms, pt, events, vma, vpn, ptep)
     elif write and pte & _PAGE_RW == _ZERO:
-        pfn = do_wp_page(pages, zones, blocks, nodes, zonelist, vmas, mms, pt, tlbs, events, memory, vma, vpn, ptep)
+        pfn = _wp_fault(
+            pages, zones, blocks, nodes, zonelist, vmas, avcs, mms, pt, tlbs, events, memory, vma, vpn, ptep
+        )
+        ptep = walk_leaf(pt, root, vpn)
     else:
-        pfn = pte_pfn(pte)
+        pfn = leaf_pfn(pte, vpn)
     if pfn >= 0:
         pt[ptep] |= (_PAGE_ACCESSED | _PAGE_DIRTY) if write else _PAGE_ACCESSED
-        folio_mark_accessed(pages, zones, nodes, events, pfn)
+        folio_mark_accessed(pages, zones, nodes, events, compound_head(pages, pfn))
     return pfn
+
+
+@njit
+def _wp_fault(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    zonelist: NDArray[np.int32],
+    vmas: Vmas,
+    avcs: Avcs,
+    mms: Mms,
+    pt: PageTables,
+    tlbs: Tlbs,
+    events: Events,
+    memory: Memory,
+    vma: int,
+    vpn: int,
+    at: int,
+) -> int:
+    """Make a read-only leaf writable: a PMD where its folio is this VMA's alone, else the PTE. pfn or -ENOMEM."""
+    if pt[at] & _PAGE_PSE:
+        if do_huge_pmd_wp_page(pages, zones, nodes, vmas, pt, events, vma, at):
+            return leaf_pfn(pt[at], vpn)
+        at = walk_leaf(pt, vmas[vma].root, vpn)
+    return do_wp_page(pages, zones, blocks, nodes, zonelist, vmas, avcs, mms, pt, tlbs, events, memory, vma, vpn, at)
 
 
 @njit
@@ -360,12 +412,14 @@ def access_pages(
     vma: int,
     vpns: NDArray[np.int64],
     write: bool,
+    huge: bool,
     sequence: int,
 ) -> tuple[int, int, int]:
     """Read or write virtual pages of one VMA on a CPU; a read compares what is there with `wrote`.
 
     `wrote` and `disk` are indexed by the page's place in the VMA and in the file. Page i of a write gets the stamp of
-    sequence + i. Returns (pages done, reads that differed, 0 or the error that stopped it).
+    sequence + i; `huge`: it may be met with 2 MiB pages. Returns (pages done, reads that differed, 0 or the error that
+    stopped it).
     """
     mm = vmas[vma].mm
     start = vmas[vma].start
@@ -376,14 +430,14 @@ def access_pages(
         if pfn < 0:
             pfn = _fault(
                 pages, zones, blocks, nodes, zonelist, vmas, avcs, mms, pt, tlbs, events, memory, i_pages, disk,
-                vma, vpn, write,
+                vma, vpn, write, huge,
             )  # fmt: skip
             if pfn == -1:
                 bad += wrote[vpn - start] != 0
                 continue
             if pfn < 0:
                 return i, bad, pfn
-            pte = pt[walk_pte(pt, vmas[vma].root, vpn)]
+            pte = pt[walk_leaf(pt, vmas[vma].root, vpn)]
             # a clean or read-only translation must not serve a later write: that one has to walk again
             tlb_fill(tlbs, cpu, mm, vpn, pfn, pte & _WRITTEN == _WRITTEN)
         if write:
@@ -395,57 +449,6 @@ def access_pages(
 
 
 @njit
-def copy_page_range(
-    pages: Pages,
-    zones: Zones,
-    blocks: Blocks,
-    nodes: Nodes,
-    zonelist: NDArray[np.int32],
-    vmas: Vmas,
-    mms: Mms,
-    pt: PageTables,
-    events: Events,
-    memory: Memory,
-    parent: int,
-    child: int,
-    vpn: int,
-    end: int,
-) -> tuple[int, int]:
-    """Give a child's VMA the parent's pages (fork): anonymous ones become read-only in both, shared until written.
-
-    A page that may be pinned is copied at once, so that the parent keeps the pinned one (page_needs_cow_for_dma).
-    The caller flushes the parent's TLB entries. Returns (virtual page reached, 0 or -ENOMEM).
-    """
-    anon = vmas[parent].flags & VM_SHARED == 0
-    while vpn < end:
-        from_ptep = walk_pte(pt, vmas[parent].root, vpn)
-        if from_ptep < 0 or pt[from_ptep] & _PAGE_PRESENT == _ZERO:
-            vpn += 1
-            continue
-        to_ptep = pte_alloc(pages, zones, blocks, nodes, zonelist, pt, vmas[child].root, vpn)
-        if to_ptep < 0:
-            return vpn, to_ptep
-        pfn = pte_pfn(pt[from_ptep])
-        if anon and pages[pfn].refcount >= GUP_PIN_BIAS:
-            copy = do_anonymous_page(pages, zones, blocks, nodes, zonelist, vmas, mms, pt, events, child, vpn, to_ptep)
-            if copy < 0:
-                return vpn, copy
-            copy_page(memory, copy, pfn)
-        else:
-            if anon:
-                pt[from_ptep] &= ~_PAGE_RW
-                pages[pfn].flags |= PG_dirty if pt[from_ptep] & _PAGE_DIRTY else 0
-            pt[to_ptep] = pt[from_ptep] & ~(_PAGE_ACCESSED | _PAGE_DIRTY)
-            add_rmap(pages, zones, nodes, pfn)
-            if anon:
-                mms[vmas[child].mm].rss_anon += 1
-            else:
-                mms[vmas[child].mm].rss_file += 1
-        vpn += 1
-    return vpn, 0
-
-
-@njit
 def unshare_pages(
     pages: Pages,
     zones: Zones,
@@ -453,6 +456,7 @@ def unshare_pages(
     nodes: Nodes,
     zonelist: NDArray[np.int32],
     vmas: Vmas,
+    avcs: Avcs,
     mms: Mms,
     pt: PageTables,
     tlbs: Tlbs,
@@ -466,12 +470,13 @@ def unshare_pages(
     Returns 0, or -ENOMEM with some of them done.
     """
     for vpn in vpns:
-        ptep = walk_pte(pt, vmas[vma].root, vpn)
-        if ptep < 0 or pt[ptep] & _PAGE_PRESENT == _ZERO:
-            continue
-        pfn = pte_pfn(pt[ptep])
-        if pages[pfn].flags & PG_anon and pages[pfn].mapcount > 1:
-            own = do_wp_page(pages, zones, blocks, nodes, zonelist, vmas, mms, pt, tlbs, events, memory, vma, vpn, ptep)
+        at = walk_leaf(pt, vmas[vma].root, vpn)
+        if at < 0 or pt[at] & (_PAGE_PRESENT | _PAGE_RW) != _PAGE_PRESENT:
+            continue  # an anonymous page mapped writable is nobody else's
+        if pages[compound_head(pages, pte_pfn(pt[at]))].flags & PG_anon:
+            own = _wp_fault(
+                pages, zones, blocks, nodes, zonelist, vmas, avcs, mms, pt, tlbs, events, memory, vma, vpn, at
+            )
             if own < 0:
                 return own
     return 0

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Locked pages (mm/mlock.c): mapped by a VM_LOCKED VMA, and therefore on the unevictable list.
 
-`mlock_count` counts such mappings of a page, so that the page becomes evictable with the last of them.
+`mlock_count` counts such mappings of a folio (by PTE or PMD), so that it becomes evictable with the last of them.
+
+Difference from Linux: a large folio that a VM_LOCKED VMA maps only in part is locked too.
 """
+
+import numpy as np
 
 from kernelsim.jit import njit
 from kernelsim.lruvec import lruvec_add_folio, lruvec_del_folio
 from kernelsim.mmzone import Nodes, Zones
-from kernelsim.page import Pages, PG_lru, PG_mlocked, PG_unevictable
-from kernelsim.pgtable import _PAGE_PRESENT, PageTables, pte_pfn, walk_pte
+from kernelsim.page import Pages, PG_lru, PG_mlocked, PG_unevictable, compound_head
+from kernelsim.pgtable import _PAGE_PRESENT, PageTables, next_leaf, pte_pfn, walk_leaf
 from kernelsim.rmap import Vmas
 from kernelsim.vmstat import Events
 
@@ -24,8 +28,8 @@ def mlock_folio(pages: Pages, zones: Zones, nodes: Nodes, events: Events, pfn: i
         pages[pfn].flags |= PG_mlocked | PG_unevictable
         if on_lru:
             lruvec_add_folio(pages, zones, nodes, pfn)
-        zones[pages[pfn].zone].nr_mlock += 1
-        events[0].unevictable_pgs_mlocked += 1
+        zones[pages[pfn].zone].nr_mlock += 1 << pages[pfn].order
+        events[0].unevictable_pgs_mlocked += 1 << pages[pfn].order
 
 
 @njit
@@ -39,8 +43,8 @@ def munlock_folio(pages: Pages, zones: Zones, nodes: Nodes, events: Events, pfn:
         pages[pfn].flags &= ~(PG_mlocked | PG_unevictable)
         if on_lru:
             lruvec_add_folio(pages, zones, nodes, pfn)
-        zones[pages[pfn].zone].nr_mlock -= 1
-        events[0].unevictable_pgs_munlocked += 1
+        zones[pages[pfn].zone].nr_mlock -= 1 << pages[pfn].order
+        events[0].unevictable_pgs_munlocked += 1 << pages[pfn].order
 
 
 @njit
@@ -48,10 +52,14 @@ def mlock_pages(
     pages: Pages, zones: Zones, nodes: Nodes, vmas: Vmas, pt: PageTables, events: Events, vma: int, lock: bool
 ) -> None:
     """Account a VMA's present pages to, or from, a change of VM_LOCKED."""
-    for vpn in range(vmas[vma].start, vmas[vma].end):
-        ptep = walk_pte(pt, vmas[vma].root, vpn)
-        if ptep >= 0 and pt[ptep] & _PAGE_PRESENT:
+    vpn = int(vmas[vma].start)
+    while vpn < vmas[vma].end:
+        at = walk_leaf(pt, vmas[vma].root, vpn)
+        entry = pt[at] if at >= 0 else np.uint64(0)
+        if entry & _PAGE_PRESENT:
+            head = compound_head(pages, pte_pfn(entry))
             if lock:
-                mlock_folio(pages, zones, nodes, events, pte_pfn(pt[ptep]))
+                mlock_folio(pages, zones, nodes, events, head)
             else:
-                munlock_folio(pages, zones, nodes, events, pte_pfn(pt[ptep]))
+                munlock_folio(pages, zones, nodes, events, head)
+        vpn = next_leaf(entry, vpn)

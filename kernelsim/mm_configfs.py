@@ -3,6 +3,7 @@
 
     mkdir web                       a process
     echo 1G > web/anon              maps and writes that much anonymous memory (replacing what was there)
+    echo 1 > web/thp                its next anon uses 2 MiB pages where they are to be had
     echo 256M > web/file            the same with a file mapping
     echo '50 seed=7' > web/holes    gives a random half of its anonymous pages back; '50 runs' in runs
     echo worker > web/fork          forks a child; it appears as a directory of its own
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.attr import Attr, ConfigGroup, Int, Kobject, Size, Text
+from kernelsim.attr import Attr, Bool, ConfigGroup, Int, Kobject, Size, Text
 from kernelsim.filemap import File
 from kernelsim.mm_types import LongOp
 from kernelsim.mmap import Mm, Vma, wait_in_flight
@@ -99,6 +100,7 @@ class Process(Kobject):
 
     pid = Attr(Text(), doc="Process id.")
     node = Attr(Int(0, 1023), 0, doc="Home node: where its memory comes from first. Set it before the memory.")
+    thp = Attr(Bool(), 0, doc="1: its next anonymous memory uses transparent huge pages, as with MADV_HUGEPAGE.")
     anon = Attr(Size(), doc="Bytes of anonymous memory: mapped and written; replaces what was there.")
     file = Attr(Size(), doc="Bytes of a shared file mapping: mapped and written; replaces what was there.")
     holes = Attr(Text(), doc="`PERCENT [seed=N] [runs]`: give that part of the anonymous pages back.")
@@ -177,6 +179,8 @@ class Process(Kobject):
         nr_pages = self._pages(size)
         if nr_pages:
             vma = self.mm.mmap(nr_pages, file)
+            if file is None and self.thp:
+                vma.madvise_hugepage()
             try:
                 yield from self.mm.write(vma)
             except OSError:

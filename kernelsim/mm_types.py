@@ -26,6 +26,7 @@ from kernelsim.tlb import Tlbs, alloc_tlbs
 from kernelsim.vmstat import Events, alloc_events
 
 if TYPE_CHECKING:
+    from kernelsim.cma import Cma
     from kernelsim.filemap import File
     from kernelsim.hostmem import KernelStamps
     from kernelsim.mmap import Vma
@@ -86,7 +87,9 @@ class Vm:
         self.compaction_mutex = Mutex()  # of those who hold free frames: one compaction at a time
         self.nr_forks = 0  # forks that are copying; no batch begins while there are any
         self.sequence = 0
+        self.thp_enabled = "never"  # /sys/kernel/mm/transparent_hugepage/enabled
         self.files: list[File] = []
+        self.cma_areas: list[Cma] = []
         self.vma_objects: list[Vma] = []
         self.foreign_tables = 0  # page-table pages of an imported host, whose processes are not here
         self.kernel_stamps: KernelStamps | None = None

@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from kernelsim import memory as _memory
 from kernelsim.filemap import File
 from kernelsim.gup import pin_pages, unpin_pages
+from kernelsim.huge_memory import alloc_anon_thp, do_huge_pmd_anonymous_page, split_huge_pmd, thp_allowable
 from kernelsim.mlock import mlock_pages
 from kernelsim.mm_types import LongOp, Vm
-from kernelsim.pgtable import alloc_table, free_pgtables
-from kernelsim.rmap import VM_LOCKED, VM_SHARED, VM_WRITE
+from kernelsim.operation import Operation
+from kernelsim.page_alloc import free_pages
+from kernelsim.pgtable import _PAGE_PSE, HPAGE_PMD_NR, HPAGE_PMD_ORDER, alloc_table, free_pgtables, walk_leaf
+from kernelsim.rmap import VM_HUGEPAGE, VM_LOCKED, VM_SHARED, VM_WRITE
 from kernelsim.tlb import flush_tlb_mm
 
 MMAP_BASE_VPN = 0x7F00_0000_0000 >> 12
@@ -60,6 +63,10 @@ class Vma:
     @property
     def locked(self) -> bool:
         return bool(self.vm.vmas["flags"][self.id] & VM_LOCKED)
+
+    def madvise_hugepage(self) -> None:
+        """MADV_HUGEPAGE: faults may be met with transparent huge pages."""
+        self.vm.vmas["flags"][self.id] |= VM_HUGEPAGE
 
     def join(self, mapping: int) -> None:
         """Enter an rmap object's chain."""
@@ -149,8 +156,14 @@ class Mm:
     def _access(self, vma: Vma, vpns: NDArray[np.int64], write: bool) -> LongOp:
         done = 0
         while done < len(vpns):
-            nr, _, error = self._access_slice(vma, vpns[done : done + SLICE_PAGES], write)
+            huge = write and thp_allowable(self.vm, vma.id)
+            nr, _, error = self._access_slice(vma, vpns[done : done + SLICE_PAGES], write, huge)
             done += nr
+            if error == -_memory.VM_FAULT_HUGE:
+                error = 0
+                if not (yield from self._huge_fault(vma, int(vpns[done]))):
+                    nr, _, error = self._access_slice(vma, vpns[done : done + 1], write)
+                    done += nr
             if error and self.vm.in_flight:
                 yield self.vm.in_flight[0]
             elif error:
@@ -158,28 +171,51 @@ class Mm:
             else:
                 yield None
 
-    def _access_slice(self, vma: Vma, vpns: NDArray[np.int64], write: bool) -> tuple[int, int, int]:
+    def _huge_fault(self, vma: Vma, vpn: int) -> Operation[bool]:
+        """Map a 2 MiB page around a virtual page; False if there is none to be had: a small one must do."""
+        vm, mem = self.vm, self.vm.mem
+        head = yield from alloc_anon_thp(vm, self.zonelist)
+        error = head
+        if head >= 0:
+            error = do_huge_pmd_anonymous_page(
+                mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.vmas, vm.mms, vm.pt, vm.events,
+                vm.memory, vma.id, vpn, head,
+            )  # fmt: skip
+            if error:
+                free_pages(mem.pages, mem.zones, mem.blocks, head, HPAGE_PMD_ORDER)
+        if error < 0 and error != -errno.EEXIST:
+            vm.events["thp_fault_fallback"] += 1
+        return error >= 0
+
+    def _access_slice(self, vma: Vma, vpns: NDArray[np.int64], write: bool, huge: bool = False) -> tuple[int, int, int]:
         vm, mem = self.vm, self.vm.mem
         disk = vma.file.disk if vma.file else _NO_DISK
         result = _memory.access_pages(
             mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.vmas, vm.avcs, vm.mms, vm.pt, vm.tlbs,
-            vm.events, vm.memory, vm.i_pages, vma.wrote, disk, self.cpu, vma.id, vpns, write, vm.sequence + 1,
+            vm.events, vm.memory, vm.i_pages, vma.wrote, disk, self.cpu, vma.id, vpns, write, huge,
+            vm.sequence + 1,
         )  # fmt: skip
         if write:
             vm.sequence += int(result[0])
         return int(result[0]), int(result[1]), int(result[2])
 
     def madvise_dontneed(self, vma: Vma, vpns: NDArray[np.int64]) -> LongOp:
-        """Give pages back: their content is forgotten, the range stays mapped."""
+        """Give pages (ascending) back: their content is forgotten, the range stays mapped."""
         vm, mem = self.vm, self.vm.mem
-        for first in range(0, len(vpns), 4 * SLICE_PAGES):
-            part = vpns[first : first + 4 * SLICE_PAGES]
+        first = 0
+        while first < len(vpns):
+            last = min(first + 4 * SLICE_PAGES, len(vpns))
+            # whatever is to go of one 2 MiB page goes at once: taken whole, it need not be split
+            last = int(np.searchsorted(vpns, (vpns[last - 1] | (HPAGE_PMD_NR - 1)) + 1))
+            part = vpns[first:last]
+            first = last
             _memory.zap_pages(
                 mem.pages,
                 mem.zones,
                 mem.blocks,
                 mem.nodes,
                 vm.vmas,
+                vm.avcs,
                 vm.mms,
                 vm.pt,
                 vm.tlbs,
@@ -199,8 +235,11 @@ class Mm:
         vma.drop()
 
     def split(self, vma: Vma, at: int) -> Vma:
-        """Cut a VMA in two at a virtual page; returns the upper part."""
-        rows = self.vm.vmas
+        """Cut a VMA in two at a virtual page; returns the upper part. A huge mapping across it is taken apart."""
+        vm, mem = self.vm, self.vm.mem
+        leaf = int(walk_leaf(vm.pt, self.root, at))
+        if at % HPAGE_PMD_NR and leaf >= 0 and vm.pt[leaf] & _PAGE_PSE:
+            split_huge_pmd(mem.pages, mem.zones, mem.nodes, vm.vmas, vm.pt, vm.events, vma.id, leaf)
         upper = Vma(self, at, vma.end - at, vma.file)
         rows = self.vm.vmas
         offset = at - vma.start
@@ -237,8 +276,8 @@ class Mm:
     def _unshare(self, vma: Vma, vpns: NDArray[np.int64]) -> None:
         vm, mem = self.vm, self.vm.mem
         error = _memory.unshare_pages(
-            mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.vmas, vm.mms, vm.pt, vm.tlbs, vm.events,
-            vm.memory, vma.id, vpns,
+            mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.vmas, vm.avcs, vm.mms, vm.pt, vm.tlbs,
+            vm.events, vm.memory, vma.id, vpns,
         )  # fmt: skip
         if error:
             raise OSError(-error, "pin")

@@ -5,8 +5,12 @@ A zone is a record in an array, numbered node by node in address order; a node i
 has one migratetype; a free block sits on the list of its pageblock's type. Counters are exact: there are no per-CPU
 deltas and no per-CPU page lists, so /proc files never lag behind.
 
-Invariants (checked by debug_vm): nr_free counts the blocks on each list; free_pages is their sum in pages; node LRU
-counters equal what the lists hold.
+Invariants (checked by debug_vm): nr_free counts the blocks on each list; free_pages is their sum in pages, but for
+isolated ones, which nobody can have (account_freepages), and free_cma the part of it that lies in CMA pageblocks; node
+LRU counters equal what the lists hold.
+
+MIGRATE_CMA is numbered as in a kernel with CONFIG_CMA. A machine without a CMA area (`Mem.has_cma`) has no such
+pageblock and shows no such column: it stands for a kernel built without.
 
 Watermarks follow mm/page_alloc.c __setup_per_zone_wmarks(): min is the zone's share of min_free_kbytes by managed
 pages; the gap between min, low, high and promo is max(min/4, managed * watermark_scale_factor / 10000).
@@ -30,9 +34,10 @@ MIGRATE_UNMOVABLE = 0
 MIGRATE_MOVABLE = 1
 MIGRATE_RECLAIMABLE = 2
 MIGRATE_HIGHATOMIC = 3
-MIGRATE_ISOLATE = 4
-MIGRATE_TYPES = 5
-migratetype_names = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
+MIGRATE_CMA = 4
+MIGRATE_ISOLATE = 5
+MIGRATE_TYPES = 6
+migratetype_names = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate")
 
 ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE = range(4)
 zone_names = ("DMA", "DMA32", "Normal", "Movable")
@@ -65,6 +70,9 @@ zone_dtype = np.dtype(
         ("type", np.int64),
         ("nr_free", np.int64, (NR_PAGE_ORDERS, MIGRATE_TYPES)),
         ("free_pages", np.int64),
+        ("free_cma", np.int64),  # the part of free_pages in CMA pageblocks
+        ("cma_pages", np.int64),  # in CMA areas, free or not
+        ("nr_isolate_pageblock", np.int64),
         ("held_pages", np.int64),  # free, but kept as destinations by batches in flight
         ("nr_mlock", np.int64),
         ("watermark", np.int64, (4,)),
@@ -93,6 +101,7 @@ node_dtype = np.dtype(
         ("nr_anon_pages", np.int64),
         ("nr_mapped", np.int64),
         ("nr_file_pages", np.int64),
+        ("nr_anon_thps", np.int64),  # base pages of anonymous folios that a PMD maps
         ("nr_page_table_pages", np.int64),
         ("nr_hugetlb", np.int64),
         ("nr_slab", np.int64),  # of an imported machine; never changes
@@ -139,6 +148,8 @@ class Mem:
         self.skip: Blocks = np.zeros_like(self.blocks)
         self.pagesets: Pagesets = np.zeros((len(spans), nr_pagesets), dtype=pageset_dtype)
         self.zonelist = self._build_zonelists()
+        self.cma_ranges: list[tuple[int, int, int]] = []
+        """(nid, first pfn, pages) of each CMA area that boot set aside (cma.py)."""
 
     def _build_zonelists(self) -> NDArray[np.int32]:
         lists = []
@@ -153,6 +164,11 @@ class Mem:
 
     def zone_name(self, zone: int) -> str:
         return zone_names[int(self.zones["type"][zone])]
+
+    @property
+    def has_cma(self) -> bool:
+        """A kernel with CONFIG_CMA."""
+        return bool(self.cma_ranges)
 
     @property
     def nr_nodes(self) -> int:
@@ -181,6 +197,13 @@ class Mem:
             between = same_node & (self.zones["type"] > zone["type"]) & (self.zones["type"] <= above)
             higher = int(self.zones["managed"][between].sum())
             zone["reserve"][above] = higher // ratio if ratio and zone["managed"] else 0
+
+
+def blocks_of_type(mem: Mem, zone: int, migratetype: int) -> NDArray[np.int64]:
+    """Pageblocks of one type with pages in a zone."""
+    start, end = (int(mem.zones[edge][zone]) for edge in ("start_pfn", "end_pfn"))
+    first, last = start >> pageblock_order, -(-end // pageblock_nr_pages)
+    return np.flatnonzero(mem.blocks[first:last] == migratetype) + first
 
 
 def default_min_free_kbytes(lowmem_kbytes: int) -> int:

@@ -16,6 +16,13 @@ FOLL_PIN does, include/linux/mm.h), one for whoever else holds an allocated page
 `mlock_count` is how many VM_LOCKED mappings a PG_mlocked page has. `order` is the order of a free block or a compound
 page, on its head; Linux keeps it in page->private.
 
+A compound page (PG_head and 2^order - 1 times PG_tail) on an LRU list is one folio: flags, counts, mapping, index, list
+link and `order` are its head's and speak for all of it. `mapcount` of a large folio is the number of entries that map
+any part of it, one for each PTE and one for each PMD (Linux: _large_mapcount), and each holds one reference. A tail has
+PG_tail, what marks the kind (PG_thp, PG_huge), and in `index` the pfn of its head. The first tail also has, as on
+Linux, the number of PMD entries (_entire_mapcount, in `mapping`) and PG_partially_mapped: the folio lost some of its
+mappings and should be split, which could not be done yet.
+
 Differences from Linux: PG_buddy is on the head only (kpageflags shows it on all pages of the block); `mapping` is the
 number of an rmap object (an anon_vma if PG_anon, else an address_space), 0 for none; `index` counts pages within that
 object, so 32 bits reach 16 TiB.
@@ -24,6 +31,8 @@ object, so 32 bits reach 16 TiB.
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from kernelsim.jit import njit
 
 Pages: TypeAlias = Any
 """The memory map: record array of `page_dtype`, [nr_pages + nr_lists]. Compiled code reads `pages[pfn].flags`."""
@@ -63,6 +72,8 @@ PG_private = 1 << 29  # kpageflags bit 35
 PG_isolated = 1 << 30  # taken off the LRU by a compaction run
 PG_held = 1 << 31  # free, but off the buddy lists: a destination of a batch in flight
 
+PG_partially_mapped = PG_reclaim  # on a large folio's first tail
+
 KPF_HIGH = {32: PG_reserved, 33: PG_mlocked, 35: PG_private}
 """kpageflags bits above 26 that this emulation keeps, and where."""
 
@@ -90,3 +101,22 @@ def alloc_mem_map(nr_pages: int, nr_lists: int) -> Pages:
     pages["next"] = pages["prev"] = np.arange(nr_pages + nr_lists, dtype=np.int32)
     pages["flags"][:nr_pages] = PG_nopage
     return pages
+
+
+@njit
+def compound_head(pages: Pages, pfn: int) -> int:
+    """The page that speaks for this one: a tail's head, else the page itself."""
+    return int(pages[pfn].index) if pages[pfn].flags & PG_tail else pfn
+
+
+@njit
+def entire_mapcount(pages: Pages, head: int) -> int:
+    """How many PMD entries map a folio."""
+    return int(pages[head + 1].mapping) if pages[head].order > 0 else 0
+
+
+@njit
+def folio_maybe_dma_pinned(pages: Pages, head: int) -> bool:
+    """Somebody may have pinned it for DMA. (A small page with 1024 other references looks pinned too, as on Linux.)"""
+    page = pages[head]
+    return bool(page.refcount - (page.mapcount if page.order > 0 else 0) >= GUP_PIN_BIAS)

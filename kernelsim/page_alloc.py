@@ -9,6 +9,10 @@ type that may be merged, and then take the type of the first.
 When the wanted type's lists are empty, a block of a fallback type is stolen: the whole pageblock if at least half of it
 is free or already of the wanted kind, else just the block (mm/page_alloc.c try_to_claim_block).
 
+Free CMA pages serve movable requests only: first while they are more than half of the zone's free memory, else when the
+movable lists are empty, before any other type is stolen from (mm/page_alloc.c __rmqueue). No request is served from
+isolated pageblocks, whose free pages do not count as free memory either (page_isolation.py).
+
 Differences from Linux: per-CPU lists are apart (pcp.py), freed blocks always go to the list's front, no HighAtomic
 reserve.
 """
@@ -22,7 +26,9 @@ from kernelsim.jit import njit
 from kernelsim.list_head import list_add, list_del
 from kernelsim.mmzone import (
     MAX_PAGE_ORDER,
+    MIGRATE_CMA,
     MIGRATE_HIGHATOMIC,
+    MIGRATE_ISOLATE,
     MIGRATE_MOVABLE,
     MIGRATE_RECLAIMABLE,
     MIGRATE_TYPES,
@@ -56,6 +62,16 @@ def free_list(pages: Pages, zone: int, order: int, migratetype: int) -> int:
 
 
 @njit
+def account_freepages(zones: Zones, zone: int, nr_pages: int, migratetype: int) -> None:
+    """Count pages that came to (or, negative, left) a free list of that type as free memory, unless it is isolated."""
+    if migratetype == MIGRATE_ISOLATE:
+        return
+    zones[zone].free_pages += nr_pages
+    if migratetype == MIGRATE_CMA:
+        zones[zone].free_cma += nr_pages
+
+
+@njit
 def add_to_free_list(pages: Pages, zones: Zones, blocks: Blocks, pfn: int, order: int) -> None:
     """Link a block of cleared pages, at the front of its pageblock's list."""
     zone = pages[pfn].zone
@@ -64,7 +80,7 @@ def add_to_free_list(pages: Pages, zones: Zones, blocks: Blocks, pfn: int, order
     pages[pfn].order = order
     list_add(pages, pfn, free_list(pages, zone, order, migratetype))
     zones[zone].nr_free[order, migratetype] += 1
-    zones[zone].free_pages += 1 << order
+    account_freepages(zones, zone, 1 << order, migratetype)
 
 
 @njit
@@ -72,11 +88,12 @@ def del_page_from_free_list(pages: Pages, zones: Zones, blocks: Blocks, pfn: int
     """Unlink a free block and clear its head; returns its order."""
     zone = pages[pfn].zone
     order = pages[pfn].order
+    migratetype = blocks[pfn >> pageblock_order]
     list_del(pages, pfn)
     pages[pfn].flags = 0
     pages[pfn].order = 0
-    zones[zone].nr_free[order, blocks[pfn >> pageblock_order]] -= 1
-    zones[zone].free_pages -= 1 << order
+    zones[zone].nr_free[order, migratetype] -= 1
+    account_freepages(zones, zone, -(1 << order), migratetype)
     return int(order)
 
 
@@ -141,6 +158,8 @@ def free_range(pages: Pages, zones: Zones, blocks: Blocks, start: int, end: int)
     while pfn < end:
         order = 0
         while order < MAX_PAGE_ORDER and (pfn & ((2 << order) - 1)) == 0 and pfn + (2 << order) <= end:
+            if not _may_merge(blocks, pfn, pfn + (1 << order), order):
+                break
             order += 1
         free_one_page(pages, zones, blocks, pfn, order)
         pfn += 1 << order
@@ -183,6 +202,8 @@ def _relink(pages: Pages, zones: Zones, pfn: int, old: int, new: int) -> None:
     list_add(pages, pfn, free_list(pages, zone, order, new))
     zones[zone].nr_free[order, old] -= 1
     zones[zone].nr_free[order, new] += 1
+    account_freepages(zones, zone, -(1 << order), old)
+    account_freepages(zones, zone, 1 << order, new)
 
 
 @njit
@@ -212,9 +233,10 @@ def _block_is_claimable(pages: Pages, zones: Zones, zone: int, block: int, wante
             nr_free += 1 << pages[pfn].order
             pfn += 1 << pages[pfn].order
         else:
+            step = 1 << pages[pfn].order  # a large folio counts whole
             if pages[pfn].flags & PG_lru:
-                nr_movable += 1
-            pfn += 1
+                nr_movable += step
+            pfn += step
     nr_alike = 0
     if wanted == MIGRATE_MOVABLE:
         nr_alike = nr_movable
@@ -257,7 +279,14 @@ def _rmqueue_fallback(pages: Pages, zones: Zones, blocks: Blocks, zone: int, ord
 @njit
 def rmqueue(pages: Pages, zones: Zones, blocks: Blocks, zone: int, order: int, migratetype: int) -> int:
     """Take a block from one zone, whatever its watermarks; -1 if there is none. Its first page has refcount 1."""
-    pfn = _rmqueue_smallest(pages, zones, blocks, zone, order, migratetype)
+    cma = migratetype == MIGRATE_MOVABLE and zones[zone].free_cma > 0
+    pfn = -1
+    if cma and zones[zone].free_cma > zones[zone].free_pages // 2:
+        pfn = _rmqueue_smallest(pages, zones, blocks, zone, order, MIGRATE_CMA)
+    if pfn < 0:
+        pfn = _rmqueue_smallest(pages, zones, blocks, zone, order, migratetype)
+    if pfn < 0 and cma:
+        pfn = _rmqueue_smallest(pages, zones, blocks, zone, order, MIGRATE_CMA)
     if pfn < 0:
         pfn = _rmqueue_fallback(pages, zones, blocks, zone, order, migratetype)
     if pfn >= 0:
@@ -267,9 +296,17 @@ def rmqueue(pages: Pages, zones: Zones, blocks: Blocks, zone: int, order: int, m
 
 
 @njit
-def zone_watermark_ok(zones: Zones, zone: int, order: int, mark: int, highest_type: int) -> bool:
-    """Free pages stay above the mark and the reserve for others, and a block large enough is there."""
-    if zones[zone].free_pages - ((1 << order) - 1) <= mark + zones[zone].reserve[highest_type]:
+def zone_watermark_ok(
+    zones: Zones, zone: int, order: int, mark: int, highest_type: int, alloc_cma: bool = False
+) -> bool:
+    """Free pages stay above the mark and the reserve for others, and a block large enough is there.
+
+    Free CMA pages count only for a request that may use them (ALLOC_CMA: a movable one).
+    """
+    free_pages = zones[zone].free_pages - ((1 << order) - 1)
+    if not alloc_cma:
+        free_pages -= zones[zone].free_cma
+    if free_pages <= mark + zones[zone].reserve[highest_type]:
         return False
     if order == 0:
         return True
@@ -277,6 +314,8 @@ def zone_watermark_ok(zones: Zones, zone: int, order: int, mark: int, highest_ty
         for migratetype in range(MIGRATE_HIGHATOMIC):
             if zones[zone].nr_free[current, migratetype] > 0:
                 return True
+        if alloc_cma and zones[zone].nr_free[current, MIGRATE_CMA] > 0:
+            return True
     return False
 
 
@@ -289,8 +328,9 @@ def get_page_from_freelist(
     Returns the first pfn, whose refcount is 1, or -ENOMEM. Contents are what was left there.
     """
     highest_type = zones[zonelist[0]].type
+    alloc_cma = migratetype == MIGRATE_MOVABLE
     for zone in zonelist:
-        if not zone_watermark_ok(zones, zone, order, zones[zone].watermark[WMARK_MIN], highest_type):
+        if not zone_watermark_ok(zones, zone, order, zones[zone].watermark[WMARK_MIN], highest_type, alloc_cma):
             continue
         pfn = rmqueue(pages, zones, blocks, zone, order, migratetype)
         if pfn >= 0:
@@ -309,7 +349,8 @@ def prep_compound_page(pages: Pages, pfn: int, order: int, flags: int) -> None:
     pages[pfn].flags |= PG_head | flags
     pages[pfn].order = order
     for tail in range(pfn + 1, pfn + (1 << order)):
-        pages[tail].flags |= PG_tail | flags
+        pages[tail].flags = PG_tail | flags
+        pages[tail].index = pfn
 
 
 @njit

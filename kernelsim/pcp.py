@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kernelsim.jit import njit
 from kernelsim.list_head import list_add, list_add_tail, list_del
 from kernelsim.mmzone import (
+    MIGRATE_ISOLATE,
     MIGRATE_MOVABLE,
     MIGRATE_TYPES,
     NR_LRU_LISTS,
@@ -99,10 +100,10 @@ def free_frozen_page(
     """Free one cleared page on a CPU (free_frozen_page_commit)."""
     zone = int(pages[pfn].zone)
     zones[zone].pgfree += 1
-    if pagesets.shape[1] == 0:
+    migratetype = int(blocks[pfn >> pageblock_order])
+    if pagesets.shape[1] == 0 or migratetype == MIGRATE_ISOLATE:
         free_one_page(pages, zones, blocks, pfn, 0)
         return
-    migratetype = int(blocks[pfn >> pageblock_order])
     if migratetype >= NR_PCP_TYPES:
         migratetype = MIGRATE_MOVABLE
     pageset = pagesets[zone, cpu]

@@ -7,6 +7,10 @@ give the one virtual page where this page can be, and the page table there says 
 is not). On fork the child's VMA joins every chain of the parent's and gets an anon_vma of its own for the pages it will
 fault in (mm/rmap.c anon_vma_fork). The chain replaces Linux's interval tree: a walk looks at each VMA once.
 
+A large folio's pages have consecutive indexes from its head's on. A VMA maps some or all of them, by PTEs or, where the
+folio is 2 MiB and aligned, by one PMD entry; each entry is one mapping of the folio, counted on its head. For the
+node's counters a folio is mapped, whole, as long as any part of it is (as in a kernel with CONFIG_NO_PAGE_MAPCOUNT).
+
 `avcs[mapping]` is a chain's head; for a file it also holds where its page cache begins in `i_pages`.
 """
 
@@ -17,15 +21,20 @@ from numpy.typing import NDArray
 
 from kernelsim.jit import njit
 from kernelsim.mmzone import Nodes, Zones
-from kernelsim.page import Pages, PG_anon, PG_dirty
+from kernelsim.page import Pages, PG_anon, PG_dirty, PG_partially_mapped
 from kernelsim.pgtable import (
     _PAGE_DIRTY,
     _PAGE_FLAGS,
     _PAGE_MIGRATION,
     _PAGE_PRESENT,
+    _PAGE_PSE,
+    HPAGE_PMD_NR,
     PageTables,
+    leaf_pfn,
     mk_pte,
+    next_leaf,
     pte_pfn,
+    walk_leaf,
     walk_pte,
 )
 
@@ -39,6 +48,7 @@ Mms: TypeAlias = Any
 VM_WRITE = 1 << 1
 VM_SHARED = 1 << 3
 VM_LOCKED = 1 << 13
+VM_HUGEPAGE = 1 << 29  # MADV_HUGEPAGE
 
 vma_dtype = np.dtype(
     [
@@ -73,8 +83,15 @@ def vma_address(vmas: Vmas, vma: int, index: int) -> int:
 
 
 @njit
+def folio_span(vmas: Vmas, vma: int, index: int, nr_pages: int) -> tuple[int, int, int]:
+    """(first, end, base): the virtual pages at which a VMA would map pages of a folio; page i of it is at base + i."""
+    base = int(vmas[vma].start) + index - int(vmas[vma].pgoff)
+    return max(base, int(vmas[vma].start)), min(base + nr_pages, int(vmas[vma].end)), base
+
+
+@njit
 def add_rmap(pages: Pages, zones: Zones, nodes: Nodes, pfn: int) -> None:
-    """Count one more PTE, and the reference that goes with it."""
+    """Count one more PTE that maps (a page of) the folio with this head, and the reference that goes with it."""
     pages[pfn].refcount += 1
     pages[pfn].mapcount += 1
     if pages[pfn].mapcount == 1:
@@ -91,12 +108,45 @@ def remove_rmap(pages: Pages, zones: Zones, nodes: Nodes, pfn: int) -> None:
 
 
 @njit
+def add_rmap_pmd(pages: Pages, zones: Zones, nodes: Nodes, head: int) -> None:
+    """Count one more PMD entry, and its reference."""
+    add_rmap(pages, zones, nodes, head)
+    mod_entire(pages, zones, nodes, head, 1)
+
+
+@njit
+def remove_rmap_pmd(pages: Pages, zones: Zones, nodes: Nodes, head: int) -> None:
+    remove_rmap(pages, zones, nodes, head)
+    mod_entire(pages, zones, nodes, head, -1)
+
+
+@njit
+def mod_entire(pages: Pages, zones: Zones, nodes: Nodes, head: int, change: int) -> None:
+    """Count PMD entries of a folio alone."""
+    before = pages[head + 1].mapping
+    pages[head + 1].mapping = before + change
+    if pages[head].flags & PG_anon and (before == 0 or before + change == 0):
+        nodes[zones[pages[head].zone].node].nr_anon_thps += change * HPAGE_PMD_NR
+
+
+@njit
 def mod_mapped(pages: Pages, zones: Zones, nodes: Nodes, pfn: int, change: int) -> None:
+    """Count a folio that has become mapped (1) or unmapped (-1)."""
     nid = zones[pages[pfn].zone].node
+    change <<= pages[pfn].order
     if pages[pfn].flags & PG_anon:
         nodes[nid].nr_anon_pages += change
     else:
         nodes[nid].nr_mapped += change
+
+
+@njit
+def is_partially_mapped(pages: Pages, head: int) -> bool:
+    """An anonymous large folio some of whose pages nobody maps, as far as the counts tell (__folio_remove_rmap)."""
+    page = pages[head]
+    if page.order == 0 or page.flags & PG_anon == 0:
+        return False
+    return bool(0 < page.mapcount < 1 << page.order and pages[head + 1].mapping == 0)
 
 
 @njit
@@ -110,10 +160,12 @@ def try_to_migrate(
     touched: NDArray[np.uint8],
     pfn: int,
 ) -> tuple[int, int, int]:
-    """Replace every PTE of a page by a migration entry; marks the mms whose TLB entries are now stale in `touched`.
+    """Replace every entry that maps a folio by a migration entry; marks the mms with stale TLB entries in `touched`.
 
-    Returns the number of PTEs, and of the first found its VMA and its address (0 and -1 if there was none).
+    Returns the number of entries, and of the first found its VMA and its address (0 and -1 if there was none).
     """
+    if pages[pfn].order > 0:
+        return _try_to_migrate_large(pages, zones, nodes, vmas, avcs, pt, touched, pfn)
     nr = 0
     first_vma = 0
     first_ptep = -1
@@ -138,6 +190,45 @@ def try_to_migrate(
 
 
 @njit
+def _try_to_migrate_large(
+    pages: Pages,
+    zones: Zones,
+    nodes: Nodes,
+    vmas: Vmas,
+    avcs: Avcs,
+    pt: PageTables,
+    touched: NDArray[np.uint8],
+    head: int,
+) -> tuple[int, int, int]:
+    nr = 0
+    first_vma = 0
+    first_ptep = -1
+    avc = avcs[pages[head].mapping].next
+    while avc != 0 and pages[head].mapcount > 0:
+        vma = avcs[avc].vma
+        vpn, end, base = folio_span(vmas, vma, pages[head].index, 1 << pages[head].order)
+        while vpn < end:
+            at = walk_leaf(pt, vmas[vma].root, vpn)
+            entry = pt[at] if at >= 0 else np.uint64(0)
+            if entry & _PAGE_PRESENT and leaf_pfn(entry, vpn) == head + vpn - base:
+                if entry & _PAGE_DIRTY:
+                    pages[head].flags |= PG_dirty
+                pt[at] = (entry & ~_PAGE_PRESENT) | _PAGE_MIGRATION
+                if entry & _PAGE_PSE:
+                    remove_rmap_pmd(pages, zones, nodes, head)
+                else:
+                    remove_rmap(pages, zones, nodes, head)
+                touched[vmas[vma].mm] = 1
+                if nr == 0:
+                    first_vma = vma
+                    first_ptep = at
+                nr += 1
+            vpn = next_leaf(entry, vpn)
+        avc = avcs[avc].next
+    return nr, first_vma, first_ptep
+
+
+@njit
 def restore_pte(pages: Pages, zones: Zones, nodes: Nodes, pt: PageTables, ptep: int, old: int, new: int) -> bool:
     """Turn one migration entry for `old` into a PTE for `new`; False if it is not (any more) such an entry."""
     pte = pt[ptep]
@@ -152,7 +243,9 @@ def restore_pte(pages: Pages, zones: Zones, nodes: Nodes, pt: PageTables, ptep: 
 def remove_migration_ptes(
     pages: Pages, zones: Zones, nodes: Nodes, vmas: Vmas, avcs: Avcs, pt: PageTables, old: int, new: int
 ) -> int:
-    """Point every migration entry for `old` at `new`, whose mapping and index are set; returns how many."""
+    """Point each migration entry for folio `old` at `new`, whose order, mapping and index are set; returns how many."""
+    if pages[new].order > 0:
+        return _remove_migration_ptes_large(pages, zones, nodes, vmas, avcs, pt, old, new)
     nr = 0
     index = pages[new].index
     avc = avcs[pages[new].mapping].next
@@ -163,4 +256,34 @@ def remove_migration_ptes(
         if ptep >= 0 and restore_pte(pages, zones, nodes, pt, ptep, old, new):
             nr += 1
         avc = avcs[avc].next
+    return nr
+
+
+@njit
+def _remove_migration_ptes_large(
+    pages: Pages, zones: Zones, nodes: Nodes, vmas: Vmas, avcs: Avcs, pt: PageTables, old: int, new: int
+) -> int:
+    """The same for a large folio. One of whose pages some were unmapped meanwhile is due to be split."""
+    nr = 0
+    avc = avcs[pages[new].mapping].next
+    while avc != 0:
+        vma = avcs[avc].vma
+        vpn, end, base = folio_span(vmas, vma, pages[new].index, 1 << pages[new].order)
+        while vpn < end:
+            at = walk_leaf(pt, vmas[vma].root, vpn)
+            entry = pt[at] if at >= 0 else np.uint64(0)
+            i = vpn - base
+            if entry & _PAGE_MIGRATION and leaf_pfn(entry, vpn) == old + i:
+                bits = (entry & _PAGE_FLAGS & ~_PAGE_MIGRATION) | _PAGE_PRESENT
+                if entry & _PAGE_PSE:
+                    pt[at] = mk_pte(new, bits)
+                    add_rmap_pmd(pages, zones, nodes, new)
+                else:
+                    pt[at] = mk_pte(new + i, bits)
+                    add_rmap(pages, zones, nodes, new)
+                nr += 1
+            vpn = next_leaf(entry, vpn)
+        avc = avcs[avc].next
+    if is_partially_mapped(pages, new):
+        pages[new + 1].flags |= PG_partially_mapped
     return nr

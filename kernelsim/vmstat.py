@@ -13,6 +13,7 @@ import numpy as np
 
 from kernelsim.attr import Attr, Kobject, Text
 from kernelsim.mmzone import (
+    MIGRATE_CMA,
     MIGRATE_ISOLATE,
     MIGRATE_TYPES,
     NR_PAGE_ORDERS,
@@ -33,6 +34,9 @@ event_names = (
     "pgmajfault",
     "pgmigrate_success",
     "pgmigrate_fail",
+    "thp_migration_success",
+    "thp_migration_fail",
+    "thp_migration_split",
     "compact_migrate_scanned",
     "compact_free_scanned",
     "compact_isolated",
@@ -44,8 +48,16 @@ event_names = (
     "compact_daemon_free_scanned",
     "htlb_buddy_alloc_success",
     "htlb_buddy_alloc_fail",
+    "cma_alloc_success",
+    "cma_alloc_fail",
     "unevictable_pgs_mlocked",
     "unevictable_pgs_munlocked",
+    "thp_fault_alloc",
+    "thp_fault_fallback",
+    "thp_split_page",
+    "thp_split_page_failed",
+    "thp_deferred_split_page",
+    "thp_split_pmd",
     "nr_tlb_remote_flush",
     "nr_tlb_local_flush_all",
     "nr_tlb_local_flush_one",
@@ -65,9 +77,11 @@ _node_names = (
     "nr_anon_pages",
     "nr_mapped",
     "nr_file_pages",
+    "nr_anon_thps",
     "nr_page_table_pages",
     "nr_hugetlb",
 )
+_in_thp = {"nr_anon_thps": "nr_anon_transparent_hugepages"}  # kept in pages, shown in huge pages
 
 
 def alloc_events() -> Events:
@@ -88,6 +102,7 @@ def zone_items(zones: Any, nodes: Any) -> Iterator[tuple[str, int]]:
     for lru, name in enumerate(_lru_names):
         yield f"nr_zone_{name}", int(nodes["nr_lru"][..., lru].sum())
     yield "nr_mlock", int(zones["nr_mlock"].sum())
+    yield "nr_free_cma", int(zones["free_cma"].sum())
     for name in ("numa_hit", "numa_miss", "numa_foreign"):
         yield name, int(zones[name].sum())
     # every process runs on its home node, so local is what was hit there
@@ -99,7 +114,8 @@ def node_items(nodes: Any) -> Iterator[tuple[str, int]]:
     for lru, name in enumerate(_lru_names):
         yield f"nr_{name}", int(nodes["nr_lru"][..., lru].sum())
     for name in _node_names:
-        yield name, int(nodes[name].sum())
+        pages = int(nodes[name].sum())
+        yield (_in_thp[name], pages >> pageblock_order) if name in _in_thp else (name, pages)
 
 
 def event_items(mem: Mem, events: Events) -> Iterator[tuple[str, int]]:
@@ -107,7 +123,8 @@ def event_items(mem: Mem, events: Events) -> Iterator[tuple[str, int]]:
         yield f"pgalloc_{name.lower()}", int(mem.zones["pgalloc"][mem.zones["type"] == zone_type].sum())
     yield "pgfree", int(mem.zones["pgfree"].sum())
     for name in event_names:
-        yield name, int(events[name][0])
+        if mem.has_cma or not name.startswith("cma_"):
+            yield name, int(events[name][0])
 
 
 class VmstatFiles(Kobject):
@@ -146,6 +163,10 @@ class VmstatFiles(Kobject):
             if record["present"] and nid in (None, record["node"]):
                 yield zone, record
 
+    def _migratetypes(self) -> list[int]:
+        """Those that the kernel was built with."""
+        return [migratetype for migratetype in range(MIGRATE_TYPES) if self.mem.has_cma or migratetype != MIGRATE_CMA]
+
     def _zone(self, zone: int) -> str:
         return f"Node {self.mem.zones['node'][zone]}, zone {self.mem.zone_name(zone):>8s}"
 
@@ -154,10 +175,11 @@ class VmstatFiles(Kobject):
         lines = [f"{'Free pages count per migrate type at order ':<43s} {orders}"]
         for zone, record in self._populated(nid):
             name = self.mem.zone_name(zone)
-            for migratetype, type_name in enumerate(migratetype_names):
+            for migratetype in self._migratetypes():
+                type_name = migratetype_names[migratetype]
                 counts = "".join(_capped(nr) for nr in record["nr_free"][:, migratetype])
                 lines.append(f"Node {nid:4d}, zone {name:>8s}, type {type_name:>12s} {counts}")
-        names = "".join(f"{name:>12s} " for name in migratetype_names)
+        names = "".join(f"{migratetype_names[migratetype]:>12s} " for migratetype in self._migratetypes())
         lines += ["", f"{'Number of blocks type ':<23s}{names}"]
         for zone, _ in self._populated(nid):
             lines.append(f"{self._zone(zone)} " + "".join(f"{nr:12d} " for nr in self._blocks(zone)))
@@ -170,7 +192,8 @@ class VmstatFiles(Kobject):
         first = np.maximum(first, start)
         exists = self.mem.pages["flags"][first] & np.uint32(PG_nopage) == 0
         types = self.mem.blocks[first[exists] >> pageblock_order]
-        return [int(nr) for nr in np.bincount(types, minlength=MIGRATE_TYPES)]
+        nr_blocks = np.bincount(types, minlength=MIGRATE_TYPES)
+        return [int(nr_blocks[migratetype]) for migratetype in self._migratetypes()]
 
 
 def _capped(nr: int) -> str:

@@ -15,8 +15,9 @@ import zstandard
 
 PAGES = 512
 ORDERS = range(11)
-UNMOVABLE, MOVABLE, RECLAIMABLE, HIGHATOMIC, ISOLATE = range(5)
-TYPES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
+UNMOVABLE, MOVABLE, RECLAIMABLE, HIGHATOMIC, CMA, ISOLATE = range(6)
+TYPES = {UNMOVABLE: "Unmovable", MOVABLE: "Movable", RECLAIMABLE: "Reclaimable", HIGHATOMIC: "HighAtomic"}
+TYPES[ISOLATE] = "Isolate"  # and no CMA: as a kernel without CONFIG_CMA writes it
 
 UPTODATE, LRU, SLAB, BUDDY, MMAP, ANON, SWAPBACKED, NOPAGE = (1 << bit for bit in (3, 5, 7, 10, 11, 12, 14, 20))
 PGTABLE, RESERVED = 1 << 26, 1 << 32
@@ -73,18 +74,18 @@ class Machine:
     def block_counts(self, zone: Zone) -> list[int]:
         blocks = range(zone.start // PAGES, zone.end // PAGES)
         counted = [self.types[block] for block in blocks if self.flags[block * PAGES : (block + 1) * PAGES].any()]
-        return [counted.count(kind) for kind in range(5)]
+        return [counted.count(kind) for kind in TYPES]
 
     def pagetypeinfo(self) -> str:
         free = self.free_blocks()
         text = "Page block order: 9\nPages per block:  512\n\n"
         text += f"{'Free pages count per migrate type at order ':<43} {''.join(f'{o:6d} ' for o in ORDERS)}\n"
         for zone in self.zones:
-            for kind, name in enumerate(TYPES):
+            for kind, name in TYPES.items():
                 orders = [o for pfn, o in free if zone.start <= pfn < zone.end and self.types[pfn // PAGES] == kind]
                 counts = "".join(f"{orders.count(order):6d} " for order in ORDERS)
                 text += f"Node {zone.node:4d}, zone {zone.name:>8}, type {name:>12} {counts}\n"
-        text += f"\n{'Number of blocks type ':<23}{''.join(f'{name:>12} ' for name in TYPES)}\n"
+        text += f"\n{'Number of blocks type ':<23}{''.join(f'{name:>12} ' for name in TYPES.values())}\n"
         for zone in self.zones:
             counts = "".join(f"{nr:12d} " for nr in self.block_counts(zone))
             text += f"Node {zone.node}, zone {zone.name:>8} {counts}\n"

@@ -9,7 +9,7 @@ import pytest
 
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.faults import FaultKind, FaultPlan
-from kernelsim import dpu_compact, dpu_compact_cpu, fork, mmap
+from kernelsim import contig, dpu_compact, dpu_compact_cpu, fork, mmap
 from kernelsim.attr import File, Operation
 from kernelsim.dpu_hw import U64, DpuResult
 from kernelsim.machine import MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, NodeConfig
@@ -73,6 +73,11 @@ class LateDevice(DpuDriver):
 
         return LateBatch(execute, self._patience)
 
+    def submit_move(self, src_addrs: U64, dst_addrs: U64, num: int) -> Any:
+        if not self.pool.nr_present:
+            raise OSError(errno.ENODEV, "no DPU rank is present")
+        return LateBatch(lambda: self.dpu_hw_move_execute(src_addrs, dst_addrs, num), self._patience)
+
 
 class Lab:
     """A machine, driven through its files. `nodes` are sizes in MiB; `words` is "stamp" or "full"."""
@@ -86,10 +91,11 @@ class Lab:
         profile: str = "upmem-v1a",
         nr_cpus: int = 2,
         patience: int | None = None,
+        cma: int = 0,
     ) -> None:
-        """`nr_ranks` None: no DPU at all. `patience`: a LateDevice instead of one with threads."""
+        """`nr_ranks` None: no DPU at all. `patience`: a LateDevice, which has no threads. `cma`: MiB, per node."""
         self.faults = FaultPlan()
-        config = MachineConfig(nodes=tuple(NodeConfig(size * MIB, nr_cpus) for size in nodes), bytes=words)
+        config = MachineConfig(nodes=tuple(NodeConfig(size * MIB, nr_cpus, cma * MIB) for size in nodes), bytes=words)
         self.hw: DpuDriver | None = None
         if nr_ranks is not None and patience is None:
             self.hw = DpuDriver(DpuConfig(nr_ranks=nr_ranks, profile=profile), self.faults)
@@ -231,6 +237,8 @@ def small_slices(nr_pages: int) -> pytest.MonkeyPatch:
         patch.setattr(dpu_compact, name, nr_pages)
     patch.setattr(dpu_compact_cpu, "CPU_SLICE_PAGES", nr_pages)
     patch.setattr(dpu_compact, "SYNCHRONOUS_FRAGMENTS", 0)
+    for name in ("ISOLATE_SLICE_PAGES", "COMMIT_SLICE_MOVES", "CPU_SLICE_PAGES"):
+        patch.setattr(contig, name, nr_pages)
     patch.setattr(mmap, "SLICE_PAGES", nr_pages)
     patch.setattr(fork, "SLICE_PAGES", max(nr_pages // 8, 1))
     return patch

@@ -11,12 +11,18 @@ from machines import Lab
 from wiring import errno_of, wiring_cases
 
 PAGE_FAULTS = ("page_busy", "page_dirtied", "page_forked", "page_freed", "page_pinned")
-FACTS: dict[str, dict[str, Any]] = {
-    path.replace("{n}", str(nid)).replace("{page_fault}", fault): facts
-    for path, facts in tomllib.loads((Path(__file__).parent / "abi/linux.toml").read_text()).items()
-    for nid in (0, 1)
-    for fault in PAGE_FAULTS
-}
+
+
+def facts_of(table: str) -> dict[str, dict[str, Any]]:
+    return {
+        path.replace("{n}", str(nid)).replace("{page_fault}", fault): facts
+        for path, facts in tomllib.loads((Path(__file__).parent / "abi" / table).read_text()).items()
+        for nid in (0, 1)
+        for fault in PAGE_FAULTS
+    }
+
+
+FACTS = facts_of("linux.toml")
 LAB = Lab((32, 32))
 
 
@@ -52,4 +58,25 @@ def test_range(path: str) -> None:
 
 @pytest.mark.parametrize("case", wiring_cases(Lab((32, 32)).registry), ids=str)
 def test_wiring(case: Any) -> None:
+    case.run()
+
+
+# What a kernel with CONFIG_CMA has beyond that.
+
+CMA_FACTS = facts_of("cma.toml")
+
+
+def test_cma_areas_bring_these_files() -> None:
+    lab = Lab((32, 32), cma=4)
+    found = {path: attr.mode for path, _, attr in lab.registry.walk() if path not in FACTS}
+    assert {path: oct(mode) for path, mode in found.items()} == {p: oct(f["mode"]) for p, f in CMA_FACTS.items()}
+    for path, facts in CMA_FACTS.items():
+        if "default" in facts:
+            assert lab.read(path) == facts["default"] + "\n"
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in wiring_cases(Lab((32,), cma=4).registry) if "/cma/" in case.path], ids=str
+)
+def test_cma_wiring(case: Any) -> None:
     case.run()

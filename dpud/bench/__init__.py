@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`dpud bench`: measures, beside something real that does the same.
 
-A benchmark is a module with `run() -> Report`. What it is compared with is measured in the same run, in turns, and the
+A benchmark is a module with `run() -> Report`; one of TAKES_FOLDERS has `run(folder) -> Report`, for each folder named
+behind it. What it is compared with is measured in the same run, in turns, and the
 reports say how busy the machine was and which CPUs could be used. A missed figure is printed, it is not an error: a
 timing on somebody's laptop decides nothing.
 """
@@ -19,38 +20,56 @@ from dpud.errors import UserError
 BENCHMARKS: Mapping[str, str] = {
     "region": "region",
     "node": "node",
+    "compaction": "compaction",
     "fuse": "fuse",
     "import": "startup",
     "pages": "micro",
     "tables": "tables",
     "breakeven": "breakeven",
     "engines": "engines",
+    "fidelity": "fidelity",
 }
 """Name on the command line -> module of this package."""
+
+TAKES_FOLDERS = ("fidelity",)
 
 _WIDTH = 110  # where the terminal does not say
 
 
 def run(names: str | Iterable[str] | None = None, write: Path | None = None) -> int:
-    """Run the benchmarks named (all of them if none is), print their tables, and write them to `write` as Markdown.
+    """Run the benchmarks named (all if none is), print their tables, and write them to `write` as Markdown.
 
-    Returns the exit code. Raises UserError.
+    Behind a benchmark of TAKES_FOLDERS, words that name no benchmark are its folders. Returns the exit code. Raises
+    UserError.
     """
-    wanted = [names] if isinstance(names, str) else list(names or BENCHMARKS)
-    for name in wanted:
-        if name not in BENCHMARKS:
-            raise UserError(f"no benchmark {name}: there are {', '.join(BENCHMARKS)}")
+    wanted = _parse([names] if isinstance(names, str) else list(names or BENCHMARKS))
     signal.signal(signal.SIGTERM, _terminated)
     with suppress(namespace.NamespaceError):  # without one, mounts are only as private as their place
         namespace.enter()
     return _run(wanted, write)
 
 
+def _parse(words: list[str]) -> list[tuple[str, ...]]:
+    """What to run: (name,) or (name, folder)."""
+    wanted: list[tuple[str, ...]] = []
+    for word in words:
+        if word in BENCHMARKS:
+            wanted.append((word,))
+        elif wanted and wanted[-1][0] in TAKES_FOLDERS:
+            name = wanted[-1][0]
+            if len(wanted[-1]) == 1:  # its first folder
+                wanted.pop()
+            wanted.append((name, word))
+        else:
+            raise UserError(f"no benchmark {word}: there are {', '.join(BENCHMARKS)}")
+    return wanted
+
+
 def _terminated(signum: int, _frame: object) -> None:
     raise SystemExit(128 + signum)
 
 
-def _run(names: list[str], write: Path | None) -> int:
+def _run(wanted: list[tuple[str, ...]], write: Path | None) -> int:
     """After `enter()`, which wants a process with one thread: importing numpy starts some."""
     from rich.console import Console
 
@@ -59,10 +78,10 @@ def _run(names: list[str], write: Path | None) -> int:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     console.print(host.conditions())
     reports = []
-    for name in names:
+    for name, *folders in wanted:
         before = host.load()
         with console.status(f"{name} ...") if sys.stdout.isatty() else nullcontext():
-            result: report.Report = import_module(f"dpud.bench.{BENCHMARKS[name]}").run()
+            result: report.Report = import_module(f"dpud.bench.{BENCHMARKS[name]}").run(*folders)
         result.notes.insert(0, f"before: {before}; after: {host.load()}")
         for part in (result, *result.parts):
             console.print(part.table(), *part.notes, "", sep="\n")

@@ -75,7 +75,7 @@ def run() -> Report:
     )
     for where, place in (("unpinned", nullcontext()), ("one CPU", host.pinned_to({max(os.sched_getaffinity(0))}))):
         with place, host.daemon() as mount, host.lxcfs() as peer:
-            report.figures += _figures(where, _compare(mount, peer))
+            report.figures = [*report.figures, *_figures(where, _compare(mount, peer))]
     if peer is None:
         report.notes.append("no peer: lxcfs is missing (Debian: apt install lxcfs) or did not start (it wants root)")
     return report

@@ -94,7 +94,7 @@ def real_round() -> Round:
     """The kernel's own; needs root and the memory."""
     with host.started(host.module("real_memory", str(SIZE), str(PERCENT), str(SEED))) as peer:
         assert peer.stdout is not None
-        nr_moved, wall_ns = map(int, peer.stdout.read().split())
+        nr_moved, wall_ns, _ = map(int, peer.stdout.read().split())
     return Round(nr_moved, wall_ns)
 
 
@@ -144,7 +144,7 @@ def run() -> Report:
         with host.daemon() as mount:
             our_round(mount, WARM_UP_SIZE, probed=False)
             ours.append(our_round(mount, SIZE, probed=number % 2 == 1))
-    report.figures = [*_figures(ours, theirs, copy_ns_per_page())]
+    report.figures = _figures(ours, theirs, copy_ns_per_page())
     report.notes += [f"{who}: {_rounds(rounds)}" for who, rounds in (("ours", ours), ("peer", theirs)) if rounds]
     if missing:
         report.notes.append(missing)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The peer: the same pattern in this machine's own memory, compacted by its own kernel.
 
-Run as root: `python -m dpud.bench.real_memory BYTES PERCENT SEED`. Prints `pages_migrated ns` of one write to
-/proc/sys/vm/compact_memory, and gives the memory back by ending.
+Run as root: `python -m dpud.bench.real_memory BYTES PERCENT SEED`. Prints `pages_migrated ns huge_pages_gained` of one
+write to /proc/sys/vm/compact_memory, and gives the memory back by ending.
 """
 
 import mmap
@@ -16,6 +16,7 @@ from kernelsim.mm_configfs import choose
 from kernelsim.page import PAGE_SIZE
 
 COMPACT_MEMORY = Path("/proc/sys/vm/compact_memory")
+BUDDYINFO = Path("/proc/buddyinfo")
 
 
 def fragment(size: int, percent: int, seed: int) -> mmap.mmap:
@@ -37,12 +38,19 @@ def counter(text: str, name: str) -> int:
     return int(dict(line.split() for line in text.splitlines())[name])
 
 
-def compact() -> tuple[int, int]:
-    """(pages that the kernel migrated, ns that the write took)."""
+def huge_pages(buddyinfo: str) -> int:
+    """Free blocks of order 9 that /proc/buddyinfo shows; one of order 10 is two."""
+    rows = [line.split()[-2:] for line in buddyinfo.splitlines()]
+    return sum(int(order_9) + 2 * int(order_10) for order_9, order_10 in rows)
+
+
+def compact() -> tuple[int, int, int]:
+    """(pages that the kernel migrated, ns that the write took, free huge pages gained)."""
+    huge_before = huge_pages(BUDDYINFO.read_text())
     nr_before, begin = vmstat("pgmigrate_success"), perf_counter_ns()
     COMPACT_MEMORY.write_text("1")
     spent_ns = perf_counter_ns() - begin
-    return vmstat("pgmigrate_success") - nr_before, spent_ns
+    return vmstat("pgmigrate_success") - nr_before, spent_ns, huge_pages(BUDDYINFO.read_text()) - huge_before
 
 
 def main() -> None:

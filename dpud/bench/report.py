@@ -2,14 +2,14 @@
 """What a benchmark found: figures with what they are held against, as a table on the terminal and in Markdown."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.table import Table
 
 HEADINGS = ("Figure", "Ours", "Target or peer", "Ratio", "Verdict")
-_RIGHT = ("Ours", "Ratio", "Published", "Error")
+_RIGHT = ("Ours", "Ratio", "Published", "Real", "Error")
 """Headings of columns of numbers; those that begin with a digit are too."""
 
 
@@ -78,7 +78,7 @@ class Report:
     name: str
     title: str
     how: str
-    figures: list[Row] = field(default_factory=list)
+    figures: Sequence[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     headings: tuple[str, ...] = HEADINGS
     parts: list["Report"] = field(default_factory=list)

@@ -22,10 +22,11 @@ import numpy as np
 from msgspec import structs
 
 from dpud.dpu import move
+from dpud.dpu.batch import Batch, compact_batch, list_batch, nr_slots
 from dpud.dpu.dpu_set import DpuSet, LaunchPolicy, XferDirection
 from dpud.dpu.errors import DpuErr, DpuError
-from dpud.dpu.faults import Fault, FaultPlan
-from dpud.dpu.move import I64, U64
+from dpud.dpu.faults import FaultPlan
+from dpud.dpu.move import U64
 from dpud.dpu.profile import Profile, Work, load_profile
 from dpud.dpu.program import (
     DPU_COMPACT,
@@ -42,7 +43,6 @@ from kernelsim.dpu_hw import ENGINES, DpuResult
 TO_DPU, FROM_DPU = XferDirection.DPU_XFER_TO_DPU, XferDirection.DPU_XFER_FROM_DPU
 ANSWERS = (DpuErr.OK, DpuErr.DPU_FAULT, DpuErr.CORRUPTED_MEMORY)
 """Ends of a batch after which the banks are the host's again and hold a layout."""
-NO_RUNS: U64 = np.zeros((0, 2), np.uint64)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class DpuConfig:
     properties: str = ""
     """A profile string of the SDK (properties.py); $UPMEM_PROFILE_BASE and $UPMEM_PROFILE count too."""
     program: DpuProgram = DPU_COMPACT
-    """What the batches run."""
+    """What compacts; lists of moves are always the emulated program's."""
 
     def __post_init__(self) -> None:
         if self.nr_ranks < 0 or not 1 <= self.nr_dpus <= NR_DPUS_MAX or self.disabled_mask < 0:
@@ -77,18 +77,6 @@ class DpuStats:
     wall_ns: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     """Failed batches by SDK error name."""
-
-
-@dataclass(frozen=True)
-class _Batch:
-    base_addr: int
-    frag_addrs: U64
-    skip_runs: U64
-    started_ns: int
-    profile: Profile
-    """What times it, whatever is chosen meanwhile."""
-    fault: Fault | None = None
-    """The injected fault that it will meet."""
 
 
 class BatchCompletion:
@@ -133,7 +121,7 @@ class DpuDriver:
         engines = _engines(with_device=bool(self.pool.ranks))
         self.engines: Mapping[str, Profile] = {name: self._fitted(profile) for name, profile in engines.items()}
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[_Batch, BatchCompletion]] = deque()
+        self._waiting: deque[tuple[Batch, BatchCompletion]] = deque()
 
     def _new_rank(self, rank_id: int) -> Rank:
         nr_dpus, mask = self.config.nr_dpus, self.config.disabled_mask
@@ -167,28 +155,19 @@ class DpuDriver:
         self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None
     ) -> DpuResult:
         """Run one batch on this thread; see kernelsim.dpu_hw. OSError(EINVAL) for a misshapen request."""
-        batch = _batch(base_addr, frag_addrs, num_frags, skip_runs, self.profile)
-        dpus = self._alloc()
-        if dpus is None:
-            raise OSError(errno.ENOMEM, "no DPU rank is free")
-        batch = self._drawn(batch)
-        try:
-            return self._collect(dpus, batch, self._launch(dpus, batch, LaunchPolicy.DPU_SYNCHRONOUS))
-        finally:
-            dpus.free()
-            self._start_waiting()
+        return self._execute(compact_batch(base_addr, frag_addrs, num_frags, skip_runs, self.profile))
 
     def submit(self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None) -> BatchCompletion:
         """Start one batch, or queue it when every rank is busy; see kernelsim.dpu_hw."""
-        batch = _batch(base_addr, frag_addrs, num_frags, skip_runs, self.profile)
-        completion = BatchCompletion()
-        if not self.pool.nr_present:
-            raise _no_device()
-        batch = self._drawn(batch)
-        with self._lock:
-            self._waiting.append((batch, completion))
-        self._start_waiting()
-        return completion
+        return self._submit(compact_batch(base_addr, frag_addrs, num_frags, skip_runs, self.profile))
+
+    def dpu_hw_move_execute(self, src_addrs: U64, dst_addrs: U64, num: int) -> DpuResult:
+        """Run one list of moves on this thread; see kernelsim.dpu_hw. OSError(EINVAL) for a misshapen request."""
+        return self._execute(list_batch(src_addrs, dst_addrs, num, self.profile))
+
+    def submit_move(self, src_addrs: U64, dst_addrs: U64, num: int) -> BatchCompletion:
+        """Start one list of moves, or queue it when every rank is busy; see kernelsim.dpu_hw."""
+        return self._submit(list_batch(src_addrs, dst_addrs, num, self.profile))
 
     @property
     def engine(self) -> Profile:
@@ -202,11 +181,32 @@ class DpuDriver:
             for rank in self.pool.ranks:
                 rank.refit(self.profile.chip)
 
-    def _drawn(self, batch: _Batch) -> _Batch:
+    # --- which batch gets a rank ---
+
+    def _execute(self, batch: Batch) -> DpuResult:
+        dpus = self._alloc()
+        if dpus is None:
+            raise OSError(errno.ENOMEM, "no DPU rank is free")
+        batch = self._drawn(batch)
+        try:
+            return self._collect(dpus, batch, self._launch(dpus, batch, LaunchPolicy.DPU_SYNCHRONOUS))
+        finally:
+            dpus.free()
+            self._start_waiting()
+
+    def _submit(self, batch: Batch) -> BatchCompletion:
+        completion = BatchCompletion()
+        if not self.pool.nr_present:
+            raise _no_device()
+        batch = self._drawn(batch)
+        with self._lock:
+            self._waiting.append((batch, completion))
+        self._start_waiting()
+        return completion
+
+    def _drawn(self, batch: Batch) -> Batch:
         """The batch with the fault that it will meet."""
         return replace(batch, fault=self.faults.take(len(batch.frag_addrs)))
-
-    # --- which batch gets a rank ---
 
     def _alloc(self) -> DpuSet | None:
         """A whole rank; None if all are busy, OSError(ENODEV) if there is none."""
@@ -233,13 +233,13 @@ class DpuDriver:
                 batch, completion = self._waiting.popleft()
             self._start(dpus, batch, completion)
 
-    def _start(self, dpus: DpuSet, batch: _Batch, completion: BatchCompletion) -> None:
+    def _start(self, dpus: DpuSet, batch: Batch, completion: BatchCompletion) -> None:
         """Launch asynchronously; the rank's worker collects the outcome behind it."""
         batch = replace(batch, started_ns=time.perf_counter_ns())  # waiting for a rank is not work
         error = self._launch(dpus, batch, LaunchPolicy.DPU_ASYNCHRONOUS)
         dpus.then(lambda dpus, late: self._end(dpus, batch, completion, error or late))
 
-    def _end(self, dpus: DpuSet, batch: _Batch, completion: BatchCompletion, error: DpuError | None) -> None:
+    def _end(self, dpus: DpuSet, batch: Batch, completion: BatchCompletion, error: DpuError | None) -> None:
         """On the worker: collect, free the rank, report, and let the next batch have it."""
         outcome: DpuResult | Exception
         try:
@@ -252,14 +252,14 @@ class DpuDriver:
 
     # --- one batch ---
 
-    def _launch(self, dpus: DpuSet, batch: _Batch, policy: LaunchPolicy) -> DpuError | None:
+    def _launch(self, dpus: DpuSet, batch: Batch, policy: LaunchPolicy) -> DpuError | None:
         """Load the program, copy in the batch, launch; -> what went wrong."""
-        args, frags = _deal(batch, len(dpus))
-        runs_at = move.NR_COLS * frags.shape[1] * WORD_BYTES
+        args, heap = batch.deal(len(dpus))
+        runs_at = move.NR_COLS * nr_slots(len(batch.frag_addrs), len(dpus)) * WORD_BYTES
         try:
-            dpus.load(self.config.program)
+            dpus.load(self.config.program if batch.program is DPU_COMPACT else batch.program)
             dpus.push_xfer(TO_DPU, DPU_INPUT_ARGUMENTS, 0, args)
-            dpus.push_xfer(TO_DPU, DPU_MRAM_HEAP_POINTER_NAME, 0, frags)
+            dpus.push_xfer(TO_DPU, DPU_MRAM_HEAP_POINTER_NAME, 0, heap)
             if len(batch.skip_runs):
                 dpus.copy_to(DPU_MRAM_HEAP_POINTER_NAME, runs_at, batch.skip_runs)
             dpus.rank.drawn = [batch.fault]
@@ -268,7 +268,7 @@ class DpuDriver:
             return error
         return None
 
-    def _collect(self, dpus: DpuSet, batch: _Batch, error: DpuError | None) -> DpuResult:
+    def _collect(self, dpus: DpuSet, batch: Batch, error: DpuError | None) -> DpuResult:
         """What the batch came to, after it ended with `error`."""
         rank = dpus.rank
         nr_retired = int(rank.completion[0])
@@ -280,30 +280,30 @@ class DpuDriver:
             self.last_log = next(dpus.dpus()).log_read()
         if not code and nr_retired < len(batch.frag_addrs):
             code = DpuErr.INTERNAL  # the program says all is well, yet left pages out
-        nr_waves, nr_rounds = move.count_waves(batch.frag_addrs, new_addrs, nr_retired, len(dpus))
-        device_ns = batch.profile.device_ns(Work(nr_retired, nr_waves, nr_rounds, rank.run_ns))
+        nr_pages, nr_waves, nr_rounds = batch.effort(new_addrs, nr_retired, len(dpus))
+        device_ns = batch.profile.device_ns(Work(nr_pages, nr_waves, nr_rounds, rank.run_ns))
         if code is DpuErr.TIMEOUT:
             device_ns += batch.profile.result_timeout_ns
         wall_ns = time.perf_counter_ns() - batch.started_ns
-        error_text, reason = (code.text, code.name.lower()) if code else (None, None)
-        result = DpuResult(nr_retired, new_addrs, device_ns, wall_ns, error_text, reason)
-        self._account(result, code)
+        text, reason = (code.text, code.name.lower()) if code else (None, None)
+        result = DpuResult(nr_retired, new_addrs, device_ns, wall_ns, text, reason)
+        self._account(result, nr_pages, code)
         return result
 
-    def _layout(self, dpus: DpuSet, batch: _Batch, code: DpuErr) -> U64:
+    def _layout(self, dpus: DpuSet, batch: Batch, code: DpuErr) -> U64:
         """The new addresses: from MRAM while the device answers, else by the rule it followed."""
         if code not in ANSWERS:
-            return _layout_by_rule(batch, dpus.rank.memory.shape[0])
+            return batch.layout_by_rule(dpus.rank.memory.shape[0])
         nr_frags = len(batch.frag_addrs)
-        rows = np.empty((len(dpus), _nr_slots(nr_frags, len(dpus))), np.uint64)
+        rows = np.empty((len(dpus), nr_slots(nr_frags, len(dpus))), np.uint64)
         offset = move.COL_NEW * rows.shape[1] * WORD_BYTES
         dpus.push_xfer(FROM_DPU, DPU_MRAM_HEAP_POINTER_NAME, offset, rows)
         return rows.reshape(-1)[:nr_frags]
 
-    def _account(self, result: DpuResult, code: DpuErr) -> None:
+    def _account(self, result: DpuResult, nr_pages: int, code: DpuErr) -> None:
         with self._lock:
             self.stats.nr_batches += 1
-            self.stats.nr_pages_retired += result.nr_retired
+            self.stats.nr_pages_retired += nr_pages
             self.stats.device_ns += result.device_ns
             self.stats.wall_ns += result.wall_ns
             if code:
@@ -320,49 +320,9 @@ def _no_device() -> OSError:
     return OSError(errno.ENODEV, "no DPU rank is present")
 
 
-def _batch(base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None, profile: Profile) -> _Batch:
-    """Check the shape of a request; its addresses are for the program to judge."""
-    started_ns = time.perf_counter_ns()
-    runs = NO_RUNS if skip_runs is None else skip_runs
-    if frag_addrs.ndim != 1 or not 0 <= num_frags <= len(frag_addrs) or not 0 <= base_addr <= move.ADDR_MAX:
-        raise OSError(errno.EINVAL, "frag_addrs must be uint64[n >= num_frags], base_addr a physical address")
-    if runs.ndim != 2 or runs.shape[1] != 2 or runs.dtype != np.uint64 or frag_addrs.dtype != np.uint64:
-        raise OSError(errno.EINVAL, "skip_runs must be uint64[n, 2]")
-    frags = np.ascontiguousarray(frag_addrs[:num_frags])
-    return _Batch(base_addr, frags, np.ascontiguousarray(runs), started_ns, profile)
-
-
-def _nr_slots(nr_frags: int, nr_dpus: int) -> int:
-    """Fragments per DPU when they are dealt in even slices."""
-    return max(1, -(-nr_frags // nr_dpus))
-
-
-def _deal(batch: _Batch, nr_dpus: int) -> tuple[I64, U64]:
-    """One slice per DPU -> (arguments int64[nr_dpus, NR_ARGS], fragments uint64[nr_dpus, nr_slots])."""
-    args = np.empty((nr_dpus, move.NR_ARGS), np.int64)
-    frags = np.zeros((nr_dpus, _nr_slots(len(batch.frag_addrs), nr_dpus)), np.uint64)
-    move.deal_slices(batch.base_addr, batch.frag_addrs, len(batch.skip_runs), args, frags)
-    return args, frags
-
-
 def _read_status(dpus: DpuSet) -> DpuErr:
     """The first status that is not 0 among the DPUs."""
     results = np.empty((len(dpus), move.NR_RESULTS), np.int64)
     dpus.push_xfer(FROM_DPU, DPU_RESULTS, 0, results)
     statuses = set(results[:, 0].tolist())
     return next((code for code in DpuErr if code and code in statuses), DpuErr.OK)
-
-
-def _layout_by_rule(batch: _Batch, nr_pages: int) -> U64:
-    """The layout that the program computed, computed here: its loop on a single slice.
-
-    A batch that the rule refuses has none: its fragments stay at their own addresses.
-    """
-    args, frags = _deal(batch, 1)
-    heap = np.concatenate((frags[0], np.zeros_like(frags[0]), np.zeros_like(frags[0]), batch.skip_runs.reshape(-1)))
-    mram = np.concatenate((np.zeros(move.HEAP, np.int64), heap.view(np.int64)))
-    nr_frags = len(batch.frag_addrs)
-    if move.plan_layout(mram[None], args, np.zeros(1, np.int64), nr_pages) < 0:
-        return batch.frag_addrs.copy()
-    new = mram[move.HEAP + move.COL_NEW * frags.shape[1] :][:nr_frags]
-    return new.view(np.uint64)

@@ -2,9 +2,11 @@
 """The compiled loops of the DPU program `dpu_compact`: the layout, the moves, the waves.
 
 The fragments of a batch are dealt to the DPUs of a set in consecutive slices, one row of MRAM each. Every DPU
-holds the same skip runs, and where it starts to fill follows from them and from how many fragments come
-before its slice. The emulator runs the slices one after the other and carries that place along, where a real
-DPU would walk to it again.
+holds the same skip runs, and where it starts to fill follows from them and from the fragments before its
+slice. The emulator runs the slices one after the other and carries that place along, where a real DPU would walk to it
+again.
+
+A fragment is a folio of 2^order pages that moves whole; its entry is its address with the order in the low 12 bits.
 
 Words are int64 here, so that addresses and counts mix without surprises; an address beyond 2^62 is out of any
 memory.
@@ -13,12 +15,13 @@ memory.
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.jit import njit
+from kernelsim.jit import i64, njit
 
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
 PAGE_SIZE = 4096
+MAX_ORDER = 10  # of a fragment
 ADDR_MAX = 1 << 62
 
 # A DPU's memories in 8-byte words. DPU_INPUT_ARGUMENTS, DPU_RESULTS and the length of the printed text lie in
@@ -32,7 +35,7 @@ MRAM_WORDS = (64 << 20) // 8
 PRINT_WORDS = (1 << 20) // 8
 HEAP = PRINT_WORDS
 
-# The heap of one DPU: three columns of nr_slots words (fragment address, new address, checksum), then the
+# The heap of one DPU: three columns of nr_slots words (fragment's entry, new address, checksum), then the
 # skip runs.
 COL_NEW, COL_SUM, NR_COLS = 1, 2, 3
 
@@ -73,13 +76,43 @@ def deal_slices(base_addr: int, frag_addrs: U64, nr_skip_runs: int, args: I64, f
 
 
 @njit
+def frag_address(entry: int) -> int:
+    """A fragment's byte address."""
+    return entry & -PAGE_SIZE
+
+
+@njit
+def frag_bytes(entry: int) -> int:
+    """A fragment's size."""
+    return PAGE_SIZE << (entry & (PAGE_SIZE - 1))
+
+
+@njit
+def count_pages(frag_addrs: U64, nr_frags: int) -> int:
+    """Pages in the first `nr_frags` fragments."""
+    nr = 0
+    for i in range(nr_frags):
+        nr += 1 << (i64(frag_addrs[i]) & (PAGE_SIZE - 1))
+    return nr
+
+
+@njit
+def _is_fragment(entry: int, last_end: int, memory_bytes: int) -> bool:
+    """A legal order, aligned to its size, behind the fragment before and inside the memory."""
+    if entry < 0 or entry > ADDR_MAX or entry & (PAGE_SIZE - 1) > MAX_ORDER:
+        return False
+    address, size = frag_address(entry), frag_bytes(entry)
+    return address % size == 0 and last_end <= address <= memory_bytes - size
+
+
+@njit
 def plan_layout(mram: I64, wram: I64, dpus: I64, nr_pages: int) -> int:
     """Give every fragment its new address by the rule of kernelsim/dpu_hw.py -> number of moves.
 
-    Refuses the batch (-STATUS_BAD_ACCESS) before anything moves unless addresses are page aligned, inside the
-    memory of `nr_pages` pages and strictly ascending, and every move goes strictly down. That is enough for
-    safety: sources and destinations both ascend, so a destination below its own source lies below every
-    source not yet moved.
+    Refuses the batch (-STATUS_BAD_ACCESS) before anything moves unless fragments are aligned to their size, inside
+    the memory of `nr_pages` pages and ascending without overlap, and every move ends below its source. That is enough
+    for safety: sources and destinations both ascend, so a destination below its own source lies below every source not
+    yet moved.
     """
     first_dpu = dpus[0]
     nr_runs = wram[first_dpu, ARG_NR_SKIP_RUNS]
@@ -90,7 +123,7 @@ def plan_layout(mram: I64, wram: I64, dpus: I64, nr_pages: int) -> int:
     cursor = wram[first_dpu, ARG_BASE]
     if cursor < 0 or cursor % PAGE_SIZE or not _runs_ascend(runs):
         return -STATUS_BAD_ACCESS
-    last_frag, run, nr_done = -1, 0, 0
+    last_end, run, nr_done = 0, 0, 0
     for dpu in dpus:
         nr_frags, nr_slots = wram[dpu, ARG_NR_FRAGS], wram[dpu, ARG_NR_SLOTS]
         if nr_frags < 0 or nr_frags > nr_slots or HEAP + NR_COLS * nr_slots > MRAM_WORDS:
@@ -99,15 +132,21 @@ def plan_layout(mram: I64, wram: I64, dpus: I64, nr_pages: int) -> int:
             return -STATUS_BAD_ACCESS
         heap = mram[dpu, HEAP:]
         for k in range(nr_frags):
-            while run < nr_runs and runs[2 * run] <= cursor:
-                cursor = max(cursor, runs[2 * run] + runs[2 * run + 1] * PAGE_SIZE)
-                run += 1
             frag = heap[k]
-            if frag % PAGE_SIZE or frag <= last_frag or frag >= nr_pages * PAGE_SIZE or cursor >= frag:
+            if not _is_fragment(frag, last_end, nr_pages * PAGE_SIZE):
+                return -STATUS_BAD_ACCESS
+            size = frag_bytes(frag)
+            cursor = (cursor + size - 1) & -size
+            while run < nr_runs and runs[2 * run] < cursor + size:
+                if runs[2 * run + 1] > 0:
+                    cursor = max(cursor, min(runs[2 * run], ADDR_MAX // 2) + runs[2 * run + 1] * PAGE_SIZE)
+                    cursor = (cursor + size - 1) & -size
+                run += 1
+            if cursor + size > frag_address(frag):
                 return -STATUS_BAD_ACCESS
             heap[COL_NEW * nr_slots + k] = cursor
-            cursor += PAGE_SIZE
-            last_frag = frag
+            cursor += size
+            last_end = frag_address(frag) + size
         nr_done += nr_frags
     return nr_done
 
@@ -157,20 +196,27 @@ def move_pages(
 ) -> int:
     """Carry out the planned moves first .. stop-1 in order; -> program status.
 
-    A move retires (`retired[slot]` is then its number plus one) once the page written was read back and its sum found
-    right. The write before that hits a page that is free or vacated, so whatever goes wrong, the source still holds the
-    content. `flip_at` and `flip_bit` corrupt one written page on purpose (-1: none).
+    A move retires (`retired[slot]` is then its number plus one) once what it wrote was read back, page by page, and
+    the sums found right. The writes before that hit pages that are free or vacated, so whatever goes wrong, the source
+    still holds the content. `flip_at` and `flip_bit` corrupt what one move wrote on purpose (-1: none).
     """
     nr_slots = wram[dpus[0], ARG_NR_SLOTS]
     for i in range(first, stop):
         heap = mram[dpus[i // nr_slots], HEAP:]
         k = i % nr_slots
-        page = memory[heap[COL_NEW * nr_slots + k] // PAGE_SIZE]
-        total = _copy_page(memory[heap[k] // PAGE_SIZE], page)
-        if i == flip_at:
-            _flip(page, flip_bit)
-        if page_sum(page) != total:
-            return STATUS_CORRUPTED
+        src = heap[k] // PAGE_SIZE
+        dst = heap[COL_NEW * nr_slots + k] // PAGE_SIZE
+        nr_pages = 1 << (heap[k] % PAGE_SIZE)
+        flipped = flip_bit // (64 * memory.shape[1]) % nr_pages if i == flip_at else -1
+        total = 0
+        for p in range(nr_pages):
+            page = memory[dst + p]
+            expected = _copy_page(memory[src + p], page)
+            if p == flipped:
+                _flip(page, flip_bit)
+            if page_sum(page) != expected:
+                return STATUS_CORRUPTED
+            total += expected
         heap[COL_SUM * nr_slots + k] = total
         retired[slot] = i + 1
     return STATUS_OK
@@ -182,6 +228,11 @@ def report_retired(wram: I64, dpus: I64, nr_retired: int) -> None:
     for dpu in dpus:
         mine = nr_retired - wram[dpu, ARG_FIRST_FRAG]
         wram[dpu, RES_NR_RETIRED] = min(max(mine, 0), wram[dpu, ARG_NR_FRAGS])
+
+
+@njit
+def _frag_end(entry: int) -> int:
+    return frag_address(entry) + frag_bytes(entry)
 
 
 @njit
@@ -198,10 +249,12 @@ def cut_segments(mram: I64, wram: I64, dpus: I64, stop: int, smallest: int, ends
     for k in range(stop + 1):
         ended = k == stop
         if not ended:
-            new = mram[dpus[k // nr_slots], HEAP + COL_NEW * nr_slots + k % nr_slots]
-            while mram[dpus[p // nr_slots], HEAP + p % nr_slots] < new:
+            heap = mram[dpus[k // nr_slots], HEAP:]
+            new, size = heap[COL_NEW * nr_slots + k % nr_slots], frag_bytes(heap[k % nr_slots])
+            p = max(p, start)
+            while _frag_end(mram[dpus[p // nr_slots], HEAP + p % nr_slots]) <= new:
                 p += 1
-            ended = start <= p < k and mram[dpus[p // nr_slots], HEAP + p % nr_slots] == new
+            ended = p < k and frag_address(mram[dpus[p // nr_slots], HEAP + p % nr_slots]) < new + size
         if not ended:
             continue
         if k - start >= smallest:
@@ -220,22 +273,25 @@ def cut_segments(mram: I64, wram: I64, dpus: I64, stop: int, smallest: int, ends
 
 @njit
 def count_waves(src: U64, dst: U64, nr_moves: int, nr_dpus: int) -> tuple[int, int]:
-    """Cut the first `nr_moves` moves into waves -> (nr_waves, nr_rounds).
+    """Cut the first `nr_moves` moves into waves -> (nr_waves, nr_rounds). `src`: the fragments' entries.
 
     A wave is the longest run of moves of which none lands on the source of an earlier move of the same wave:
-    those may go at the same time. A round is one move on each DPU: the sum over waves of ceil(moves /
-    nr_dpus). Both lists ascend, so one pointer `p` follows the sources as the destinations rise.
+    those may go at the same time. A round is one page on each DPU: the sum over waves of ceil(pages / nr_dpus).
+    Both lists ascend, so one pointer `p` follows the sources as the destinations rise.
     """
-    nr_waves, nr_rounds = 0, 0
+    nr_waves, nr_rounds, nr_pages = 0, 0, 0
     start, p = 0, 0
     for k in range(nr_moves):
-        while src[p] < dst[k]:
+        size, new = frag_bytes(i64(src[k])), i64(dst[k])
+        p = max(p, start)
+        while _frag_end(i64(src[p])) <= new:
             p += 1
-        if start <= p < k and src[p] == dst[k]:
+        if p < k and frag_address(i64(src[p])) < new + size:
             nr_waves += 1
-            nr_rounds += (k - start + nr_dpus - 1) // nr_dpus
-            start = k
+            nr_rounds += (nr_pages + nr_dpus - 1) // nr_dpus
+            start, nr_pages = k, 0
+        nr_pages += size // PAGE_SIZE
     if nr_moves > start:
         nr_waves += 1
-        nr_rounds += (nr_moves - start + nr_dpus - 1) // nr_dpus
+        nr_rounds += (nr_pages + nr_dpus - 1) // nr_dpus
     return nr_waves, nr_rounds

@@ -6,8 +6,10 @@ differs: `PackageCompact` hands its run to the package. A DPU of real hardware c
 bytes travel with the batch. The binary has the host symbols of `dpu_compact` (program.py) with the heap laid out as in
 move.py, and one more:
 
-    DPU_PAGES    MRAM   in: the bytes of this DPU's fragments, one after the other; out: the same, after the DPU
-                        has moved each through its WRAM and noted the sum of what it wrote
+    DPU_PAGES    MRAM   in: the bytes of this DPU's fragments, all pages of each, one after the other; out: the same,
+                        after the DPU has moved each through its WRAM and noted the sum of what it wrote
+
+Lists of moves (CMA, `dpu_move`) stay with the emulated program.
 
 The host puts the pages in their places, in order, as far as DPU_RESULTS says they retired and the sums agree. The
 package raises for everything else; its text decides which fault that was. Nothing of the SDK is part of dpud, and none
@@ -96,7 +98,7 @@ class PackageCompact:
         mram, wram = rank.words_of(Space.MRAM), rank.words_of(Space.WRAM)
         heaps = [self._heap(mram[dpu], wram[dpu]) for dpu in dpus.tolist()]
         frags = [heap[: int(wram[dpu, move.ARG_NR_FRAGS])] for heap, dpu in zip(heaps, dpus.tolist(), strict=True)]
-        pages = [np.ascontiguousarray(rank.memory[mine // move.PAGE_SIZE]) for mine in frags]
+        pages = [np.ascontiguousarray(rank.memory[_pfns(mine)]) for mine in frags]
         real.copy(DPU_INPUT_ARGUMENTS, [bytearray(wram[dpu, : move.NR_ARGS].tobytes()) for dpu in dpus.tolist()])
         real.copy(DPU_MRAM_HEAP_POINTER_NAME, [bytearray(heap.tobytes()) for heap in heaps])
         buffers = self._padded([page.tobytes() for page in pages])
@@ -135,15 +137,25 @@ class PackageCompact:
         nr_retired = 0
         for dpu, mine in zip(dpus.tolist(), pages, strict=True):
             nr_slots, nr_done = int(wram[dpu, move.ARG_NR_SLOTS]), int(wram[dpu, move.RES_NR_RETIRED])
-            heap = mram[dpu, move.HEAP :]
-            for k in range(min(nr_done, len(mine))):
-                if move.page_sum(mine[k]) != heap[move.COL_SUM * nr_slots + k]:
+            heap, at = mram[dpu, move.HEAP :], 0
+            for k in range(min(nr_done, int(wram[dpu, move.ARG_NR_FRAGS]))):
+                nr_pages = 1 << int(heap[k] % move.PAGE_SIZE)
+                folio = mine[at : at + nr_pages]
+                if move.page_sum(folio.reshape(-1)) != heap[move.COL_SUM * nr_slots + k]:
                     wram[dpu, move.RES_STATUS] = move.STATUS_CORRUPTED
                     break
-                rank.memory[int(heap[move.COL_NEW * nr_slots + k]) // move.PAGE_SIZE] = mine[k]
+                new = int(heap[move.COL_NEW * nr_slots + k]) // move.PAGE_SIZE
+                rank.memory[new : new + nr_pages] = folio
+                at += nr_pages
                 nr_retired += 1
             else:
-                if nr_done == len(mine):
+                if nr_done == wram[dpu, move.ARG_NR_FRAGS]:
                     continue
             break
         rank.completion[0] = nr_retired
+
+
+def _pfns(frags: I64) -> I64:
+    """The pages of some fragments (pfn << 12 | order), in order."""
+    runs = [np.arange(frag // move.PAGE_SIZE, frag // move.PAGE_SIZE + (1 << frag % move.PAGE_SIZE)) for frag in frags]
+    return np.concatenate([*runs, np.zeros(0, np.int64)]).astype(np.int64)

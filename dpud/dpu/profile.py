@@ -46,6 +46,11 @@ class Constant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fitted_to: str = ""
     """The published rows that it was made to reproduce, which therefore validate nothing."""
 
+    @property
+    def standing(self) -> str:
+        """What it is worth: `estimate`, `fitted` (to published rows) or `published`."""
+        return "estimate" if not self.calibrated else "fitted" if self.fitted_to else "published"
+
 
 class _Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of constants; a field's name ends in its unit, and the file must agree."""
@@ -333,6 +338,12 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def constants(self) -> dict[str, Constant]:
         """Every constant as `table.name`, for reports; the CPU's as `cpu.table.name`."""
         return _constants(self)
+
+    def describe(self) -> str:
+        """The text of debugfs dpu_compact/profile; see kernelsim.dpu_hw."""
+        constants = self.constants().items()
+        lines = [f"{name} {c.value:g} {c.unit} {c.standing}: {c.source}" for name, c in constants]
+        return "\n".join([f"{self.name}: {self.doc}", *lines, ""])
 
 
 def _constants(tables: msgspec.Struct) -> dict[str, Constant]:

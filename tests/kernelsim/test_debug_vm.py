@@ -98,7 +98,7 @@ FAULTS: dict[str, tuple[str, Callable[[Victim], object]]] = {
         "bad PTE or table",
         lambda v: v.vm.pt.__setitem__(v.ptep, (v.vm.pt[v.ptep] & 0xFFF) | np.uint64(v.cached << 12)),
     ),
-    "shared page is writable": ("bad PTE or table", lambda v: add_bits(v, v.shared_ptep, RW)),
+    "shared page is writable": ("shared page is writable", lambda v: add_bits(v, v.shared_ptep, RW)),
     "pte lost": ("rss_anon", lambda v: v.vm.pt.__setitem__(v.ptep, 0)),
     "migration entry for a page at rest": ("bad PTE or table", lambda v: add_bits(v, v.ptep, (1 << 10) - PRESENT)),
     "table frame's flag": ("bad PTE or table", lambda v: v.pages["flags"].__setitem__(v.table, 0)),

@@ -155,6 +155,21 @@ def test_shared_pages_meet_it_too() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.parametrize("kind", PAGE_KINDS)
+def test_huge_pages_meet_it_too(kind: str) -> None:
+    """Regions of 32 MiB, in which huge pages move whole."""
+    lab = Lab((64,))
+    lab.sysctl(dpu_compact_min_fragments=1, dpu_compact_region_order=14)
+    lab.spawn("filler", anon="16M")
+    lab.spawn("a", thp="1", anon="24M")
+    settle([lab.end("filler")])
+    arm(lab, kind, probability=100, times=-1)
+    lab.compact()
+    assert injected(lab, kind) > 0
+    assert lab.stats()["thp_moved"] > 0
+    lab.assert_at_rest()
+
+
 def test_all_at_once_with_a_device_that_fails() -> None:
     lab = lab_with_faults("full", nr_ranks=2)
     for seed, kind in enumerate((*PAGE_KINDS, *DEVICE_KINDS)):

@@ -81,6 +81,19 @@ def test_the_configured_profile_is_the_first_engine(engine: str) -> None:
     assert f"[{engine}]" in Lab((32,), profile=engine).read(ENGINE)
 
 
+def test_the_profile_says_what_its_constants_are_worth() -> None:
+    lab = Lab((32,))
+    lines = lab.read(f"{DEBUGFS}/profile").splitlines()
+    assert lines[0].startswith("upmem-v1a: ")
+    found = {line.split()[0]: line.split()[1:4] for line in lines[1:]}
+    assert found["device.launch_overhead_us"] == ["35", "us", "estimate:"]
+    assert found["device.dma_read_fixed_cycles"] == ["77", "cycles", "published:"]
+    assert found["cpu.metadata.metadata_ns"] == ["714", "ns", "fitted:"]
+    lab.write(ENGINE, "ptdma")
+    assert lab.read(f"{DEBUGFS}/profile").startswith("ptdma: ")
+    assert Lab((32,), nr_ranks=None).read(f"{DEBUGFS}/profile").startswith("No model")
+
+
 @pytest.mark.parametrize("nr_ranks", [None, 0], ids=["no device", "no rank"])
 def test_without_a_rank_there_are_the_cpu_s_engines(nr_ranks: int | None) -> None:
     lab = loaded_lab(nr_ranks=nr_ranks)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What is inferred from a machine's own figures, on made-up machines whose truth is known."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,19 +11,29 @@ from captures import (
     BUDDY,
     HIGHATOMIC,
     ISOLATE,
+    LRU,
     MOVABLE,
     PAGES,
     RESERVED,
     SLAB,
     UNMOVABLE,
+    UPTODATE,
     Machine,
     machine,
 )
 
 from dpud.proctext import parse_zones
-from kernelsim.hostimage import HostImage, HostTask, build_host_image, count_free_blocks, format_buddyinfo
+from kernelsim.hostimage import (
+    HostImage,
+    HostTask,
+    _shuffle_blocks,
+    build_host_image,
+    count_free_blocks,
+    format_buddyinfo,
+)
 
 HEAD, TAIL = 1 << 15, 1 << 16
+REFERENCED, DIRTY, KSM, IDLE, PRIVATE = 1 << 2, 1 << 4, 1 << 21, 1 << 25, 1 << 35
 
 
 def import_machine(built: Machine, mappings: tuple[HostTask, ...] = ()) -> HostImage:
@@ -143,9 +154,41 @@ def test_a_free_page_keeps_nothing_but_pg_buddy() -> None:
 def test_a_mapped_page_has_a_mapcount_whatever_was_read_later() -> None:
     built = machine(nr_blocks=4)
     first, second = np.flatnonzero(built.counts)[:2]
+    built.flags[first] |= KSM  # shared by processes: the count is an average
     built.counts[first], built.counts[second] = 0, 1 << 63
     mapcount = import_machine(built).mapcount
     assert (mapcount[first], mapcount[second]) == (1, 2**31 - 1)
+
+
+def test_pages_of_a_process_that_ended_while_it_was_read_were_freed_last() -> None:
+    built = machine(nr_blocks=4)
+    anon = np.flatnonzero((built.flags == ANON_PAGE) & (built.counts > 0))
+    built.flags[anon[:9]] = 0
+    built.counts[anon[:9]] = 0
+    built.counts[anon[20]] = 0
+    image = import_machine(built)
+    assert image.pcp_pfn.tolist() == [anon[20], *anon[:7]]
+    assert image.flags[anon[20]] == image.mapcount[anon[20]] == 0
+    assert any("1 pages of processes that ended" in note for note in image.notes)
+
+
+def test_the_order_of_frees_goes_by_blocks_of_the_largest_order() -> None:
+    pfns = np.arange(512, 8 * 1024, 2)
+    shuffled = _shuffle_blocks(pfns)
+    assert sorted(shuffled.tolist()) == pfns.tolist()
+    blocks = [int(block) for block, _ in itertools.groupby(shuffled >> 10)]
+    assert sorted(blocks) == list(range(8)) != blocks
+    assert all((np.diff(shuffled[shuffled >> 10 == block]) > 0).all() for block in blocks)
+    assert (_shuffle_blocks(pfns) == shuffled).all()
+
+
+def test_buffers_that_a_file_system_keeps_are_taken_to_be_held() -> None:
+    built = machine(nr_blocks=4)
+    at = np.flatnonzero(built.flags == ANON_PAGE)[:5]
+    held = LRU | IDLE | PRIVATE
+    built.flags[at] = [held, held | UPTODATE, held & ~IDLE, held | DIRTY, held | REFERENCED]
+    built.counts[at] = 0
+    assert import_machine(built).pinned_pfn.tolist() == [at[0], at[3]]
 
 
 def test_compound_pages_get_their_order() -> None:
@@ -195,7 +238,7 @@ def test_totals_hold_when_the_evidence_contradicts_them() -> None:
     built = machine(nr_blocks=12)
     honest = built.pagetypeinfo()
     zones = parse_zones(built.zoneinfo(), built.buddyinfo(), honest)
-    counted = replace(zones[1], nr_blocks=(1, 9, 2, 0, 0))
+    counted = replace(zones[1], nr_blocks=(1, 9, 2, 0, 0, 0))
     image = build_host_image((zones[0], counted), built.flags, built.counts)
     assert np.bincount(image.block_migratetype[4:], minlength=5).tolist() == [1, 9, 2, 0, 0]
 

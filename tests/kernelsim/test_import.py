@@ -12,11 +12,23 @@ from dpud.dpu.driver import DpuDriver
 from dpud.physmem import PhysMem
 from kernelsim.hostimage import HostImage
 from kernelsim.machine import NODES_SYSFS, Machine
-from kernelsim.page import PG_anon, PG_buddy, PG_head, PG_lru, PG_nopage, PG_reserved, PG_slab, PG_table, PG_tail
+from kernelsim.page import (
+    PG_anon,
+    PG_buddy,
+    PG_head,
+    PG_huge,
+    PG_lru,
+    PG_nopage,
+    PG_reserved,
+    PG_slab,
+    PG_table,
+    PG_tail,
+)
 
 SHARED = Path(__file__).parents[3] / "shared/data/host-fragmentation"
 CASES = {"demo": DEMO, "random50": SHARED / "random50/before", "runs40": SHARED / "runs40/before"}
-KEPT = PG_slab | PG_reserved | PG_table | PG_head | PG_tail | PG_nopage
+KEPT = PG_slab | PG_reserved | PG_table | PG_nopage
+COMPOUND = PG_head | PG_tail
 
 
 @cache
@@ -65,7 +77,7 @@ def test_pages_keep_their_place_and_compaction_moves_only_what_may_move() -> Non
     taken = (flags & PG_table != 0) & (image.flags[:nr] & KEPT == 0)  # unowned frames that hold our page tables
     assert (flags[kept & ~taken] & KEPT == image.flags[:nr][kept & ~taken] & KEPT).all()
     single = (image.flags[:nr] & (PG_lru | PG_anon)) == (PG_lru | PG_anon)
-    single &= image.flags[:nr] & KEPT == 0
+    single &= image.flags[:nr] & (KEPT | COMPOUND) == 0
     assert (flags[single] & (PG_lru | PG_anon) == PG_lru | PG_anon).all()
     assert not (flags[image.flags[:nr] & (PG_buddy | PG_nopage) == 0] & PG_buddy).any()
     assert machine.check() == []
@@ -76,10 +88,37 @@ def test_pages_keep_their_place_and_compaction_moves_only_what_may_move() -> Non
     assert machine.check() == []
 
 
+def large_folios(image: HostImage, nr: int) -> np.ndarray:
+    """Heads of compound pages on an LRU list that are neither slab nor hugetlb."""
+    flags = image.flags[:nr]
+    return np.flatnonzero((flags & PG_head != 0) & (flags & PG_lru != 0) & (flags & (PG_slab | PG_huge) == 0))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_large_folios_are_mapped_again_and_move_whole(case: str) -> None:
+    image, machine = image_of(case), machine_of(case)
+    pages, nr = machine.mem.pages, machine.mem.nr_pages
+    heads = large_folios(image, nr)
+    orders = image.compound_order[heads]
+    assert len(set(orders.tolist())) > 2
+    assert (pages["order"][heads] == orders).all()
+    by_hand = [int(np.minimum(image.mapcount[h : h + (1 << o)], 16).sum()) for h, o in zip(heads, orders, strict=True)]
+    whole = pages["mapping"][heads + 1]  # PMD entries
+    assert (pages["mapcount"][heads] + whole * 511 == by_hand).all()
+    assert machine.check() == []
+    machine.registry.write("/proc/sys/vm/dpu_compact_region_order", "18")
+    machine.registry.write(f"{NODES_SYSFS}/node0/compact_dpu", "1")
+    after = np.flatnonzero((pages["flags"][:nr] & PG_head != 0) & (pages["flags"][:nr] & PG_lru != 0))
+    split = int(machine.vm.events["thp_split_page"][0])
+    assert sorted(pages["order"][after].tolist()) == sorted(orders.tolist()) or split
+    assert len(set(after.tolist()) - set(heads.tolist())) > len(heads) // 10
+    assert machine.check() == []
+
+
 def test_every_mapped_page_is_mapped_again() -> None:
     image, machine = image_of("demo"), machine_of("demo")
     nr = machine.mem.nr_pages
-    single = image.flags[:nr] & (PG_lru | KEPT) == PG_lru
+    single = image.flags[:nr] & (PG_lru | KEPT | COMPOUND) == PG_lru
     assert single.sum() > 100_000
     expected = np.minimum(image.mapcount[:nr], 16)[single]
     assert (machine.mem.pages["mapcount"][:nr][single] == expected).all()

@@ -35,6 +35,7 @@ SETTINGS = (
     *(("fork", name) for name in NAMES),
     *(("mlock", text) for text in ("0", "30", "100")),
     *(("pin", text) for text in ("0", "3 seed=6", "40")),
+    *(("thp", text) for text in "110"),
 )
 
 

@@ -229,3 +229,13 @@ def test_every_order_can_be_had_and_is_aligned(order: int) -> None:
     assert int(mem.zones["pgalloc"].sum()) == 1 << order
     free(mem, pfn, order)
     assert int(mem.zones["pgfree"].sum()) == 1 << order
+
+
+def test_a_run_that_is_freed_is_cut_where_types_must_not_mix() -> None:
+    """Two pageblocks of one order-10 block, one of a type that keeps to itself: each stays what it is."""
+    mem = small_mem(64)
+    pfn = alloc(mem, 10)
+    mem.blocks[(pfn >> 9) + 1] = 4  # CMA
+    buddy.free_range(mem.pages, mem.zones, mem.blocks, pfn, pfn + 1024)
+    assert [int(mem.pages["order"][at]) for at in (pfn, pfn + 512)] == [9, 9]
+    assert mem.blocks[pfn >> 9 :][:2].tolist() == [MOVABLE, 4]

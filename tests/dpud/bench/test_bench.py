@@ -13,9 +13,7 @@ from dpud.errors import UserError
 
 def test_unknown_benchmark_is_refused_before_anything_runs(monkeypatch):
     monkeypatch.setattr(bench, "_run", lambda *_: pytest.fail("ran"))
-    with pytest.raises(
-        UserError, match="no benchmark speed: there are region, node, fuse, import, pages, tables, breakeven, engines"
-    ):
+    with pytest.raises(UserError, match=r"no benchmark speed: there are region, node, .*"):
         bench.run("speed")
 
 

@@ -179,7 +179,7 @@ def test_config_names_the_package(package: ModuleType) -> None:
 
 def test_without_a_package_the_configuration_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dpu", None)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match='^dpu.backend: "dpu": .*; the package comes with the UPMEM SDK$'):
+    with pytest.raises(UserError, match=r'^dpu.backend: "dpu": .*; the package comes with the UPMEM SDK$'):
         dpu_config(Config(dpu=DpuTable(backend="dpu", binary="x")))
 
 

@@ -39,7 +39,7 @@ from kernelsim.compact_control import (
     vm_arrays,
 )
 from kernelsim.compaction_free import pageblock_start_pfn
-from kernelsim.compaction_loop import compact_zone_slice, release_free_list
+from kernelsim.compaction_loop import compact_zone_slice, release_free_list, zone_blocks_ok
 from kernelsim.compaction_sysctl import CompactionSysctl
 from kernelsim.jit import njit
 from kernelsim.mm_types import LongOp, Vm
@@ -64,7 +64,7 @@ COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT, COMPACT_PRIO_ASYNC = range(3)
 COMPACT_MAX_DEFER_SHIFT = 6
 GFP_IO, GFP_FS = 0x40, 0x80  # ___GFP_IO, ___GFP_FS: without them no compaction, and none of pages with a mapping
 SLICE = 1 << 18  # pages looked at: a few milliseconds
-_SAMPLE = 8  # every how many pages a pageblock is looked at when skip bits are cleared (COMPACT_... PAGE_ALLOC_COSTLY)
+_SAMPLE = 1 << PAGE_ALLOC_COSTLY_ORDER  # every how many pages a pageblock is looked at when skip bits are cleared
 
 
 def compact_gap(order: int) -> int:
@@ -190,9 +190,12 @@ class Compaction:
     def _compact_zone_for_order(self, cc: CompactControl, mark: int) -> Operation[int]:
         """Compact unless a block is there already or cannot be made (compaction_suit_allocation_order)."""
         zone, order, highest_type = (int(cc[name][0]) for name in ("zone", "order", "highest_type"))
-        free_in_blocks = cc["blocks_mark"][0] >= 0
         cma = bool(cc["migratetype"][0] == MIGRATE_MOVABLE)
-        if not free_in_blocks and zone_watermark_ok(self.vm.mem.zones, zone, order, mark, highest_type, cma):
+        if cc["blocks_mark"][0] >= 0:
+            enough = zone_blocks_ok(self.vm.mem.zones, zone, order, mark, highest_type)
+        else:
+            enough = zone_watermark_ok(self.vm.mem.zones, zone, order, mark, highest_type, cma)
+        if enough:
             return COMPACT_SUCCESS
         if not self.compaction_suitable(zone, order, highest_type):
             return COMPACT_SKIPPED
@@ -258,11 +261,12 @@ class Compaction:
     def reset_isolation_suitable(self, nid: int) -> None:
         """Forget skip bits where a direct compaction went all the way (kswapd going to sleep)."""
         for zone in self._populated(nid):
-            if self.vm.mem.zones["compact_blockskip_flush"][zone]:
-                self._reset_isolation_suitable(zone)
+            self._reset_isolation_suitable(zone)
 
     def _reset_isolation_suitable(self, zone: int) -> None:
         mem = self.vm.mem
+        if not mem.zones["compact_blockskip_flush"][zone]:
+            return
         mem.zones["compact_blockskip_flush"][zone] = 0
         _clear_skip_bits(mem.pages, mem.zones, mem.blocks, mem.skip, zone)
 
@@ -298,6 +302,9 @@ class Compaction:
                 if result != COMPACT_CONTINUE:
                     return result
                 yield None
+        except GeneratorExit:
+            cc["capture_wanted"] = 0  # nobody is left to take a block
+            raise
         finally:
             release_free_list(vm_arrays(self.vm, self._src, self._dst), cc)
             self.vm.events["compact_migrate_scanned"] += cc["total_migrate_scanned"]

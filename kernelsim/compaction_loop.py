@@ -32,23 +32,26 @@ from kernelsim.migrate import flush_touched, folio_migrate, putback_or_free
 from kernelsim.mmzone import (
     MIGRATE_CMA,
     MIGRATE_HIGHATOMIC,
+    MIGRATE_ISOLATE,
     MIGRATE_MOVABLE,
-    MIGRATE_RECLAIMABLE,
-    MIGRATE_UNMOVABLE,
     NR_PAGE_ORDERS,
+    Zones,
     pageblock_nr_pages,
     pageblock_order,
 )
 from kernelsim.page import PG_anon, PG_private
-from kernelsim.page_alloc import del_page_from_free_list, find_buddy_head, free_one_page, free_range
-from kernelsim.pcp import free_frozen_page
+from kernelsim.page_alloc import (
+    del_page_from_free_list,
+    find_buddy_head,
+    free_one_page,
+    free_range,
+    zone_watermark_ok,
+)
+from kernelsim.pcp import drain_pages_zone, free_frozen_page
 from kernelsim.rmap import remove_migration_ptes, try_to_migrate
 
 _SCAN_COST = 1
 _MIGRATE_COST = 64  # moving a page takes about as long as looking at so many
-
-# Which types a request may steal from (mm/page_alloc.c fallbacks), as far as compact_finished() asks.
-_STEALS_FROM_ANY = (MIGRATE_UNMOVABLE, MIGRATE_RECLAIMABLE)
 
 
 # Targets.
@@ -247,13 +250,13 @@ def _suitable_page_free(v: VmArrays, cc: CompactControl) -> bool:
 
 
 @njit
-def nr_free_in_blocks(v: VmArrays, zone: int) -> int:
-    """Free pages in blocks of a pageblock or more (NR_FREE_PAGES_BLOCKS)."""
-    nr = 0
-    for order in range(pageblock_order, NR_PAGE_ORDERS):
-        for migratetype in range(MIGRATE_HIGHATOMIC + 1):
-            nr += v.zones[zone].nr_free[order, migratetype] << order
-    return nr
+def zone_blocks_ok(zones: Zones, zone: int, order: int, mark: int, highest_type: int) -> bool:
+    """zone_watermark_ok(), counting only what is free in whole pageblocks (NR_FREE_PAGES_BLOCKS)."""
+    in_blocks = 0
+    for large in range(pageblock_order, NR_PAGE_ORDERS):
+        for migratetype in range(MIGRATE_ISOLATE):
+            in_blocks += zones[zone].nr_free[large, migratetype] << large
+    return zone_watermark_ok(zones, zone, order, mark + zones[zone].free_pages - in_blocks, highest_type)
 
 
 @njit
@@ -269,7 +272,8 @@ def compact_finished(v: VmArrays, cc: CompactControl) -> int:
     if c.order == -1 or c.migrate_pfn & (pageblock_nr_pages - 1):
         return COMPACT_CONTINUE
     if c.blocks_mark >= 0:
-        return COMPACT_SUCCESS if nr_free_in_blocks(v, c.zone) > c.blocks_mark else COMPACT_CONTINUE
+        enough = zone_blocks_ok(v.zones, c.zone, c.order, c.blocks_mark, c.highest_type)
+        return COMPACT_SUCCESS if enough else COMPACT_CONTINUE
     return COMPACT_SUCCESS if _suitable_page_free(v, cc) else COMPACT_NO_SUITABLE_PAGE
 
 
@@ -312,6 +316,17 @@ def _one_round(v: VmArrays, cc: CompactControl) -> int:
 
 
 @njit
+def _drain_what_was_left(v: VmArrays, cc: CompactControl) -> None:
+    """Once the migrate scanner has left the chunk of the wanted order that it moved pages out of, what was freed there
+    must merge for compact_finished() to see it."""
+    c = cc[0]
+    if c.order > 0 and 0 < c.last_migrated_pfn < c.migrate_pfn & ~((1 << c.order) - 1):
+        if v.pagesets.shape[1]:
+            drain_pages_zone(v.pages, v.zones, v.blocks, v.nodes, v.pagesets, int(c.zone), int(c.cpu))
+        c.last_migrated_pfn = 0
+
+
+@njit
 def compact_zone_slice(v: VmArrays, cc: CompactControl, budget: int) -> int:
     """Go on for about `budget` pages looked at; COMPACT_CONTINUE if there is more to do."""
     c = cc[0]
@@ -327,6 +342,7 @@ def compact_zone_slice(v: VmArrays, cc: CompactControl, budget: int) -> int:
         result = _one_round(v, cc)
         if result != COMPACT_CONTINUE:
             break
+        _drain_what_was_left(v, cc)
         spent = c.total_migrate_scanned + c.total_free_scanned + _MIGRATE_COST * c.nr_succeeded - begin
         if spent > budget:
             break

@@ -14,6 +14,7 @@ from kernelsim.compact_control import (
     COMPACT_CLUSTER_MAX,
     MAX_MIGRATE_PAGES,
     MIGRATE_ASYNC,
+    MIGRATE_SYNC,
     PAGE_ALLOC_COSTLY_ORDER,
     CompactControl,
     VmArrays,
@@ -45,6 +46,7 @@ from kernelsim.page import (
     PG_swapcache,
     PG_tail,
     PG_unevictable,
+    PG_writeback,
 )
 from kernelsim.page_alloc import free_list
 
@@ -133,6 +135,8 @@ def may_isolate(v: VmArrays, cc: CompactControl, pfn: int) -> bool:
     c = cc[0]
     page = v.pages[pfn]
     mapping = _has_mapping(v.pages, pfn)
+    if page.flags & PG_writeback and c.mode != MIGRATE_SYNC:
+        return False
     if not mapping and page.refcount > max(page.mapcount, 1):
         return False
     if mapping and not c.may_enter_fs:

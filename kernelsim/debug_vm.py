@@ -9,6 +9,8 @@ point where an operation yields, also with batches in flight.
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelsim.compact_control import vm_arrays
+from kernelsim.compaction_free import freepages_list
 from kernelsim.content import Memory, page_holds
 from kernelsim.jit import njit, njit_alloc
 from kernelsim.lruvec import folio_lru_list, lru_head
@@ -19,6 +21,7 @@ from kernelsim.mmzone import (
     MIGRATE_TYPES,
     NR_LRU_LISTS,
     NR_PAGE_ORDERS,
+    NR_PCP_TYPES,
     Blocks,
     Mem,
     Zones,
@@ -46,6 +49,7 @@ from kernelsim.page import (
     compound_head,
 )
 from kernelsim.page_alloc import free_list
+from kernelsim.pcp import pcp_list
 from kernelsim.pgtable import (
     _PAGE_MIGRATION,
     _PAGE_PRESENT,
@@ -64,6 +68,7 @@ from kernelsim.tlb import TLB_ENTRIES, Tlbs
 _ZERO = np.uint64(0)
 _MOVABLE_KINDS = PG_lru | PG_isolated | PG_huge
 MAPCOUNT, ENTIRE, HERE = range(3)  # columns of `maps`: entries that map the folio, PMD entries among them, of this page
+_NO_PAGES = np.zeros(0, dtype=np.int64)
 
 
 @njit
@@ -91,6 +96,30 @@ def _walk_free_lists(
                     before = pfn
                     pfn = page.next
     return -1
+
+
+@njit
+def _walk_list_off_the_buddy_lists(
+    pages: Pages, head: int, zone: int, order: int, flags: int, cover: NDArray[np.uint8]
+) -> tuple[int, int]:
+    """Count the free blocks of a list that is not one of the buddy allocator's and mark their pages in `cover`; (how
+    many, the first bad page or -1)."""
+    nr = 0
+    before = head
+    pfn = int(pages[head].next)
+    while pfn != head:
+        page = pages[pfn]
+        good = page.prev == before and page.zone == zone and page.order == order and page.refcount == 0
+        if not good or pfn & ((1 << order) - 1):
+            return nr, pfn
+        for covered in range(pfn, pfn + (1 << order)):
+            if cover[covered] or pages[covered].flags != flags:
+                return nr, covered
+            cover[covered] = 1
+        nr += 1
+        before = pfn
+        pfn = int(page.next)
+    return nr, -1
 
 
 @njit
@@ -326,7 +355,10 @@ def check(vm: Vm) -> list[str]:
     """Every violated invariant, one line each; an empty list if all is well."""
     report = _Report()
     mem = vm.mem
-    _check_free(mem, report)
+    cover = np.zeros(mem.nr_pages, dtype=np.uint8)
+    _check_free(mem, cover, report)
+    _check_pagesets(mem, cover, report)
+    _check_held(vm, cover, report)
     _check_lru(mem, report)
     maps = _check_tables(vm, report)
     report.none("counts of page", _bad_refcount(mem.pages, mem.nr_pages, maps))
@@ -339,14 +371,17 @@ def check(vm: Vm) -> list[str]:
     return report.faults
 
 
-def _check_free(mem: Mem, report: _Report) -> None:
+def _zone_label(mem: Mem, zone: int) -> str:
+    return f"node {mem.zones['node'][zone]} zone {mem.zone_name(zone)}"
+
+
+def _check_free(mem: Mem, cover: NDArray[np.uint8], report: _Report) -> None:
     nr_free = np.zeros_like(mem.zones["nr_free"])
-    cover = np.zeros(mem.nr_pages, dtype=np.uint8)
     report.none("free list: page", _walk_free_lists(mem.pages, mem.zones, mem.blocks, nr_free, cover))
     sizes = 1 << np.arange(NR_PAGE_ORDERS)
     flags = mem.pages["flags"][: mem.nr_pages]
     for zone, record in enumerate(mem.zones):
-        name = f"node {record['node']} zone {mem.zone_name(zone)}"
+        name = _zone_label(mem, zone)
         report.equal(f"{name} nr_free", record["nr_free"].tolist(), nr_free[zone].tolist())
         counted = np.delete(nr_free[zone], MIGRATE_ISOLATE, axis=1).sum(axis=1)
         report.equal(f"{name} free_pages", int(record["free_pages"]), int((counted * sizes).sum()))
@@ -361,6 +396,38 @@ def _check_free(mem: Mem, report: _Report) -> None:
         report.equal(f"{name} held_pages", int(record["held_pages"]), _count(flags[span], PG_held))
         mlocked = mem.pages[span][flags[span] & np.uint32(PG_mlocked) != 0]
         report.equal(f"{name} nr_mlock", int(record["nr_mlock"]), int((1 << mlocked["order"].astype(np.int64)).sum()))
+
+
+def _check_pagesets(mem: Mem, cover: NDArray[np.uint8], report: _Report) -> None:
+    """Per-CPU page lists (pcp.py)."""
+    for zone, cpu in np.ndindex(mem.pagesets.shape):
+        found = 0
+        for migratetype in range(NR_PCP_TYPES):
+            head = pcp_list(mem.pages, mem.zones, mem.nodes, mem.pagesets, zone, cpu, migratetype)
+            nr, bad = _walk_list_off_the_buddy_lists(mem.pages, head, zone, 0, 0, cover)
+            report.none("per-CPU list: page", bad)
+            found += nr
+        report.equal(f"{_zone_label(mem, zone)} CPU {cpu} count", int(mem.pagesets["count"][zone, cpu]), found)
+
+
+def _check_held(vm: Vm, cover: NDArray[np.uint8], report: _Report) -> None:
+    """Held frames belong to who holds the mutex: a run of compaction_loop.py has all of them on its freepages lists and
+    nothing isolated, one of dpu_compact.py has none there."""
+    mem = vm.mem
+    arrays = vm_arrays(vm, _NO_PAGES, _NO_PAGES)
+    listed = np.zeros(len(mem.zones), dtype=np.int64)
+    for zone, order in np.ndindex(len(mem.zones), NR_PAGE_ORDERS):
+        head = freepages_list(arrays, zone, order)
+        nr, bad = _walk_list_off_the_buddy_lists(mem.pages, head, zone, order, PG_held, cover)
+        report.none("freepages list: page", bad)
+        listed[zone] += nr << order
+    nr_isolated = int(mem.nodes["nr_isolated_anon"].sum() + mem.nodes["nr_isolated_file"].sum())
+    if listed.any():
+        report.equal("held pages on freepages lists", mem.zones["held_pages"].tolist(), listed.tolist())
+        report.equal("isolated pages between rounds of compaction", nr_isolated, 0)
+    if not vm.in_flight and not vm.compaction_mutex.locked:
+        report.equal("held pages without a compaction", int(mem.zones["held_pages"].sum()), 0)
+        report.equal("isolated pages without a compaction", nr_isolated, 0)
 
 
 def _check_lru(mem: Mem, report: _Report) -> None:

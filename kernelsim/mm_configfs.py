@@ -165,8 +165,10 @@ class Process(Kobject):
             self.files.append(file)
         try:
             yield from self._replace(size, self.file_vmas, file)
-        finally:
+        except OSError:
             yield from self._drop_unmapped_files()
+            raise
+        yield from self._drop_unmapped_files()
 
     def _pages(self, size: int) -> int:
         nr_pages = -(-size // PAGE_SIZE)
@@ -190,12 +192,13 @@ class Process(Kobject):
             yield from self.mm.munmap(vma)
 
     def _drop_unmapped_files(self) -> LongOp:
+        """All at once; what an interrupted request left is dropped by the next, or at the end."""
+        yield from wait_in_flight(self.machine.vm)
         mapped = {id(vma.file) for vma in self.mm.vma}
         gone = [file for file in self.files if id(file) not in mapped]
         self.files = [file for file in self.files if id(file) in mapped]
         for file in gone:
             if self.machine.unshare(file):
-                yield from wait_in_flight(self.machine.vm)
                 file.evict()
 
     @holes.show

@@ -135,7 +135,10 @@ def fill_pagesets(mem: Mem, cpu: int, pfns: NDArray[np.int64]) -> None:
 
 
 @njit
-def _drain(pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pagesets: Pagesets, zone: int, cpu: int) -> None:
+def drain_pages_zone(
+    pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pagesets: Pagesets, zone: int, cpu: int
+) -> None:
+    """Give a CPU's pages of one zone back to the buddy lists."""
     nr = pagesets[zone, cpu].count
     _free_pcppages_bulk(pages, zones, blocks, nodes, pagesets, zone, cpu, nr, MIGRATE_MOVABLE)
 
@@ -143,4 +146,4 @@ def _drain(pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pagesets: P
 def drain_all_pages(mem: Mem) -> None:
     """Give everything on per-CPU lists back to the buddy lists."""
     for zone, cpu in np.ndindex(mem.pagesets.shape):
-        _drain(mem.pages, mem.zones, mem.blocks, mem.nodes, mem.pagesets, zone, cpu)
+        drain_pages_zone(mem.pages, mem.zones, mem.blocks, mem.nodes, mem.pagesets, zone, cpu)

@@ -6,13 +6,18 @@ from collections.abc import Callable
 import captures
 import numpy as np
 import pytest
+from board import Board
 from machines import Lab
 
 from dpud.proctext import parse_zones
+from kernelsim import page_alloc
+from kernelsim.compaction_free import isolate_freepages
 from kernelsim.filemap import File
 from kernelsim.hostimage import build_host_image
+from kernelsim.lruvec import folio_isolate_lru
 from kernelsim.machine import Machine
 from kernelsim.mm_configfs import Process
+from kernelsim.pcp import free_frozen_page
 from kernelsim.pgtable import walk_pte
 
 LRU, ACTIVE, BUDDY, UNEVICTABLE, RW, PRESENT = 1 << 5, 1 << 6, 1 << 10, 1 << 18, 1 << 1, 1
@@ -184,6 +189,92 @@ def test_the_last_word_of_a_page_counts() -> None:
     (line,) = lab.machine.check()
     assert "wrong content" in line
     assert lab.verify("a") == "1"
+
+
+def held_board() -> Board:
+    """A compaction between two rounds, with targets in hand."""
+    board = Board(4)
+    board.movable([board.pfn(0)])
+    board.free(board.pfn(3, 64), 8)
+    board.free(board.pfn(2, 64), 8)
+    board.vm.compaction_mutex.locked = True
+    cc = board.control()
+    cc["nr_migratepages"] = 12
+    isolate_freepages(board.arrays(), cc)
+    assert int(cc["nr_freepages"][0]) == 16
+    board.assert_sound()
+    return board
+
+
+def unlink(board: Board, pfn: int) -> None:
+    pages = board.mem.pages
+    pages["next"][pages["prev"][pfn]], pages["prev"][pages["next"][pfn]] = pages["next"][pfn], pages["prev"][pfn]
+
+
+HELD_FAULTS: dict[str, tuple[str, Callable[[Board, int], object]]] = {
+    "lost from its list": ("held pages on freepages lists", lambda b, pfn: unlink(b, pfn)),
+    "list link": ("freepages list: page", lambda b, pfn: b.mem.pages["prev"].__setitem__(pfn, pfn)),
+    "order": ("freepages list: page", lambda b, pfn: b.mem.pages["order"].__setitem__(pfn, 2)),
+    "in use": ("freepages list: page", lambda b, pfn: b.mem.pages["refcount"].__setitem__(pfn, 1)),
+    "not held": ("freepages list: page", lambda b, pfn: b.mem.pages["flags"].__setitem__(pfn + 3, 0)),
+    "held by nobody": (
+        "held pages without a compaction",
+        lambda b, pfn: setattr(b.vm.compaction_mutex, "locked", False),
+    ),
+    "page left isolated": (
+        "isolated pages between rounds",
+        lambda b, pfn: folio_isolate_lru(b.mem.pages, b.mem.zones, b.mem.nodes, b.pfn(0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", HELD_FAULTS)
+def test_a_planted_fault_in_what_a_compaction_holds_is_found(fault: str) -> None:
+    said, plant = HELD_FAULTS[fault]
+    board = held_board()
+    plant(board, board.pfn(3, 64))
+    found = board.machine.check()
+    assert any(said in line for line in found), found
+
+
+def test_a_page_left_isolated_by_nobody_is_found() -> None:
+    board = Board(2)
+    board.movable([board.pfn(0)])
+    folio_isolate_lru(board.mem.pages, board.mem.zones, board.mem.nodes, board.pfn(0))
+    assert board.machine.check() == ["isolated pages without a compaction: kernel says 1, found 0"]
+
+
+def pcp_board() -> Board:
+    """Three pages on a CPU's list."""
+    board = Board(2, (0, 50, 50, 50, 8, 0))
+    mem = board.mem
+    for pfn in range(board.pfn(0), board.pfn(0, 3)):
+        page_alloc.clear_page(mem.pages, pfn)
+        free_frozen_page(mem.pages, mem.zones, mem.blocks, mem.nodes, mem.pagesets, 0, pfn)
+    board.assert_sound()
+    return board
+
+
+PCP_FAULTS: dict[str, tuple[str, Callable[[Board, int], object]]] = {
+    "count": ("zone Normal CPU 0 count", lambda b, pfn: add(b.mem.pagesets, "count", (0, 0))),
+    "lost from its list": ("zone Normal CPU 0 count", lambda b, pfn: unlink(b, pfn)),
+    "list link": ("per-CPU list: page", lambda b, pfn: b.mem.pages["prev"].__setitem__(pfn, pfn)),
+    "flags": ("per-CPU list: page", lambda b, pfn: b.mem.pages["flags"].__setitem__(pfn, LRU)),
+    "in use": ("per-CPU list: page", lambda b, pfn: b.mem.pages["refcount"].__setitem__(pfn, 1)),
+    "free twice": (
+        "per-CPU list: page",
+        lambda b, pfn: (unlink(b, pfn), b.free(pfn), b.mem.pages["next"].__setitem__(pfn + 1, pfn)),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", PCP_FAULTS)
+def test_a_planted_fault_in_a_per_cpu_list_is_found(fault: str) -> None:
+    said, plant = PCP_FAULTS[fault]
+    board = pcp_board()
+    plant(board, board.pfn(0, 1))
+    found = board.machine.check()
+    assert any(said in line for line in found), found
 
 
 def imported() -> Machine:

@@ -42,9 +42,16 @@ SETTINGS = (
 class World:
     """A machine under several requests at once."""
 
-    def __init__(self, nodes: tuple[int, ...], nr_ranks: int | None, patience: int | None, slice_pages: int) -> None:
+    def __init__(
+        self,
+        nodes: tuple[int, ...],
+        nr_ranks: int | None,
+        patience: int | None,
+        slice_pages: int,
+        words: str = "stamp",
+    ) -> None:
         self.patch = small_slices(slice_pages)
-        self.lab = Lab(nodes, nr_ranks=nr_ranks, patience=patience)
+        self.lab = Lab(nodes, words, nr_ranks=nr_ranks, patience=patience)
         self.lab.sysctl(dpu_compact_min_fragments=4)
         self.at_boot = self.lab.mem.zones["free_pages"].tolist()
         self.running: list[Operation[object]] = []
@@ -338,4 +345,24 @@ def test_a_page_faulted_in_anew_is_not_taken_for_the_one_in_flight(slow_lab: Lab
         assert any(region.completion and not region.completion._result for region in slow_lab.vm.in_flight)
     settle([compaction])
     assert slow_lab.stats()["regions"] > 2
+    slow_lab.assert_at_rest()
+
+
+def test_a_file_that_was_unmapped_goes_later_if_the_request_is_interrupted(slow_lab: Lab) -> None:
+    """An interrupted request must not wait for the batch in flight, and the page cache must not keep the file."""
+    process = slow_lab.machine.processes["a"]
+    slow_lab.set("a", file="64K")
+    half = slow_lab.start_set("a", "file", "1M")
+    advance(half)
+    half.close()
+    assert len(process.file_vmas) == 2
+    change = slow_lab.start_set("a", "file", "0")
+    while len(process.file_vmas) == 2:
+        assert not advance(change)[0]
+    compaction = batch_in_flight(slow_lab)
+    change.close()
+    settle([compaction])
+    slow_lab.assert_at_rest()
+    settle([slow_lab.end("a")])
+    assert slow_lab.vm.files == []
     slow_lab.assert_at_rest()

@@ -59,8 +59,9 @@ class FaultAttr(Kobject):
 
     @property
     def armed(self) -> bool:
-        """Could any batch meet it as things are?"""
-        return self.nth > 0 or (self.probability > 0 and self.times != 0)
+        """Has anything been asked of it? Every batch asks every point, so it must be quick: no descriptors."""
+        values = self.__dict__
+        return bool(values.get("probability") or values.get("nth"))
 
     def should_fail(self, nr_moves: int) -> bool:
         """Does a batch of `nr_moves` meet the fault? Counts it, and logs it if so."""

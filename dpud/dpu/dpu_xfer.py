@@ -93,11 +93,10 @@ class DpuTransfers:
 
     def symbols(self) -> Mapping[str, Symbol]:
         """The symbols of the program; DpuError(NO_PROGRAM_LOADED, DIFFERENT_DPU_PROGRAMS)."""
-        parts = self.live_parts()
-        program = parts[0][0].program_of(parts[0][1])
-        for rank, dpus in parts[1:]:
-            if rank.program_of(dpus) is not program:
-                raise DpuError(DpuErr.DIFFERENT_DPU_PROGRAMS)
+        (first, dpus), *others = self.live_parts()
+        program = first.program_of(dpus)
+        if any(rank.program_of(dpus) is not program for rank, dpus in others):
+            raise DpuError(DpuErr.DIFFERENT_DPU_PROGRAMS)
         return program.symbols
 
     def get_symbol(self, name: str) -> Symbol:
@@ -115,10 +114,9 @@ class DpuTransfers:
             raise DpuError(DpuErr.INVALID_SYMBOL_ACCESS)
         start = symbol.offset_bytes + offset
         rank = self.live_parts()[0][0]
-        if rank.options.safe_checks:
-            word = WRAM_WORD_BYTES if symbol.space is Space.WRAM else WORD_BYTES
-            if start % word or length % word:
-                raise DpuError(BAD_ACCESS[symbol.space])
+        word = WRAM_WORD_BYTES if symbol.space is Space.WRAM else WORD_BYTES
+        if (start % word or length % word) and rank.options.safe_checks:
+            raise DpuError(BAD_ACCESS[symbol.space])
         if start + length > rank.size_of(symbol.space):
             raise DpuError(BAD_ACCESS[symbol.space])
         return symbol.space, slice(start, start + length)
@@ -220,14 +218,16 @@ class DpuTransfers:
             raise DpuError(DpuErr.INVALID_MEMORY_TRANSFER)
         data = rows.view(np.uint8)
         space, window = self._window(symbol, offset, data.shape[1])
+        if len(self._parts) == 1 and flags is DEFAULT:  # what every batch of the driver does
+            rank, dpus = self._parts[0]
+            rank.check_access(space, dpus)
+            _copy_rows(direction, rank.bytes_of(space), rows_of(dpus), window, data)
+            return
         places = {rank: first for first, (rank, _) in zip(self._first_rows(), self._parts, strict=True)}
 
         def copy(rank: Rank, dpus: I64) -> None:
             mine = data[places[rank] : places[rank] + len(dpus)]
-            if direction == TO_DPU:
-                rank.bytes_of(space)[rows_of(dpus), window] = mine
-            else:
-                mine[:] = rank.bytes_of(space)[rows_of(dpus), window]
+            _copy_rows(direction, rank.bytes_of(space), rows_of(dpus), window, mine)
 
         self._do(direction, space, flags, copy)
 
@@ -290,10 +290,9 @@ class DpuTransfers:
 
     def _do(self, direction: XferDirection, space: Space, flags: XferFlags, copy: Callable[[Rank, I64], None]) -> None:
         """Copy on every rank: at once, after all of them were found accessible, or as a job of each."""
-        parallel = bool(flags & XferFlags.DPU_XFER_PARALLEL)
-        if parallel and space is not Space.WRAM:
+        if flags is not DEFAULT and flags & XferFlags.DPU_XFER_PARALLEL and space is not Space.WRAM:
             raise DpuError(DpuErr.INVALID_PARALLEL_MEMORY_TRANSFER)
-        if not flags & XferFlags.DPU_XFER_ASYNC:
+        if flags is DEFAULT or not flags & XferFlags.DPU_XFER_ASYNC:
             for rank, dpus in self._parts:
                 rank.check_access(space, dpus)
             for rank, dpus in self._parts:
@@ -306,6 +305,15 @@ class DpuTransfers:
                 copy(rank, dpus)
 
             rank.queue(_JOBS[space, direction], job)
+
+
+def _copy_rows(
+    direction: XferDirection, memory: NDArray[np.uint8], rows: slice | I64, window: slice, host: NDArray[np.uint8]
+) -> None:
+    if direction == TO_DPU:
+        memory[rows, window] = host
+    else:
+        host[:] = memory[rows, window]
 
 
 def _copy_blocks(direction: XferDirection, memory: NDArray[np.uint8], blocks: list[memoryview]) -> None:

@@ -206,7 +206,8 @@ class DpuDriver:
 
     def _drawn(self, batch: Batch) -> Batch:
         """The batch with the fault that it will meet."""
-        return replace(batch, fault=self.faults.take(len(batch.frag_addrs)))
+        fault = self.faults.take(len(batch.frag_addrs))
+        return replace(batch, fault=fault) if fault else batch
 
     def _alloc(self) -> DpuSet | None:
         """A whole rank; None if all are busy, OSError(ENODEV) if there is none."""

@@ -75,8 +75,10 @@ class FaultPlan:
 
     def take(self, nr_moves: int) -> Fault | None:
         """The fault that a batch of `nr_moves` meets, counted; None if it meets none."""
+        armed = [(kind, point) for kind, point in self.points.items() if point.armed]
+        if not armed:
+            return None
         with self._lock:
-            armed = [(kind, point) for kind, point in self.points.items() if point.armed]
             for kind, point in sorted(armed, key=lambda entry: entry[1].move):
                 if point.should_fail(nr_moves):
                     return Fault(kind, point.move, self.corrupt.bit)

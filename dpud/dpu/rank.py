@@ -127,6 +127,11 @@ def _sparse_rows(nr_rows: int, row_bytes: int) -> U8:
     return np.frombuffer(mapping, np.uint8).reshape(nr_rows, stride)
 
 
+def _sizes(chip: Chip) -> tuple[int, ...]:
+    """Bytes of each memory of a DPU, by Space."""
+    return tuple(int(constant.value) for constant in (chip.wram_bytes, chip.mram_bytes, chip.iram_bytes))
+
+
 @dataclass(frozen=True)
 class RankOptions:
     """What a profile string or the profile says of a rank beside its chip."""
@@ -174,6 +179,7 @@ class Rank:
     ) -> None:
         self.rank_id = rank_id
         self.chip = chip
+        self._sizes = _sizes(chip)
         self.faults = faults
         self.options = options or RankOptions()
         self.nr_dpus = nr_dpus
@@ -223,8 +229,7 @@ class Rank:
 
     def size_of(self, space: Space) -> int:
         """Bytes of one memory of a DPU."""
-        sizes = {Space.WRAM: self.chip.wram_bytes, Space.MRAM: self.chip.mram_bytes, Space.IRAM: self.chip.iram_bytes}
-        return int(sizes[space].value)
+        return self._sizes[space]
 
     def bytes_of(self, space: Space) -> U8:
         """uint8[nr_dpus, size and padding]: one memory of all DPUs, mapped at its first use."""
@@ -263,6 +268,8 @@ class Rank:
 
     def check_access(self, space: Space, dpus: I64 | None = None, queued: bool = False) -> None:
         """DpuError unless the host may read and write that memory of `dpus` now; `queued`: by a job of the rank."""
+        if self.state is RankState.IDLE and not self.nr_launches_queued and not self.options.dpu_owns_mram:
+            return  # the usual case, asked for with every transfer
         if self.state is RankState.LOST:
             raise DpuError(DpuErr.DRIVER)
         if space is not Space.MRAM:
@@ -308,6 +315,7 @@ class Rank:
     def refit(self, chip: Chip) -> None:
         """Hold programs that are loaded from now on to another chip's limits; what runs is not disturbed."""
         self.chip = chip
+        self._sizes = _sizes(chip)
         self._linked = None
 
     def _check_fit(self, program: DpuProgram) -> None:

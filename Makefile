@@ -14,6 +14,7 @@ demo: install
 	$(BIN)/dpud demo
 
 test: install
+	@scripts/debian-packages gcc libc6-dev
 	$(BIN)/pytest -m ''
 
 lint: $(INSTALLED)

@@ -41,12 +41,12 @@ READ_BYTES = 1 << 20  # of a compressed file
 CHUNK_BYTES = 4 << 20  # of its content
 
 
-def read_capture(path: Path) -> HostImage:
-    """The machine captured in folder `path`. Raises CaptureError."""
+def read_capture(path: Path, guess: int = 0) -> HostImage:
+    """The machine captured in folder `path`; `guess` seeds what can only be guessed. Raises CaptureError."""
     try:
         if not path.is_dir():
             raise CaptureError("no such folder")
-        return _read_folder(path).image()
+        return _read_folder(path).image(guess)
     except CaptureError as error:
         raise CaptureError(f"{path}: {error}") from None
     except OSError as error:

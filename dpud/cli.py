@@ -195,16 +195,21 @@ def demo(name: str | None) -> None:
 @cli.command()
 @click.argument("names", metavar="[NAME [DIR]...]...", nargs=-1)
 @click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables to this file.")
-def bench(names: tuple[str, ...], write: Path | None) -> None:
+@click.option(
+    "--seed", type=click.IntRange(0), help="soak: what chance begins with; another one each time if left out."
+)
+@click.option("--ops", type=click.IntRange(1), help="soak: how many operations; a million if left out.")
+def bench(names: tuple[str, ...], write: Path | None, seed: int | None, ops: int | None) -> None:
     """Measure, beside something real that does the same; all if none is named.
 
-    There are region, node, compaction, fuse, import and pages. Three go by models: tables holds these against
+    There are region, node, compaction, fuse, import, pages and terabyte. Three go by models: tables holds these against
     published measurements, breakeven says when an engine gains, engines compares them all on the same memory.
     `fidelity DIR` compares the emulated compaction with a real one, captured by `dpud snapshot --compact DIR`.
+    Only run when named: soak, a long random test.
     """
     from dpud import bench as benches
 
-    sys.exit(benches.run(names, write))
+    sys.exit(benches.run(names, write, seed=seed, ops=ops))
 
 
 @cli.command("dpu-path")

@@ -9,9 +9,12 @@
     cma = "0"                # of it, for a CMA area (contiguous memory that movable pages may use meanwhile)
     distance = [10, 20]      # to each node, as in node*/distance; for all nodes or none
     [memory]
-    bytes = "full"           # 4096 real bytes a page; "stamp": 8 that travel with it (always so with --from)
+    bytes = "full"           # 4096 real bytes a page; "stamp": 8 that travel with it (always so with --from);
+                             # "none": contents are not kept
+    [kconfig]                # how the kernel was built: "y" or "n"; what is left out has its default
+    CONFIG_DPU_COMPACTION = "y"
     [dpu]
-    ranks = 1
+    ranks = 1                # 0: a machine without a DPU
     dpus_per_rank = 64
     profile = "upmem-v1a"    # the engine at first, and with it where modelled times come from
     [mount]
@@ -25,6 +28,7 @@ that names file, line and key.
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,10 +36,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from dpud.errors import UserError
+from kernelsim.kconfig import Kconfig
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)")
-_METADATA_BYTES_PER_PAGE = 64
+_METADATA_BYTES_PER_PAGE = 32  # kernelsim.page.page_dtype
 _PAGE_SIZE = 4096
 _MIN_NODE = 32 << 20
 _BLOCK = 2 << 20  # a pageblock: a node ends at the end of one
@@ -82,7 +87,7 @@ class Machine(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Memory(Struct, frozen=True, forbid_unknown_fields=True):
-    bytes: Literal["full", "stamp"] | None = None
+    bytes: Literal["full", "stamp", "none"] | None = None
 
 
 class Dpu(Struct, frozen=True, forbid_unknown_fields=True):
@@ -108,8 +113,21 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     machine: Machine = Machine()
     memory: Memory = Memory()
+    kconfig: Mapping[str, Any] = {}
     dpu: Dpu = Dpu()
     mount: Mount = Mount()
+
+    def __post_init__(self) -> None:
+        try:
+            self.kernel.for_machine(len(self.machine.nodes), any(node.cma for node in self.machine.nodes))
+        except ValueError as error:
+            raise ValueError(f"kconfig.{error}") from error
+
+    @property
+    def kernel(self) -> Kconfig:
+        """The kernel configuration; `machine.debug_vm` is another name for CONFIG_DEBUG_VM."""
+        debug_vm = {"CONFIG_DEBUG_VM": "y"} if self.machine.debug_vm else {}
+        return Kconfig(dict(self.kconfig) | debug_vm)
 
     @property
     def memory_bytes(self) -> Size:
@@ -118,13 +136,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     def check_host(self, host_bytes: int) -> None:
         """Raises ConfigError for a machine that a host with `host_bytes` of memory cannot emulate.
 
-        Page contents are sparse and only count against the address space; page metadata is all touched.
+        Contents and page tables are sparse and only count against the address space; the memory map is all touched.
         """
-        if self.memory.bytes != "stamp" and self.memory_bytes > _ADDRESS_SPACE:
-            raise ConfigError(
-                f"machine.nodes: {self.memory_bytes} of real bytes is more than can be mapped; "
-                'use memory.bytes = "stamp"'
-            )
+        if self.memory_bytes > _ADDRESS_SPACE:
+            raise ConfigError(f"machine.nodes: {self.memory_bytes} of memory is more than can be mapped")
         metadata = Size(self.memory_bytes // _PAGE_SIZE * _METADATA_BYTES_PER_PAGE)
         if metadata > host_bytes:
             raise ConfigError(

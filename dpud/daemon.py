@@ -37,7 +37,7 @@ from dpud.exec import PROBE
 from dpud.inject import BlockingWaitQueue, LiveClock
 from dpud.owner import Owner
 from dpud.pacer import Pacer
-from dpud.physmem import PhysMem
+from dpud.physmem import PhysMem, alloc_tables
 from fs.fuse_ops import mount
 from fs.kernfs import Tree
 from fs.mountpoint import MountError
@@ -81,8 +81,7 @@ def run(options: RunOptions) -> None:
         _paced(_build(options, driver)) as (machine, owner),
     ):
         preload(DpuDriver())
-        add_rank_files(machine.registry, driver.pool)
-        add_fault_files(machine.registry, driver, machine.printk)
+        add_device_files(machine, driver)
         ready = Readiness(options.ready_fd, path, _describe(options, machine))
         tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid())
         _serve(tree, path, options.config, ready)
@@ -128,7 +127,7 @@ def _build(options: RunOptions, driver: DpuDriver) -> Machine:
         live: dict[str, Any] = {"clock": LiveClock(), "wait_queue": BlockingWaitQueue}
         live |= {"alloc_words": memory.alloc, "discard": memory.discard}
         if image is None:
-            return Machine(config, driver, **live)
+            return Machine(config, driver, **live, alloc_tables=alloc_tables)
         machine = Machine.from_image(image, config, driver, **live)
     except (CaptureError, ValueError, OSError) as error:  # broken, impossible, too large for this host
         raise UserError(str(error)) from error
@@ -137,9 +136,17 @@ def _build(options: RunOptions, driver: DpuDriver) -> Machine:
     return machine
 
 
+def add_device_files(machine: Machine, driver: DpuDriver) -> None:
+    """The driver's files; its fault injection needs a debugfs, a device, and a kernel that uses it."""
+    add_rank_files(machine.registry, driver.pool)
+    kconfig = machine.config.kconfig
+    if kconfig.IS_ENABLED("CONFIG_DPU_COMPACTION") and kconfig.IS_ENABLED("CONFIG_DEBUG_FS") and driver.nr_present:
+        add_fault_files(machine.registry, driver, machine.printk)
+
+
 def _read_image(options: RunOptions) -> HostImage:
-    if options.config.memory.bytes == "full":
-        raise UserError('memory.bytes: an imported machine has no real bytes, only "stamp"')
+    if options.config.memory.bytes not in (None, "stamp"):
+        raise UserError('memory.bytes: an imported machine always has "stamp"')
     if options.source != "host":
         return read_capture(Path(options.source or ""))
     with Console(stderr=True).status("Reading this host's memory"):
@@ -153,7 +160,7 @@ def machine_config(config: Config) -> MachineConfig:
     return MachineConfig(
         nodes=tuple(NodeConfig(node.memory, share + (nid < rest), node.cma) for nid, node in enumerate(machine.nodes)),
         bytes=config.memory.bytes or "full",
-        debug_vm=machine.debug_vm,
+        kconfig=config.kernel,
         distance=tuple(node.distance for node in machine.nodes if node.distance),
     )
 
@@ -162,7 +169,7 @@ def machine_config(config: Config) -> MachineConfig:
 def _paced(machine: Machine) -> Iterator[tuple[Machine, Owner]]:
     """The machine with its lock and its running clock."""
     owner = Owner()
-    if machine.config.debug_vm:
+    if machine.config.kconfig.IS_ENABLED("CONFIG_DEBUG_VM"):
         owner.after_slice.append(DebugVm(machine).look)
     pacer = Pacer(machine, owner, machine.clock.now_ns)
     sys.setswitchinterval(SWITCH_INTERVAL_S)

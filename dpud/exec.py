@@ -21,8 +21,8 @@ from dpud.errors import UserError
 MOUNT_VARIABLE = "DPUD_MOUNT"
 """In the command's environment: where the emulated tree is mounted."""
 
-PROBE = "proc/sys/vm/dpu_compact_enabled"
-"""The file that tells a live dpud mount."""
+PROBE = "sys/kernel/config/kernelsim/mm"
+"""The directory that tells a live dpud mount; it is there in every configuration."""
 
 _EXIT_TIMEOUT_S = 10
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -68,8 +68,7 @@ def shell(mountpoint: str | None, run_options: Sequence[str] = ()) -> int:
 def check_live(mountpoint: str) -> None:
     """Raises UserError unless a daemon answers at `mountpoint`."""
     try:
-        with open(os.path.join(mountpoint, PROBE)):  # a stat(2) might be answered from the kernel's cache
-            return
+        os.listdir(os.path.join(mountpoint, PROBE))  # a stat(2) might be answered from the kernel's cache
     except OSError as error:
         raise UserError(f"no dpud answers at {mountpoint}: {error.strerror}") from error
 
@@ -98,7 +97,7 @@ class _Runner:
 
     def run(self, command: Sequence[str], mountpoint: str, env: Mapping[str, str], pass_fds: Sequence[int]) -> int:
         try:
-            namespace.lay_over(mountpoint)
+            namespace.cover(mountpoint)
         except OSError as error:
             raise UserError(f"cannot bind over {error.filename}: {error.strerror}") from error
         environment = os.environ | {MOUNT_VARIABLE: mountpoint} | dict(env)

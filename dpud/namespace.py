@@ -21,6 +21,7 @@ from collections.abc import Iterable
 
 from dpud.errors import UserError
 
+MS_RDONLY = 0x1
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
@@ -44,6 +45,9 @@ _SHARED = frozenset(
     )
 )
 
+_COVERED = ("/proc/sys/vm", "/sys/devices/system/node", "/sys/kernel/debug")
+"""Directories that are never the real kernel's: empty where the emulated one was configured without them."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -66,6 +70,14 @@ def enter() -> None:
     except OSError as error:
         kind = "mount" if uid == 0 else "user and mount"
         raise NamespaceError(f"cannot make a {kind} namespace as uid {uid}: {error.strerror}") from error
+
+
+def cover(emulated: str) -> None:
+    """Make the real paths show the emulated tree at `emulated`. Raises OSError if a mount is refused."""
+    lay_over(emulated)
+    for path in _COVERED:
+        if os.path.isdir(path) and not os.path.lexists(emulated + path):
+            mount("dpud", path, "tmpfs", flags=MS_RDONLY, data="mode=555")
 
 
 def lay_over(emulated: str, real: str = "/") -> None:

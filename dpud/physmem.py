@@ -3,7 +3,8 @@
 
 It is private, since all who use it are threads of one process, and kept out of children (MADV_DONTFORK): a fork to
 start a command must not copy gigabytes of page tables. Huge host pages make touching and copying it several times
-faster; they are asked for in the first array, which is the memory itself, not for the sparse page-table array.
+faster; they are asked for in the memory itself and the memory map, not for the sparse page-table array of a machine
+without real bytes.
 """
 
 import mmap
@@ -15,6 +16,19 @@ MAP_NORESERVE = 0x4000  # asm-generic/mman-common.h; Python 3.11 does not name i
 _HUGE_FROM_BYTES = 64 << 20
 
 
+def alloc_tables(nr: int, words: int) -> NDArray[np.uint64]:
+    """Zeroed uint64[nr, words] for what the kernel keeps about pages: all of it is touched at boot."""
+    return np.frombuffer(_map(nr * words * 8, huge=True), dtype=np.uint64).reshape(nr, words)
+
+
+def _map(nr_bytes: int, huge: bool) -> mmap.mmap:
+    mapping = mmap.mmap(-1, nr_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    mapping.madvise(mmap.MADV_DONTFORK)
+    if huge and nr_bytes >= _HUGE_FROM_BYTES:
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    return mapping
+
+
 class PhysMem:
     """Makes the arrays of one machine, and gives parts of them back to the host."""
 
@@ -24,10 +38,9 @@ class PhysMem:
     def alloc(self, nr_pages: int, words: int) -> NDArray[np.uint64]:
         """Zeroed uint64[nr_pages, words]. Raises OSError(ENOMEM) where the host's limits forbid it."""
         page_bytes = words * 8
-        mapping = mmap.mmap(-1, nr_pages * page_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
-        mapping.madvise(mmap.MADV_DONTFORK)
-        if not self._mappings and nr_pages * page_bytes >= _HUGE_FROM_BYTES:
-            mapping.madvise(mmap.MADV_HUGEPAGE)
+        if page_bytes == 0:
+            return np.zeros((nr_pages, 0), dtype=np.uint64)
+        mapping = _map(nr_pages * page_bytes, huge=not self._mappings)
         self._mappings.append((mapping, page_bytes))
         return np.frombuffer(mapping, dtype=np.uint64).reshape(nr_pages, words)
 

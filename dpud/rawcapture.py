@@ -54,8 +54,9 @@ class RawCapture:
     pagemap: NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 2), dtype=np.uint64))
     """uint64[n, 2]: (vpn, pagemap entry)"""
 
-    def image(self) -> HostImage:
-        """What the capture says about the machine. Raises CaptureError if `maps` and `pagemap` do not fit."""
+    def image(self, guess: int = 0) -> HostImage:
+        """What the capture says about the machine; `guess` as for build_host_image(). Raises CaptureError if `maps`
+        and `pagemap` do not fit."""
         return build_host_image(
             self.zones,
             self.kpageflags,
@@ -63,6 +64,7 @@ class RawCapture:
             mappings=tuple(_tasks(self.texts.get("maps", ""), self.pagemap)),
             buddyinfo=self.texts["buddyinfo"],
             buddyinfo_end=self.texts.get("buddyinfo.end", ""),
+            guess=guess,
         )
 
 

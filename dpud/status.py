@@ -28,6 +28,8 @@ def report(mountpoint: str) -> RenderableType:
 def _compaction(stats: Path) -> RenderableType:
     try:
         return pairs_table("DPU compaction", stats.read_text())
+    except FileNotFoundError:
+        return "DPU compaction: not in this kernel, or no debugfs\n"
     except PermissionError:
         return "DPU compaction: debugfs is for the user who runs the daemon\n"
 

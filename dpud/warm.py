@@ -14,11 +14,10 @@ from dpud.dpu.driver import DpuDriver
 from kernelsim import warm as kernels
 from kernelsim.hostblocks import HostPageset
 from kernelsim.hostimage import HostImage, HostTask, HostZone, build_host_image
-from kernelsim.mmzone import pageblock_nr_pages
+from kernelsim.mmzone import MIGRATE_MOVABLE, MIGRATE_TYPES, NR_PAGE_ORDERS, pageblock_nr_pages
 from kernelsim.page import PG_anon, PG_buddy, PG_head, PG_lru, PG_mmap, PG_slab, PG_table, PG_tail, PG_thp, PG_uptodate
 
 _NR_BLOCKS = 16
-_NR_ORDERS, _NR_TYPES = 11, 5
 _ANON = PG_lru | PG_anon | PG_mmap | PG_uptodate
 _FILE = PG_lru | PG_mmap | PG_uptodate
 
@@ -68,7 +67,7 @@ def _zone(nr_pages: int) -> HostZone:
         high=48,
         promo=56,
         pagesets=(HostPageset(0, 8, 4, 16, 2),),
-        nr_free=(0,) * _NR_ORDERS,
-        nr_blocks=(0, _NR_BLOCKS, 0, 0, 0),
-        nr_free_by_type=((0,) * _NR_ORDERS,) * _NR_TYPES,
+        nr_free=(0,) * NR_PAGE_ORDERS,
+        nr_blocks=tuple(_NR_BLOCKS if kind == MIGRATE_MOVABLE else 0 for kind in range(MIGRATE_TYPES)),
+        nr_free_by_type=((0,) * NR_PAGE_ORDERS,) * MIGRATE_TYPES,
     )

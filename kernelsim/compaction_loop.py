@@ -3,7 +3,9 @@
 
 migrate_pages() follows mm/migrate.c for one batch: every folio gets a target and its PTEs become migration entries; one
 TLB flush for each mm; then contents, identity and PTEs pass to the targets, and the vacated pages are freed. A folio
-that somebody else holds goes back where it was. If the targets run out, what has one is moved and the rest put back.
+that somebody else holds goes back where it was. A large folio for which there is no target of its size is split, and
+its pages come last. If the targets run out, what has one is moved and the rest put back: on a real machine it is mostly
+a dirty large folio of the page cache, which cannot be split, that ends a compaction so (`contended`).
 
 A freed page goes to the per-CPU lists of the compacting CPU where the machine has such lists (pcp.py), else to the
 buddy lists, where a direct compaction catches the block it was started for (compaction_capture()).
@@ -24,10 +26,12 @@ from kernelsim.compact_control import (
 )
 from kernelsim.compaction_free import compact_scanners_met, freepages_list, isolate_freepages, pageblock_start_pfn
 from kernelsim.compaction_scan import isolate_migratepages, putback_movable_pages
-from kernelsim.content import copy_page
+from kernelsim.content import folio_copy
 from kernelsim.extfrag import fragmentation_score_zone
+from kernelsim.huge_memory import split_folio
 from kernelsim.jit import njit
 from kernelsim.list_head import list_add, list_del
+from kernelsim.lruvec import folio_isolate_lru, folio_putback_lru
 from kernelsim.migrate import flush_touched, folio_migrate, putback_or_free
 from kernelsim.mmzone import (
     MIGRATE_CMA,
@@ -39,7 +43,7 @@ from kernelsim.mmzone import (
     pageblock_nr_pages,
     pageblock_order,
 )
-from kernelsim.page import PG_anon, PG_private
+from kernelsim.page import PG_anon, PG_dirty, PG_isolated, PG_lru, PG_private, PG_writeback
 from kernelsim.page_alloc import (
     del_page_from_free_list,
     find_buddy_head,
@@ -171,8 +175,8 @@ def _only_expected_references(v: VmArrays, pfn: int) -> bool:
 @njit
 def _move_folio(v: VmArrays, cc: CompactControl, src: int, dst: int) -> None:
     order = int(v.pages[src].order)
-    for i in range(1 << order):
-        copy_page(v.memory, dst + i, src + i)
+    folio_copy(v.memory, dst, src, 1 << order)
+    v.events[0].thp_migration_success += order >= pageblock_order
     folio_migrate(v.pages, v.zones, v.nodes, v.avcs, v.i_pages, src, dst)
     remove_migration_ptes(v.pages, v.zones, v.nodes, v.vmas, v.avcs, v.pt, src, dst)
     putback_or_free(v.pages, v.zones, v.blocks, v.nodes, dst)
@@ -187,34 +191,111 @@ def _restore_folio(v: VmArrays, src: int) -> None:
 
 
 @njit
-def migrate_pages(v: VmArrays, cc: CompactControl) -> tuple[int, bool]:
-    """Move what is isolated, the last isolated first. Returns (pages that failed, whether targets ran out)."""
+def _split_isolated(v: VmArrays, head: int) -> bool:
+    """Make isolated single pages of an isolated folio (try_split_folio); False if it cannot be split.
+
+    The buffers of a clean folio are given up for it (filemap_release_folio); those of a dirty one are busy.
+    """
+    order = int(v.pages[head].order)
+    flags = v.pages[head].flags
+    if order == 0 or flags & PG_writeback or (flags & PG_private and flags & PG_dirty):
+        return False
+    folio_putback_lru(v.pages, v.zones, v.nodes, head)
+    buffers = 1 if flags & PG_private else 0
+    v.pages[head].flags &= ~PG_private
+    v.pages[head].refcount -= buffers
+    if split_folio(v.pages, v.zones, v.blocks, v.nodes, v.vmas, v.avcs, v.pt, v.events, head):
+        v.pages[head].flags |= flags & PG_private
+        v.pages[head].refcount += buffers
+        folio_isolate_lru(v.pages, v.zones, v.nodes, head)
+        return False
+    v.events[0].thp_migration_split += order >= pageblock_order
+    for pfn in range(head, head + (1 << order)):
+        if v.pages[pfn].flags & PG_lru:
+            folio_isolate_lru(v.pages, v.zones, v.nodes, pfn)
+    return True
+
+
+@njit
+def _take_split(v: VmArrays, cc: CompactControl, first: int, nr: int) -> None:
+    """Let src be the pages of those folios of src[first..nr-1] that were split, the first split last."""
+    nr_folios = 0
+    at = 0
+    for i in range(first, nr):
+        if v.dst[i] < 0:
+            v.src[nr_folios], v.dst[nr_folios] = v.src[i], v.dst[i]
+            nr_folios += 1
+            at += 1 << (-1 - v.dst[i])
+    nr_pages = at
+    for i in range(nr_folios - 1, -1, -1):  # from the back: what is written lies behind what is still to be read
+        head, size = v.src[i], 1 << (-1 - v.dst[i])
+        at -= size
+        for k in range(size):
+            v.src[at + (size - k) % size] = head + k
+    kept = 0
+    for i in range(nr_pages):
+        if v.pages[v.src[i]].flags & PG_isolated:  # the others nobody had mapped: they were freed
+            v.src[kept] = v.src[i]
+            kept += 1
+    cc[0].nr_src = kept
+
+
+@njit
+def _migrate_batch(v: VmArrays, cc: CompactControl) -> int:
+    """Move the folios of src, the last first, as far as there are targets. Returns how many pages failed.
+
+    nr_src becomes the number of folios not tried; of these the last found no target. A folio that found none but could
+    be split has -1 - order in dst; its pages are isolated, and to be moved later.
+    """
     c = cc[0]
     nr = int(c.nr_src)
-    first = nr  # src[first..nr-1] have a target
+    first = nr  # src[first..nr-1] have a target, or were split
     while first > 0:
         src = v.src[first - 1]
-        dst = _compaction_alloc(v, cc, int(v.pages[src].order))
-        if dst < 0:
+        order = int(v.pages[src].order)
+        dst = _compaction_alloc(v, cc, order)
+        if dst >= 0:
+            try_to_migrate(v.pages, v.zones, v.nodes, v.vmas, v.avcs, v.pt, v.touched, src)
+        elif _split_isolated(v, src):
+            dst = -1 - order
+        else:
             break
         first -= 1
         v.dst[first] = dst
-        try_to_migrate(v.pages, v.zones, v.nodes, v.vmas, v.avcs, v.pt, v.touched, src)
     flush_touched(v.tlbs, v.events, v.touched)
     nr_failed = 0
     for i in range(nr - 1, first - 1, -1):
         src = v.src[i]
-        pages = 1 << v.pages[src].order
+        if v.dst[i] < 0:
+            continue
         if _only_expected_references(v, src):
             _move_folio(v, cc, src, v.dst[i])
         else:
+            nr_failed += 1 << v.pages[src].order
             _restore_folio(v, src)
             _compaction_free(v, cc, v.dst[i], int(v.pages[src].order))
-            nr_failed += pages
-    no_targets = first > 0
-    if no_targets:
-        nr_failed += 1 << v.pages[v.src[first - 1]].order  # the rest was not tried and does not count
     c.nr_src = first
+    if first > 0:
+        nr_failed += 1 << v.pages[v.src[first - 1]].order  # the rest was not tried and does not count
+    return nr_failed
+
+
+@njit
+def migrate_pages(v: VmArrays, cc: CompactControl) -> tuple[int, bool]:
+    """Move what is isolated, the last isolated first. Returns (pages that failed, whether targets ran out).
+
+    A large folio for which there is no target is split, if it can be, and its pages are tried once the others are done.
+    """
+    c = cc[0]
+    nr = int(c.nr_src)
+    nr_failed = _migrate_batch(v, cc)
+    first = int(c.nr_src)
+    no_targets = first > 0
+    for i in range(first):
+        putback_or_free(v.pages, v.zones, v.blocks, v.nodes, v.src[i])
+    _take_split(v, cc, first, nr)
+    if not no_targets:
+        nr_failed += _migrate_batch(v, cc)
     putback_movable_pages(v, cc)
     v.events[0].pgmigrate_fail += nr_failed
     return nr_failed, no_targets

@@ -2,7 +2,8 @@
 """What is in a page: `memory`, uint64[nr_pages, words_per_page].
 
 512 words a page are its 4096 real bytes; 1 word is a content stamp that travels with the page in place of bytes, for
-machines too large to hold. Every loop is written for any number of words, so both kinds run the same code.
+machines too large to hold; with 0 words nothing is kept. Every loop is written for any number of words, so all kinds
+run the same code.
 
 Whoever writes a page picks a stamp, and word i becomes stamp + i * an odd constant: all words differ, two pages written
 at different times differ in every word, and one number is enough to check all 4096 bytes. Stamp 0 is a page of zeros:
@@ -20,6 +21,7 @@ Memory: TypeAlias = NDArray[np.uint64]
 
 WORDS_FULL = 512
 WORDS_STAMP = 1
+WORDS_NONE = 0
 
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
@@ -44,7 +46,12 @@ def fill_page(memory: Memory, pfn: int, stamp: Any) -> None:
 
 @njit
 def page_holds(memory: Memory, pfn: int, stamp: Any) -> bool:
-    """True if every word is what fill_page() wrote for this stamp."""
+    """True if every word is what fill_page() wrote for this stamp.
+
+    Where nothing is kept, all that can be said is that a page which nobody wrote holds nothing.
+    """
+    if memory.shape[1] == 0:
+        return bool(u64(stamp) != np.uint64(0))
     wrong = np.uint64(0)
     word = u64(stamp)
     step = _STEP if word else np.uint64(0)

@@ -3,38 +3,30 @@
 
 `check(vm)` derives each count and each link a second time from the lowest level (free lists, LRU lists, page tables,
 page cache, TLBs) and compares it with what the rest of the kernel believes. It changes nothing. It may be called at any
-point where an operation yields, also with batches in flight.
+point where an operation yields, also with batches in flight. Free memory has a module of its own, debug_free.py.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.compact_control import vm_arrays
-from kernelsim.compaction_free import freepages_list
 from kernelsim.content import Memory, page_holds
+from kernelsim.debug_free import Report, check_free_memory, count
 from kernelsim.jit import njit, njit_alloc
 from kernelsim.lruvec import folio_lru_list, lru_head
 from kernelsim.mm_types import Vm
 from kernelsim.mmzone import (
     MIGRATE_CMA,
     MIGRATE_ISOLATE,
-    MIGRATE_TYPES,
     NR_LRU_LISTS,
-    NR_PAGE_ORDERS,
-    NR_PCP_TYPES,
-    Blocks,
     Mem,
     Zones,
-    blocks_of_type,
     pageblock_order,
 )
 from kernelsim.page import (
     GUP_PIN_BIAS,
     Pages,
     PG_anon,
-    PG_buddy,
     PG_head,
-    PG_held,
     PG_huge,
     PG_isolated,
     PG_lru,
@@ -48,8 +40,6 @@ from kernelsim.page import (
     PG_thp,
     compound_head,
 )
-from kernelsim.page_alloc import free_list
-from kernelsim.pcp import pcp_list
 from kernelsim.pgtable import (
     _PAGE_MIGRATION,
     _PAGE_PRESENT,
@@ -68,58 +58,6 @@ from kernelsim.tlb import TLB_ENTRIES, Tlbs
 _ZERO = np.uint64(0)
 _MOVABLE_KINDS = PG_lru | PG_isolated | PG_huge
 MAPCOUNT, ENTIRE, HERE = range(3)  # columns of `maps`: entries that map the folio, PMD entries among them, of this page
-_NO_PAGES = np.zeros(0, dtype=np.int64)
-
-
-@njit
-def _walk_free_lists(
-    pages: Pages, zones: Zones, blocks: Blocks, nr_free: NDArray[np.int64], cover: NDArray[np.uint8]
-) -> int:
-    """Count blocks on each free list and mark their pages in `cover`; returns the first bad pfn, or -1."""
-    for zone in range(len(zones)):
-        for order in range(NR_PAGE_ORDERS):
-            for migratetype in range(MIGRATE_TYPES):
-                head = free_list(pages, zone, order, migratetype)
-                before = head
-                pfn = pages[head].next
-                while pfn != head:
-                    page = pages[pfn]
-                    good = page.flags == PG_buddy and page.order == order and page.zone == zone
-                    good = good and page.prev == before and pfn & ((1 << order) - 1) == 0 and page.refcount == 0
-                    if not good or blocks[pfn >> pageblock_order] != migratetype:
-                        return int(pfn)
-                    for covered in range(pfn, pfn + (1 << order)):
-                        if cover[covered] or (covered != pfn and pages[covered].flags != 0):
-                            return int(covered)
-                        cover[covered] = 1
-                    nr_free[zone, order, migratetype] += 1
-                    before = pfn
-                    pfn = page.next
-    return -1
-
-
-@njit
-def _walk_list_off_the_buddy_lists(
-    pages: Pages, head: int, zone: int, order: int, flags: int, cover: NDArray[np.uint8]
-) -> tuple[int, int]:
-    """Count the free blocks of a list that is not one of the buddy allocator's and mark their pages in `cover`; (how
-    many, the first bad page or -1)."""
-    nr = 0
-    before = head
-    pfn = int(pages[head].next)
-    while pfn != head:
-        page = pages[pfn]
-        good = page.prev == before and page.zone == zone and page.order == order and page.refcount == 0
-        if not good or pfn & ((1 << order) - 1):
-            return nr, pfn
-        for covered in range(pfn, pfn + (1 << order)):
-            if cover[covered] or pages[covered].flags != flags:
-                return nr, covered
-            cover[covered] = 1
-        nr += 1
-        before = pfn
-        pfn = int(page.next)
-    return nr, -1
 
 
 @njit
@@ -336,29 +274,11 @@ def bad_content(memory: Memory, pt: PageTables, root: int, start: int, wrote: ND
     return bad
 
 
-class _Report:
-    """Collects what is wrong."""
-
-    def __init__(self) -> None:
-        self.faults: list[str] = []
-
-    def equal(self, what: str, believed: object, found: object) -> None:
-        if believed != found:
-            self.faults.append(f"{what}: kernel says {believed}, found {found}")
-
-    def none(self, what: str, pfn: int) -> None:
-        if pfn >= 0:
-            self.faults.append(f"{what} {pfn:#x}")
-
-
 def check(vm: Vm) -> list[str]:
     """Every violated invariant, one line each; an empty list if all is well."""
-    report = _Report()
+    report = Report()
     mem = vm.mem
-    cover = np.zeros(mem.nr_pages, dtype=np.uint8)
-    _check_free(mem, cover, report)
-    _check_pagesets(mem, cover, report)
-    _check_held(vm, cover, report)
+    check_free_memory(vm, report)
     _check_lru(mem, report)
     maps = _check_tables(vm, report)
     report.none("counts of page", _bad_refcount(mem.pages, mem.nr_pages, maps))
@@ -371,78 +291,15 @@ def check(vm: Vm) -> list[str]:
     return report.faults
 
 
-def _zone_label(mem: Mem, zone: int) -> str:
-    return f"node {mem.zones['node'][zone]} zone {mem.zone_name(zone)}"
-
-
-def _check_free(mem: Mem, cover: NDArray[np.uint8], report: _Report) -> None:
-    nr_free = np.zeros_like(mem.zones["nr_free"])
-    report.none("free list: page", _walk_free_lists(mem.pages, mem.zones, mem.blocks, nr_free, cover))
-    sizes = 1 << np.arange(NR_PAGE_ORDERS)
-    flags = mem.pages["flags"][: mem.nr_pages]
-    for zone, record in enumerate(mem.zones):
-        name = _zone_label(mem, zone)
-        report.equal(f"{name} nr_free", record["nr_free"].tolist(), nr_free[zone].tolist())
-        counted = np.delete(nr_free[zone], MIGRATE_ISOLATE, axis=1).sum(axis=1)
-        report.equal(f"{name} free_pages", int(record["free_pages"]), int((counted * sizes).sum()))
-        free_cma = int((nr_free[zone][:, MIGRATE_CMA] * sizes).sum())
-        report.equal(f"{name} free_cma", int(record["free_cma"]), free_cma)
-        nr_isolated = len(blocks_of_type(mem, zone, MIGRATE_ISOLATE))
-        report.equal(f"{name} nr_isolate_pageblock", int(record["nr_isolate_pageblock"]), nr_isolated)
-        span = slice(int(record["start_pfn"]), int(record["end_pfn"]))
-        others = int(np.count_nonzero(mem.pages["zone"][span] != zone))
-        report.equal(f"{name} pages of another zone", 0, others)
-        report.equal(f"{name} buddy heads", int(nr_free[zone].sum()), _count(flags[span], PG_buddy))
-        report.equal(f"{name} held_pages", int(record["held_pages"]), _count(flags[span], PG_held))
-        mlocked = mem.pages[span][flags[span] & np.uint32(PG_mlocked) != 0]
-        report.equal(f"{name} nr_mlock", int(record["nr_mlock"]), int((1 << mlocked["order"].astype(np.int64)).sum()))
-
-
-def _check_pagesets(mem: Mem, cover: NDArray[np.uint8], report: _Report) -> None:
-    """Per-CPU page lists (pcp.py)."""
-    for zone, cpu in np.ndindex(mem.pagesets.shape):
-        found = 0
-        for migratetype in range(NR_PCP_TYPES):
-            head = pcp_list(mem.pages, mem.zones, mem.nodes, mem.pagesets, zone, cpu, migratetype)
-            nr, bad = _walk_list_off_the_buddy_lists(mem.pages, head, zone, 0, 0, cover)
-            report.none("per-CPU list: page", bad)
-            found += nr
-        report.equal(f"{_zone_label(mem, zone)} CPU {cpu} count", int(mem.pagesets["count"][zone, cpu]), found)
-
-
-def _check_held(vm: Vm, cover: NDArray[np.uint8], report: _Report) -> None:
-    """Held frames belong to who holds the mutex: a run of compaction_loop.py has all of them on its freepages lists and
-    nothing isolated, one of dpu_compact.py has none there."""
-    mem = vm.mem
-    arrays = vm_arrays(vm, _NO_PAGES, _NO_PAGES)
-    listed = np.zeros(len(mem.zones), dtype=np.int64)
-    for zone, order in np.ndindex(len(mem.zones), NR_PAGE_ORDERS):
-        head = freepages_list(arrays, zone, order)
-        nr, bad = _walk_list_off_the_buddy_lists(mem.pages, head, zone, order, PG_held, cover)
-        report.none("freepages list: page", bad)
-        listed[zone] += nr << order
-    nr_isolated = int(mem.nodes["nr_isolated_anon"].sum() + mem.nodes["nr_isolated_file"].sum())
-    if listed.any():
-        report.equal("held pages on freepages lists", mem.zones["held_pages"].tolist(), listed.tolist())
-        report.equal("isolated pages between rounds of compaction", nr_isolated, 0)
-    if not vm.in_flight and not vm.compaction_mutex.locked:
-        report.equal("held pages without a compaction", int(mem.zones["held_pages"].sum()), 0)
-        report.equal("isolated pages without a compaction", nr_isolated, 0)
-
-
-def _check_lru(mem: Mem, report: _Report) -> None:
+def _check_lru(mem: Mem, report: Report) -> None:
     nr_lru = np.zeros((mem.nr_nodes, NR_LRU_LISTS), dtype=np.int64)
     heads = np.zeros(1, dtype=np.int64)
     report.none("LRU list: page", _walk_lru_lists(mem.pages, mem.zones, mem.nr_nodes, nr_lru, heads))
     report.equal("nr_lru", mem.nodes["nr_lru"].tolist(), nr_lru.tolist())
-    report.equal("pages with PG_lru", int(heads[0]), _count(mem.pages["flags"][: mem.nr_pages], PG_lru))
+    report.equal("pages with PG_lru", int(heads[0]), count(mem.pages["flags"][: mem.nr_pages], PG_lru))
 
 
-def _count(flags: NDArray[np.uint32], bit: int) -> int:
-    return int(np.count_nonzero(flags & np.uint32(bit)))
-
-
-def _check_tables(vm: Vm, report: _Report) -> NDArray[np.int32]:
+def _check_tables(vm: Vm, report: Report) -> NDArray[np.int32]:
     """Walk all page tables; returns int32[nr_pages, 3]: the mappings of each folio, by PMD entries, of each page."""
     mem = vm.mem
     maps = np.zeros((mem.nr_pages, 3), dtype=np.int32)
@@ -461,7 +318,7 @@ def _check_tables(vm: Vm, report: _Report) -> NDArray[np.int32]:
     return maps
 
 
-def _check_node_counters(mem: Mem, report: _Report) -> None:
+def _check_node_counters(mem: Mem, report: Report) -> None:
     pages = mem.pages[: mem.nr_pages]
     node = mem.zones["node"][pages["zone"]]
     flags, mapped = pages["flags"], pages["mapcount"] > 0
@@ -489,7 +346,7 @@ def _check_node_counters(mem: Mem, report: _Report) -> None:
             report.equal(f"node {nid} {name}", int(record[name]), int(size[found & here].sum()))
 
 
-def _check_cma(vm: Vm, report: _Report) -> None:
+def _check_cma(vm: Vm, report: Report) -> None:
     """Who holds which page of the CMA areas, and what else is in them."""
     mem = vm.mem
     total = np.zeros(len(mem.zones), dtype=np.int64)
@@ -509,7 +366,7 @@ def _check_cma(vm: Vm, report: _Report) -> None:
     report.equal("cma_pages", mem.zones["cma_pages"].tolist(), total.tolist())
 
 
-def _check_content(vm: Vm, report: _Report) -> None:
+def _check_content(vm: Vm, report: Report) -> None:
     cached = 0
     for file in vm.files:
         slots = vm.i_pages[file.i_base : file.i_base + file.nr_pages]

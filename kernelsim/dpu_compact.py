@@ -60,6 +60,7 @@ from kernelsim.printk import KERN_ERR, KERN_INFO, KERN_WARNING, Printk
 from kernelsim.timer import Clock
 from kernelsim.vmstat import nr_free_pages_blocks
 
+SURVEY_SLICE_PAGES = 1 << 18
 SCAN_SLICE_PAGES = 1 << 15
 COMMIT_SLICE_PAGES = 1 << 14
 SYNCHRONOUS_FRAGMENTS = 1 << 10  # about 0.4 ms of copying; waking a rank's thread and its waiter takes as long
@@ -80,9 +81,18 @@ class DpuCompact:
         self._cpu_only = NO_DEVICE["cpu"]
         self.failures = DpuFailures(clock)
         self.inject = DpuCompactInject(vm, printk)
-        if hw is not None:
-            hw.attach(vm.memory)
-            printk("DPU Memory Compaction initialized")
+        self.has_device = False
+        """A device was found at boot; it may have been lost since."""
+
+    def dpu_compact_init(self) -> None:
+        """Look for devices, once, at boot."""
+        if self.hw is not None:
+            self.hw.attach(self.vm.memory)
+        self.has_device = self.hw is not None and self.hw.nr_present > 0
+        if self.has_device:
+            self.printk("DPU Memory Compaction initialized")
+        else:
+            self.printk("DPU Memory Compaction: no DPU found, compact_dpu does as compact", KERN_WARNING)
 
     # Engines.
 
@@ -136,8 +146,13 @@ class DpuCompact:
         pending: deque[DpuCompactRegion] = deque()
         start, end = (int(self.vm.mem.zones[edge][zone]) for edge in ("start_pfn", "end_pfn"))
         size = 1 << self.sysctl.dpu_compact_region_order
+        nr_surveyed = 0
         try:
             for base in range(start & ~(size - 1), end, size):
+                nr_surveyed += size
+                if nr_surveyed >= SURVEY_SLICE_PAGES:
+                    nr_surveyed = 0
+                    yield None
                 while self.vm.nr_forks:
                     yield None
                 region = self.dpu_compact_region_create(zone, max(base, start), min(base + size, end))

@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 
 from kernelsim.attr import Attr, Choice, Kobject, Text, Trigger
+from kernelsim.compaction import Compaction
 from kernelsim.dpu_compact import DpuCompact
 from kernelsim.dpu_hw import ENGINES
 from kernelsim.migrate import SKIP_KERNEL, skip_reasons
@@ -11,19 +12,21 @@ from kernelsim.mm_types import LongOp
 
 
 class NodeCompactDpu(Kobject):
-    """node*/compact_dpu."""
+    """node*/compact_dpu. Without a DPU, Linux's own compaction does it, unless another engine was chosen."""
 
     compact_dpu = Attr(
         Trigger(), doc="Write anything: compact the node with the DPU; the write returns when that is done."
     )
 
-    def __init__(self, dpu: DpuCompact, nid: int) -> None:
+    def __init__(self, dpu: DpuCompact, compaction: Compaction, nid: int) -> None:
         self.dpu = dpu
+        self.compaction = compaction
         self.nid = nid
 
     @compact_dpu.store
     def _compact(self, _text: str) -> LongOp:
-        yield from self.dpu.compact_node(self.nid)
+        by_regions = self.dpu.has_device or self.dpu.engine.copier != "cpu"
+        yield from (self.dpu if by_regions else self.compaction).compact_node(self.nid)
 
 
 class DpuCompactDebugfs(Kobject):

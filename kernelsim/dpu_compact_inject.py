@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
-from kernelsim.attr import Registry
 from kernelsim.fault_inject import FaultAttr
 from kernelsim.fork import dup_mm
 from kernelsim.gup import unpin_pages
@@ -40,7 +39,6 @@ from kernelsim.rmap import vma_address
 if TYPE_CHECKING:
     from kernelsim.dpu_compact_region import DpuCompactRegion
 
-DEBUGFS_PATH = "/sys/kernel/debug/dpu_compact"
 _MAX_TRIED = 256
 """Pages of a batch that are tried in search of one whose process can act now."""
 
@@ -108,10 +106,6 @@ class DpuCompactInject:
         self.points = {kind: FaultAttr(f"fail_{kind}", printk) for kind in KINDS}
         self.processes: Callable[[], Iterator[Process]] = lambda: iter(())
         self._waiting: list[_Call] = []
-
-    def add_files(self, registry: Registry) -> None:
-        for point in self.points.values():
-            registry.add(f"{DEBUGFS_PATH}/{point.name}", point)
 
     @contextmanager
     def busy_page(self, region: "DpuCompactRegion") -> Iterator[None]:

@@ -134,11 +134,12 @@ def next_place(
     while start + size <= end:
         while here < nr and fragments[here].old_pfn + (1 << fragments[here].order) <= at:
             here += 1
+        if at == start:
+            passed = here  # else every search would go over all fragments again
         left = here < nr and fragments[here].old_pfn <= at and fragments[here].vacates
         if not left and (pages[at].flags & PG_held == 0 or not is_target(pages, blocks, at)):
             start = (at + size) & -size
             at = start
-            passed = here
             continue
         at += 1
         if at == start + size:

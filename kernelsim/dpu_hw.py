@@ -167,6 +167,11 @@ class DpuHardware(Protocol):
     """One or more ranks behind a driver."""
 
     @property
+    def nr_present(self) -> int:
+        """Ranks that are there now, in use or not."""
+        ...
+
+    @property
     def max_in_flight(self) -> int:
         """Batches worth having under way at once (a rank copies while the kernel prepares the next batch)."""
         ...

@@ -4,7 +4,7 @@
 All are integers, scaled by 1000 or 100, rounded as mm/vmstat.c and mm/compaction.c round them:
 
     extfrag_index(order)    -1000: a block is free; else from 0 (an allocation fails for lack of memory) to 1000 (it
-                            fails for fragmentation)
+                            fails for fragmentation), or below 0 if all that is free is one smaller block
     unusable_index(order)   the part of free memory that is of no use to an allocation of that order
     fragmentation_score     per cent of free memory in blocks smaller than a huge page; proactive compaction watches it
 """
@@ -44,7 +44,7 @@ def fill_contig_page_info(zones: Zones, zone: int, suitable_order: int) -> tuple
 
 @njit
 def fragmentation_index(zones: Zones, zone: int, order: int) -> int:
-    """extfrag_index, -1000 or 0..1000."""
+    """extfrag_index, -1000..1000."""
     nr_pages, nr_blocks, nr_suitable = fill_contig_page_info(zones, zone, order)
     if nr_blocks == 0:
         return 0
@@ -115,6 +115,6 @@ class ExtfragDebugfs(Kobject):
 
 
 def _fixed(index: int, width: int) -> str:
-    """Thousandths, as C divides: the sign stands on the whole part."""
-    whole, part = divmod(abs(index), 1000)
-    return f"{-whole if index < 0 else whole:{width}d}.{part:03d} "
+    """Thousandths, as C divides and prints them: -500, the index of a single free block, is ` 0.-500`."""
+    whole = -(-index // 1000) if index < 0 else index // 1000
+    return f"{whole:{width}d}.{index - 1000 * whole:03d} "

@@ -78,6 +78,7 @@ VM_READ, VM_WRITE, VM_EXEC, VM_SHARED, VM_GROWSDOWN = 1, 2, 4, 8, 0x100  # inclu
 
 _KPF_LOW = (1 << 27) - 1  # kpageflags bits that page.py numbers alike
 _MAPCOUNT_MAX = (1 << 31) - 1
+LAST_FEW = pageblock_nr_pages // 8
 _HIGH_BITS = np.array(list(KPF_HIGH.items()), dtype=np.int64)  # (kpageflags bit, PG_ mask)
 
 
@@ -140,9 +141,10 @@ def build_host_image(
     mappings: tuple[HostTask, ...] = (),
     buddyinfo: str = "",
     buddyinfo_end: str = "",
+    guess: int = 0,
 ) -> HostImage:
-    """Infer the layout. `zones` ascending and disjoint; both arrays uint64[nr_pages] as the kernel shows
-    them, nr_pages a multiple of 512 that covers every zone. Both are only read."""
+    """Infer the layout. `zones` ascending and disjoint; both arrays uint64[nr_pages] as the kernel shows them, nr_pages
+    a multiple of 512 that covers every zone. Both are only read. `guess` seeds what can only be guessed."""
     nr_pages = len(kpageflags)
     flags = np.full(nr_pages, PG_nopage, dtype=np.uint32)
     mapcount = np.zeros(nr_pages, dtype=np.int32)
@@ -165,7 +167,7 @@ def build_host_image(
         free_order=free.order,
         block_migratetype=block_type,
         compound_order=compound_order,
-        pcp_pfn=_pcp_pages(zones, flags, block_type, ended, notes),
+        pcp_pfn=_pcp_pages(zones, flags, block_type, ended, guess, notes),
         pinned_pfn=_pinned_pages(flags, notes),
         mappings=tuple(_mapped_only(task, mapcount) for task in mappings),
         buddyinfo=buddyinfo,
@@ -317,14 +319,16 @@ def _pcp_pages(
     flags: NDArray[np.uint32],
     block_type: NDArray[np.uint8],
     ended: NDArray[np.bool_],
+    guess: int,
     notes: list[str],
 ) -> NDArray[np.int64]:
     pages = [np.empty(0, dtype=np.int64)]
     for zone in zones:
         span = slice(zone.start_pfn, zone.end_pfn)
         unowned = np.flatnonzero((flags[span] == 0) & ~ended[span]) + zone.start_pfn
-        likely = unowned[block_type[unowned >> pageblock_order] == MIGRATE_MOVABLE][: zone.nr_pcp]
-        pages += [np.flatnonzero(ended[span]) + zone.start_pfn, _shuffle_blocks(likely)]
+        likely = unowned[block_type[unowned >> pageblock_order] == MIGRATE_MOVABLE]
+        likely = likely[~_of_the_kernel(flags)[likely >> pageblock_order]][: zone.nr_pcp]
+        pages += [np.flatnonzero(ended[span]) + zone.start_pfn, _shuffle_blocks(likely, guess)]
         if len(likely):
             notes.append(
                 f"{zone.label}: {len(likely)} pages look free on per-CPU lists (zoneinfo: {zone.nr_pcp}); "
@@ -337,10 +341,21 @@ def _pcp_pages(
     return np.concatenate(pages)
 
 
-def _shuffle_blocks(pfns: NDArray[np.int64]) -> NDArray[np.int64]:
+def _of_the_kernel(flags: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Pageblocks whose unowned pages are the kernel's, not a CPU's list's: all of the block, or the last few that keep
+    it from being free as a whole. What a process gave back lies dense, among pages that are still in use."""
+    by_block = flags[: len(flags) & -pageblock_nr_pages].reshape(-1, pageblock_nr_pages)
+    nr_unowned = (by_block == 0).sum(axis=1)
+    nr_free = (by_block & np.uint32(PG_buddy) != 0).sum(axis=1)
+    last_few = (nr_unowned + nr_free == pageblock_nr_pages) & (nr_unowned <= LAST_FEW)
+    found: NDArray[np.bool_] = (nr_unowned == pageblock_nr_pages) | last_few
+    return found
+
+
+def _shuffle_blocks(pfns: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """Ascending pages, the same within a block of MAX_PAGE_ORDER, but with the blocks in an arbitrary order."""
     block, nr = np.unique(pfns >> MAX_PAGE_ORDER, return_counts=True)
-    rank = np.random.default_rng(len(pfns)).permutation(len(block))
+    rank = np.random.default_rng(seed).permutation(len(block))
     return pfns[np.argsort(np.repeat(rank, nr), kind="stable")]
 
 

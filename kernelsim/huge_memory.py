@@ -325,10 +325,11 @@ def why_not_split(pages: Pages, head: int) -> int:
     page = pages[head]
     if page.flags & PG_lru == 0:
         return -EAGAIN  # isolated: being moved
-    if page.flags & (PG_writeback | PG_private):
-        return -EBUSY
+    if page.flags & PG_writeback or page.flags & (PG_private | PG_dirty) == PG_private | PG_dirty:
+        return -EBUSY  # its buffers cannot be released (filemap_release_folio)
     of_cache = 1 << page.order if page.flags & PG_anon == 0 and page.mapping != 0 else 0
-    return 0 if page.refcount == page.mapcount + of_cache else -EAGAIN
+    of_private = 1 if page.flags & PG_private else 0
+    return 0 if page.refcount == page.mapcount + of_cache + of_private else -EAGAIN
 
 
 @njit
@@ -392,8 +393,8 @@ def _split_pmds(
 
 @njit
 def _prep_split_pages(pages: Pages, head: int, order: int) -> None:
-    """Give each page of a folio what it had as a part of it, but for its mappings and locks."""
-    flags = pages[head].flags & ~(PG_head | PG_thp | PG_lru)
+    """Give each page of a folio what it had as a part of it, but for its mappings and locks. Buffers are released."""
+    flags = pages[head].flags & ~(PG_head | PG_thp | PG_lru | PG_private)
     mapping = pages[head].mapping
     index = pages[head].index
     for i in range(1 << order):

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim import debug_vm
-from kernelsim.attr import Registry
+from kernelsim.attr import Kobject, Registry
 from kernelsim.cma import CmaSysfs, cma_declare_contiguous, cma_init_reserved_areas
 from kernelsim.compaction import Compaction
 from kernelsim.compaction_sysctl import CompactionSysctl, NodeCompact
-from kernelsim.content import WORDS_FULL, WORDS_STAMP
+from kernelsim.content import WORDS_FULL, WORDS_NONE, WORDS_STAMP
 from kernelsim.contig import Contig
 from kernelsim.dpu_compact import DpuCompact
 from kernelsim.dpu_compact_hook import DpuCompactDebugfs, NodeCompactDpu
@@ -34,13 +34,14 @@ from kernelsim.hostmem import import_mem
 from kernelsim.hostproc import import_processes
 from kernelsim.huge_memory import TransparentHugepage
 from kernelsim.hugetlb import HstateFiles, HugetlbPool
+from kernelsim.kconfig import IkConfig, Kconfig
 from kernelsim.meminfo import Meminfo
 from kernelsim.mm_configfs import MmGroup, Process, check_name
-from kernelsim.mm_types import AllocWords, LongOp, Vm, zeroed_words
+from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmap import Mm
 from kernelsim.mmzone import MAX_DMA32_PFN, MAX_DMA_PFN, ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, Mem
 from kernelsim.node import Node, Nodes
-from kernelsim.page import PAGE_SIZE, PG_reserved
+from kernelsim.page import PAGE_SIZE, AllocWords, PG_reserved, zeroed_words
 from kernelsim.page_alloc import free_range, init_range
 from kernelsim.page_reporting import Discard, PageReporting
 from kernelsim.printk import Printk
@@ -50,9 +51,11 @@ from kernelsim.wait import WaitQueue
 
 MM_CONFIGFS = "/sys/kernel/config/kernelsim/mm"
 NODES_SYSFS = "/sys/devices/system/node"
+DEBUGFS = "/sys/kernel/debug"
 _MIN_NODE_BYTES = 32 << 20
 _MEMMAP_BYTES = 64  # struct page: what a real machine sets aside for each of its pages
 LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
+_WORDS = {"full": WORDS_FULL, "stamp": WORDS_STAMP, "none": WORDS_NONE}
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,14 @@ class NodeConfig:
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """What to build. `bytes`: "full" (4096 real bytes a page) or "stamp" (one content stamp a page).
+    """What to build. `bytes`: what is kept of a page, "full" (4096 real bytes), "stamp" (one content stamp) or "none".
 
     ValueError, in one line, if there can be no such machine.
     """
 
     nodes: tuple[NodeConfig, ...] = (NodeConfig(), NodeConfig())
     bytes: str = "full"
-    debug_vm: bool = False
+    kconfig: Kconfig = field(default_factory=Kconfig)
     distance: tuple[tuple[int, ...], ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -87,14 +90,16 @@ class MachineConfig:
                 raise ValueError(f"node {nid}: 0 to 1024 CPUs")
         if not any(node.nr_cpus for node in self.nodes):
             raise ValueError("a machine has at least one CPU")
-        if self.bytes not in ("full", "stamp"):
-            raise ValueError('memory bytes must be "full" or "stamp"')
+        if self.bytes not in _WORDS:
+            raise ValueError('memory bytes must be "full", "stamp" or "none"')
+        has_cma = any(node.cma_bytes for node in self.nodes)
+        object.__setattr__(self, "kconfig", self.kconfig.for_machine(len(self.nodes), has_cma))
         if self.distance and [len(row) for row in self.distance] != [len(self.nodes)] * len(self.nodes):
             raise ValueError("distance must be a square matrix, one row for each node")
 
     @property
     def words_per_page(self) -> int:
-        return WORDS_FULL if self.bytes == "full" else WORDS_STAMP
+        return _WORDS[self.bytes]
 
 
 def default_distance(nr_nodes: int) -> NDArray[np.int64]:
@@ -120,17 +125,16 @@ def zone_spans(config: MachineConfig) -> list[tuple[int, int, int, int]]:
     return spans
 
 
-def boot_mem(config: MachineConfig) -> Mem:
+def boot_mem(config: MachineConfig, alloc_tables: AllocWords = zeroed_words) -> Mem:
     """Memory after boot: all free, but for the memory map that the kernel keeps at the end of each node."""
     distance = np.array(config.distance) if config.distance else default_distance(len(config.nodes))
-    mem = Mem(zone_spans(config), distance)
+    mem = Mem(zone_spans(config), distance, flags=0, alloc_words=alloc_tables)
     for nid, node in enumerate(config.nodes):
         zones = mem.zones_of(nid)
         memmap = node.memory_bytes // PAGE_SIZE * _MEMMAP_BYTES // PAGE_SIZE
         for zone in zones:
             start, end = (int(mem.zones[edge][zone]) for edge in ("start_pfn", "end_pfn"))
             usable = end - memmap if zone == zones[-1] else end
-            init_range(mem.pages, start, usable, 0, 0)
             init_range(mem.pages, usable, end, PG_reserved, 1)
             if zone == zones[-1] and node.cma_bytes:
                 cma_declare_contiguous(mem, nid, usable, node.cma_bytes // PAGE_SIZE)
@@ -152,13 +156,17 @@ class Machine:
         *,
         mem: Mem | None = None,
         alloc_words: AllocWords = zeroed_words,
+        alloc_tables: AllocWords = zeroed_words,
         discard: Discard | None = None,
         wait_queue: Callable[[], WaitQueue] = WaitQueue,
     ) -> None:
-        """`alloc_words` makes the memory, `discard` gives free parts of it back to the host."""
+        """`alloc_words` makes the memory, `discard` gives free parts of it back to the host.
+
+        `alloc_tables` makes the memory map, which is touched as a whole.
+        """
         self.config = config or MachineConfig()
         self.clock = clock or ManualClock()
-        self.mem = mem or boot_mem(self.config)
+        self.mem = mem or boot_mem(self.config, alloc_tables)
         self.cpus = self._number_cpus()
         nr_cpus = sum(len(cpus) for cpus in self.cpus)
         self.vm = Vm(self.mem, self.config.words_per_page, nr_cpus, alloc_words)
@@ -169,17 +177,25 @@ class Machine:
         self.imported: dict[str, Mm] = {}
         self._next_pid = 1
         self._sharers: dict[int, int] = {}
+        self._forking: set[str] = set()
+        """Names of children to be."""
         total = int(self.mem.zones["managed"].sum()) * (PAGE_SIZE // 1024)
         self.printk(f"kernelsim: {len(self.cpus)} nodes, {nr_cpus} CPUs, {total} kB of memory")
         self.sysctl = DpuCompactSysctl()
         self.compaction_sysctl = CompactionSysctl()
         self.compaction = Compaction(self.vm, self.compaction_sysctl)
         self.compaction_sysctl.compaction = self.compaction
+        self.sysctl.dpu_compact_enabled = int(self._has("DPU_COMPACTION_DEFAULT_ON"))
+        hw = hw if self._has("DPU_COMPACTION") else None
         self.dpu = DpuCompact(self.vm, hw, self.sysctl, self.printk, self.clock)
+        self.dpu.inject.processes = lambda: iter(self.processes.values())
         self.contig = Contig(self.vm, hw, self.sysctl, self.printk)
         self.contig.hugetlb = self.hugetlb = HugetlbPool(self.vm, self.contig)
         self.vm.cma_areas = cma_init_reserved_areas(self.vm, self.contig)
-        self._add_files()
+        if self._has("DPU_COMPACTION"):
+            self.dpu.dpu_compact_init()
+        for path, kobj in self._files():
+            self.add_files(path, kobj)
 
     @classmethod
     def from_image(
@@ -216,36 +232,59 @@ class Machine:
             nr += wanted
         return cpus
 
-    def _add_files(self) -> None:
-        add = self.registry.add
-        nr_cpus = self.vm.nr_cpus
-        add("/proc/sys/vm", self.sysctl)
-        add("/proc/sys/vm", self.compaction_sysctl)
-        add("/proc/sys/vm", self.hugetlb)
-        add("/sys/kernel/mm/transparent_hugepage", TransparentHugepage(self.vm))
-        add("/proc", VmstatFiles(self.mem, self.vm.events))
-        add("/proc", Meminfo(self.mem, self.hugetlb))
-        add("/dev", self.printk)
-        add(NODES_SYSFS, Nodes(self.mem, self.cpus))
-        for nid, cpus in enumerate(self.cpus):
-            path = f"{NODES_SYSFS}/node{nid}"
-            add(path, Node(self.mem, self.hugetlb, nid, cpus, nr_cpus))
-            add(path, NodeCompact(self.compaction, nid))
-            add(path, NodeCompactDpu(self.dpu, nid))
+    def _has(self, option: str) -> bool:
+        return self.config.kconfig.IS_ENABLED(f"CONFIG_{option}")
+
+    def _files(self) -> Iterator[tuple[str, Kobject]]:
+        """Every Kobject of this configuration and its directory; those of drivers come later (`add_files`)."""
+        yield "/proc", VmstatFiles(self.mem, self.vm.events, self.config.kconfig)
+        yield "/proc", Meminfo(self.mem, self._shown_hugetlb, self._has("TRANSPARENT_HUGEPAGE"))
+        yield "/proc", IkConfig(self.config.kconfig)
+        yield "/dev", self.printk
+        yield MM_CONFIGFS, MmGroup(self)
+        if self._has("HUGETLB_PAGE"):
+            yield "/proc/sys/vm", self.hugetlb
             for hstate in self.hugetlb.hstates:
-                add(f"{path}/hugepages/{hstate.name}", HstateFiles(hstate, nid))
-        for hstate in self.hugetlb.hstates:
-            add(f"/sys/kernel/mm/hugepages/{hstate.name}", HstateFiles(hstate))
+                yield f"/sys/kernel/mm/hugepages/{hstate.name}", HstateFiles(hstate)
+        if self._has("TRANSPARENT_HUGEPAGE"):
+            yield "/sys/kernel/mm/transparent_hugepage", TransparentHugepage(self.vm)
+        if self._has("COMPACTION"):
+            yield "/proc/sys/vm", self.compaction_sysctl
+            yield f"{DEBUGFS}/extfrag", ExtfragDebugfs(self.mem)
+        if self._has("DPU_COMPACTION"):
+            yield "/proc/sys/vm", self.sysctl
+            yield f"{DEBUGFS}/dpu_compact", DpuCompactDebugfs(self.dpu)
+            yield f"{DEBUGFS}/dpu_compact", self.dpu.failures
+            for point in self.dpu.inject.points.values():
+                yield f"{DEBUGFS}/dpu_compact/{point.name}", point
+            yield f"{DEBUGFS}/dpu_compact", self.contig
         for area in self.vm.cma_areas:
-            add(f"/sys/kernel/debug/cma/{area.name}", area)
-            add(f"/sys/kernel/mm/cma/{area.name}", CmaSysfs(area))
-        add("/sys/kernel/debug/extfrag", ExtfragDebugfs(self.mem))
-        add("/sys/kernel/debug/dpu_compact", DpuCompactDebugfs(self.dpu))
-        add("/sys/kernel/debug/dpu_compact", self.dpu.failures)
-        self.dpu.inject.processes = lambda: iter(self.processes.values())
-        self.dpu.inject.add_files(self.registry)
-        add("/sys/kernel/debug/dpu_compact", self.contig)
-        add(MM_CONFIGFS, MmGroup(self))
+            yield f"{DEBUGFS}/cma/{area.name}", area
+            yield f"/sys/kernel/mm/cma/{area.name}", CmaSysfs(area)
+        if self._has("NUMA"):
+            yield NODES_SYSFS, Nodes(self.mem, self.cpus)
+            for nid in range(self.mem.nr_nodes):
+                for kobj in self._node_files(nid):
+                    yield f"{NODES_SYSFS}/node{nid}", kobj
+                for hstate in self.hugetlb.hstates if self._has("HUGETLB_PAGE") else ():
+                    yield f"{NODES_SYSFS}/node{nid}/hugepages/{hstate.name}", HstateFiles(hstate, nid)
+
+    def _node_files(self, nid: int) -> Iterator[Kobject]:
+        """What is in one node's directory."""
+        yield Node(self.mem, self._shown_hugetlb, nid, self.cpus[nid], self.vm.nr_cpus, self.config.kconfig)
+        if self._has("COMPACTION"):
+            yield NodeCompact(self.compaction, nid)
+        if self._has("DPU_COMPACTION"):
+            yield NodeCompactDpu(self.dpu, self.compaction, nid)
+
+    @property
+    def _shown_hugetlb(self) -> HugetlbPool | None:
+        return self.hugetlb if self._has("HUGETLB_PAGE") else None
+
+    def add_files(self, path: str, kobj: Kobject) -> None:
+        """Show `kobj` at `path`; not in a debugfs that this kernel lacks."""
+        if self._has("DEBUG_FS") or not path.startswith(f"{DEBUGFS}/"):
+            self.registry.add(path, kobj)
 
     # Time.
 
@@ -266,7 +305,9 @@ class Machine:
         return pid
 
     def new_process(self, name: str) -> Process:
-        """Start a process, on the first node with a CPU."""
+        """Start a process, on the first node with a CPU. OSError(EEXIST): a fork under way has taken the name."""
+        if name in self._forking:
+            raise OSError(errno.EEXIST, "name is taken")
         home = next(nid for nid, cpus in enumerate(self.cpus) if cpus)
         process = Process(self, name, Mm(self.vm, home, self.cpus[home][0]))
         self.processes[name] = process
@@ -276,13 +317,14 @@ class Machine:
         """Fork `parent`; the child's directory appears beside it."""
         check_name(name)
         path = f"{MM_CONFIGFS}/{name}"
-        if path in self.registry.nodes or name in self.processes:
+        if path in self.registry.nodes or name in self.processes or name in self._forking:
             raise OSError(errno.EEXIST, "name is taken")
         cpus = self.cpus[parent.mm.node] or [parent.mm.cpu]
-        mm = yield from dup_mm(parent.mm, cpus[self._next_pid % len(cpus)])
-        if path in self.registry.nodes:  # taken in the meantime
-            yield from mm.exit()
-            raise OSError(errno.EEXIST, "name is taken")
+        self._forking.add(name)  # a finished child could not be taken down at once, were this interrupted
+        try:
+            mm = yield from dup_mm(parent.mm, cpus[self._next_pid % len(cpus)])
+        finally:
+            self._forking.remove(name)
         child = Process(self, name, mm)
         child.files = list(parent.files)
         for file in child.files:

@@ -2,7 +2,7 @@
 """/proc/meminfo and node*/meminfo (fs/proc/meminfo.c, drivers/base/node.c).
 
 Only lines that this emulation has something to say about. There is no swap and there are no block devices, so
-SwapTotal, SwapFree, SwapCached and Buffers are truly 0.
+SwapTotal, SwapFree, SwapCached and Buffers are truly 0. A kernel without CONFIG_HUGETLB_PAGE has no hugetlb lines.
 """
 
 from collections.abc import Iterator
@@ -42,8 +42,9 @@ class Meminfo(Kobject):
 
     meminfo = Attr(Text(), doc="Memory in kB by use.")
 
-    def __init__(self, mem: Mem, hugetlb: HugetlbPool) -> None:
+    def __init__(self, mem: Mem, hugetlb: HugetlbPool | None, thp: bool) -> None:
         self.mem = mem
+        self.thp = thp
         self.hugetlb = hugetlb
 
     @meminfo.show
@@ -66,12 +67,15 @@ class Meminfo(Kobject):
         yield "Mapped", int(nodes["nr_mapped"].sum())
         yield "Slab", int(nodes["nr_slab"].sum())
         yield "PageTables", int(nodes["nr_page_table_pages"].sum())
-        yield "AnonHugePages", int(nodes["nr_anon_thps"].sum())
+        if self.thp:
+            yield "AnonHugePages", int(nodes["nr_anon_thps"].sum())
         if self.mem.has_cma:
             yield "CmaTotal", int(zones["cma_pages"].sum())
             yield "CmaFree", int(zones["free_cma"].sum())
 
     def _huge(self) -> str:
+        if self.hugetlb is None:
+            return ""
         nr = self.hugetlb.default.nr_pages()
         counts = (
             ("HugePages_Total", nr),
@@ -85,12 +89,11 @@ class Meminfo(Kobject):
         )
 
 
-def node_meminfo(mem: Mem, hugetlb: HugetlbPool, nid: int) -> str:
-    """Text of node*/meminfo."""
+def node_meminfo(mem: Mem, hugetlb: HugetlbPool | None, nid: int, thp: bool) -> str:
+    """Text of node*/meminfo. `thp`: with a line for transparent huge pages."""
     zones = mem.zones[mem.zones["node"] == nid]
     node = mem.nodes[nid : nid + 1]
     total, free = int(zones["managed"].sum()), int(zones["free_pages"].sum())
-    nr_huge = hugetlb.default.nr_pages(nid)
     lines = [
         ("MemTotal", total),
         ("MemFree", free),
@@ -102,9 +105,12 @@ def node_meminfo(mem: Mem, hugetlb: HugetlbPool, nid: int) -> str:
         ("AnonPages", int(node["nr_anon_pages"][0])),
         ("PageTables", int(node["nr_page_table_pages"][0])),
         ("Slab", int(node["nr_slab"][0])),
-        ("AnonHugePages", int(node["nr_anon_thps"][0])),
+        *([("AnonHugePages", int(node["nr_anon_thps"][0]))] if thp else []),
     ]
     text = "".join(f"Node {nid} {name + ':':<16s}{pages * _KB:8d} kB\n" for name, pages in lines)
+    if hugetlb is None:
+        return text
+    nr_huge = hugetlb.default.nr_pages(nid)
     for name, nr in (("HugePages_Total", nr_huge), ("HugePages_Free", nr_huge), ("HugePages_Surp", 0)):
         text += f"Node {nid} {name + ':':<16s}{nr:6d}\n"
     return text

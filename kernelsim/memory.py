@@ -2,8 +2,9 @@
 """Page faults, copy-on-write, and taking mappings down (mm/memory.c).
 
 `access_pages` is what a CPU does: look into its TLB, else walk the page table, else fault. It stops, without side
-effects for that page, where it cannot go on: -ENOMEM; -EAGAIN at a migration entry (the move must end first; Linux puts
-the task to sleep there); -VM_FAULT_HUGE where a 2 MiB page is due, for the caller to get one (huge_memory.py).
+effects for that page, where it cannot go on: -ENOMEM; -EAGAIN at a migration entry or a page-cache page on the move
+(the move must end first; Linux puts the task to sleep there); -VM_FAULT_HUGE where a 2 MiB page is due, for the caller
+to get one (huge_memory.py).
 
 A page mapped as part of a large folio is addressed by its own pfn; counts and LRU are its head's.
 
@@ -38,6 +39,7 @@ from kernelsim.page import (
     Pages,
     PG_anon,
     PG_dirty,
+    PG_isolated,
     PG_swapbacked,
     PG_uptodate,
     compound_head,
@@ -166,7 +168,11 @@ def filemap_fault(
     i_base: int,
     index: int,
 ) -> int:
-    """The page-cache page at `index` of a file, read in from `disk` (stamps) if it is not there; pfn or -ENOMEM."""
+    """The page-cache page at `index` of a file, read in from `disk` (stamps) if it is not there; pfn or -ENOMEM.
+
+    -EAGAIN while a batch moves the page: nobody may have mapped it, and then no migration entry says so. Linux waits
+    for the page's lock here.
+    """
     pfn = i_pages[i_base + index]
     if pfn < 0:
         pfn = _new_folio(pages, zones, blocks, nodes, zonelist, 0, mapping, index)
@@ -176,6 +182,8 @@ def filemap_fault(
         i_pages[i_base + index] = pfn
         nodes[zones[pages[pfn].zone].node].nr_file_pages += 1
         events[0].pgmajfault += 1
+    elif pages[compound_head(pages, pfn)].flags & PG_isolated:
+        return -EAGAIN
     events[0].pgfault += 1
     return int(pfn)
 

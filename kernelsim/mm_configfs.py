@@ -19,7 +19,7 @@ after the other: a second request waits, as for Linux's mmap_lock, and finds ESR
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+CHOICE_SLICE_PAGES = 1 << 18  # about three milliseconds of random numbers
+_MAX_RUN = 63
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
@@ -62,17 +65,40 @@ def parse_amount(text: str, *, flags: tuple[str, ...] = ()) -> tuple[int, dict[s
 
 def choose(nr: int, percent: int, seed: int, in_runs: bool) -> NDArray[np.bool_]:
     """Mark about `percent` of `nr` pages: each at random, or in runs of 1 to 63 pages with gaps to match."""
+    return np.concatenate([np.zeros(0, dtype=bool), *choose_slices(nr, percent, seed, in_runs)])
+
+
+def choose_slices(nr: int, percent: int, seed: int, in_runs: bool) -> Iterator[NDArray[np.bool_]]:
+    """The same, CHOICE_SLICE_PAGES at a time."""
     rng = np.random.default_rng(seed)
-    if not in_runs or percent in (0, 100):
-        return rng.random(nr) * 100 < percent
-    chosen = np.zeros(nr, dtype=bool)
-    at = 0
-    while at < nr:
-        run = int(rng.integers(1, 64))
-        chosen[at : at + run] = True
-        gap = run * (100 - percent) / percent
-        at += run + max(int(rng.uniform(0.5, 1.5) * gap), 1)
-    return chosen
+    if in_runs and percent not in (0, 100):
+        yield from _choose_runs(nr, percent, rng)
+        return
+    for first in range(0, nr, CHOICE_SLICE_PAGES):
+        yield rng.random(min(CHOICE_SLICE_PAGES, nr - first)) * 100 < percent
+
+
+def _choose_runs(nr: int, percent: int, rng: np.random.Generator) -> Iterator[NDArray[np.bool_]]:
+    chosen = np.zeros(CHOICE_SLICE_PAGES + _MAX_RUN, dtype=bool)
+    base = at = 0
+    while base < nr:
+        while at < min(nr, base + CHOICE_SLICE_PAGES):
+            run = int(rng.integers(1, _MAX_RUN + 1))
+            chosen[at - base : at - base + run] = True
+            gap = run * (100 - percent) / percent
+            at += run + max(int(rng.uniform(0.5, 1.5) * gap), 1)
+        yield chosen[: min(CHOICE_SLICE_PAGES, nr - base)].copy()
+        chosen[:_MAX_RUN] = chosen[CHOICE_SLICE_PAGES:]
+        chosen[_MAX_RUN:] = False
+        base += CHOICE_SLICE_PAGES
+
+
+def chosen_vpns(vma: Vma, percent: int, seed: int, in_runs: bool = False) -> Iterator[NDArray[np.int64]]:
+    """Virtual pages of a mapping, chosen as by `choose`, slice by slice."""
+    start = vma.start
+    for chosen in choose_slices(vma.nr_pages, percent, seed, in_runs):
+        yield start + np.flatnonzero(chosen)
+        start += len(chosen)
 
 
 def exclusive(
@@ -108,7 +134,11 @@ class Process(Kobject):
     mlock = Attr(Text(), doc="PERCENT of anonymous memory that is locked, from its start.")
     pin = Attr(Text(), doc="`PERCENT [seed=N]` of its anonymous pages to pin for DMA; 0 drops all pins.")
     touch = Attr(Text(), doc="`PERCENT [seed=N]` of its pages to write anew.", mode=0o200)
-    verify = Attr(Text(), doc="Reads back everything the process wrote: `ok`, or how many pages differ.")
+    verify = Attr(
+        Text(),
+        doc="Reads back everything the process wrote: `ok`, or how many pages differ. Where no contents are kept "
+        "(memory.bytes = none): whether just the pages it wrote are mapped.",
+    )
     rss = Attr(Text(), doc="Resident bytes.")
 
     def __init__(self, machine: "Machine", name: str, mm: Mm) -> None:
@@ -134,6 +164,11 @@ class Process(Kobject):
     @property
     def file_vmas(self) -> list[Vma]:
         return [vma for vma in self.mm.vma if vma.file is not None]
+
+    @thp.stored
+    def _madvise_hugepage(self, _old: int, new: int) -> None:
+        if new and not self.machine.config.kconfig.IS_ENABLED("CONFIG_TRANSPARENT_HUGEPAGE"):
+            raise OSError(errno.EINVAL, "no transparent huge pages in this kernel")
 
     @node.stored
     def _move_home(self, _old: int, new: int) -> None:
@@ -210,8 +245,9 @@ class Process(Kobject):
     def _punch(self, text: str) -> LongOp:
         percent, options, flags = parse_amount(text, flags=("runs",))
         for number, vma in enumerate(self.anon_vmas):
-            chosen = choose(vma.nr_pages, percent, options.get("seed", 0) + number, "runs" in flags)
-            yield from self.mm.madvise_dontneed(vma, vma.vpns()[chosen])
+            for vpns in chosen_vpns(vma, percent, options.get("seed", 0) + number, "runs" in flags):
+                yield from self.mm.madvise_dontneed(vma, vpns)
+                yield None
         self._holes = " ".join(text.split())
 
     @fork.store
@@ -249,8 +285,9 @@ class Process(Kobject):
         percent, options, _ = parse_amount(text)
         self.mm.unpin()
         for number, vma in enumerate(self.anon_vmas):
-            chosen = choose(vma.nr_pages, percent, options.get("seed", 0) + number, False)
-            yield from self.mm.pin(vma, vma.vpns()[chosen])
+            for vpns in chosen_vpns(vma, percent, options.get("seed", 0) + number):
+                yield from self.mm.pin(vma, vpns)
+                yield None
         self._pinned = " ".join(text.split())
 
     @touch.store
@@ -258,8 +295,9 @@ class Process(Kobject):
     def _touch(self, text: str) -> LongOp:
         percent, options, _ = parse_amount(text)
         for number, vma in enumerate(list(self.mm.vma)):
-            chosen = choose(vma.nr_pages, percent, options.get("seed", 0) + number, False)
-            yield from self.mm.write(vma, vma.vpns()[chosen])
+            for vpns in chosen_vpns(vma, percent, options.get("seed", 0) + number):
+                yield from self.mm.write(vma, vpns)
+                yield None
 
     @verify.show
     @exclusive

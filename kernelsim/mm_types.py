@@ -11,7 +11,6 @@ pages are held by a batch, yields the first of them and tries again.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from kernelsim.content import WORDS_FULL, Memory
 from kernelsim.mmzone import Mem
 from kernelsim.operation import Mutex, Operation, Waitable
+from kernelsim.page import AllocWords, zeroed_words
 from kernelsim.pgtable import PTRS_PER_PT, PageTables
 from kernelsim.rmap import Avcs, avc_dtype, mm_dtype, vma_dtype
 from kernelsim.tlb import Tlbs, alloc_tlbs
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 LongOp: TypeAlias = Operation[None]
 """A long operation without a result."""
-
-AllocWords: TypeAlias = Callable[[int, int], NDArray[np.uint64]]
-"""(nr_pages, words_per_page) -> zeroed uint64[nr_pages, words_per_page] that costs memory only where it is touched."""
 
 
 class Table:
@@ -62,11 +59,6 @@ class Table:
     @property
     def in_use(self) -> set[int]:
         return set(range(1, len(self.rows))) - set(self._free)
-
-
-def zeroed_words(nr_pages: int, words: int) -> NDArray[np.uint64]:
-    """Plain numpy: the pages of a large zeroed array cost nothing until they are touched."""
-    return np.zeros((nr_pages, words), dtype=np.uint64)
 
 
 class Vm:

@@ -30,6 +30,7 @@ from kernelsim.tlb import flush_tlb_mm
 MMAP_BASE_VPN = 0x7F00_0000_0000 >> 12
 VPN_LIMIT = 1 << 35
 SLICE_PAGES = 2048  # about two milliseconds of page faults with real bytes
+_VPNS_AT_ONCE = 1 << 18  # a list of so many takes a millisecond to make
 
 
 class Vma:
@@ -81,6 +82,14 @@ class Vma:
 
     def vpns(self) -> NDArray[np.int64]:
         return np.arange(self.start, self.end, dtype=np.int64)
+
+    def vpns_by(self, nr: int) -> Iterator[NDArray[np.int64]]:
+        """The same, `nr` at a time; a large `nr` is cut where 2 MiB pages end."""
+        first = self.start
+        while first < self.end:
+            stop = first + nr if nr < HPAGE_PMD_NR else (first + nr) & ~(HPAGE_PMD_NR - 1)
+            yield np.arange(first, min(stop, self.end), dtype=np.int64)
+            first = stop
 
     def drop(self) -> None:
         """Leave all chains; an anon_vma whose chain is empty is gone."""
@@ -138,14 +147,13 @@ class Mm:
 
     def write(self, vma: Vma, vpns: NDArray[np.int64] | None = None) -> LongOp:
         """Store new content in every page of `vpns` (all of the VMA's if None), faulting them in."""
-        yield from self._access(vma, vma.vpns() if vpns is None else vpns, True)
+        for part in vma.vpns_by(_VPNS_AT_ONCE) if vpns is None else (vpns,):
+            yield from self._access(vma, part, True)
 
     def count_wrong(self, vma: Vma) -> Iterator[int]:
         """Read everything back: yields, slice by slice, how many pages differed from what was stored."""
-        vpns = vma.vpns()
-        for first in range(0, len(vpns), SLICE_PAGES):
+        for part in vma.vpns_by(SLICE_PAGES):
             done = 0
-            part = vpns[first : first + SLICE_PAGES]
             while done < len(part):
                 nr, bad, error = self._access_slice(vma, part[done:], False)
                 done += nr
@@ -229,7 +237,8 @@ class Mm:
 
     def munmap(self, vma: Vma) -> LongOp:
         """Take a mapping down; its page tables stay until exit."""
-        yield from self.madvise_dontneed(vma, vma.vpns())
+        for part in vma.vpns_by(_VPNS_AT_ONCE):
+            yield from self.madvise_dontneed(vma, part)
         yield from wait_in_flight(self.vm)
         self.vma.remove(vma)
         vma.drop()

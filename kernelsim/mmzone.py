@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.page import PAGE_SIZE, Pages, alloc_mem_map
+from kernelsim.page import PAGE_SIZE, AllocWords, Pages, PG_nopage, alloc_mem_map, zeroed_words
 
 MAX_PAGE_ORDER = 10
 NR_PAGE_ORDERS = MAX_PAGE_ORDER + 1
@@ -126,9 +126,14 @@ class Mem:
     """
 
     def __init__(
-        self, spans: Sequence[tuple[int, int, int, int]], distance: NDArray[np.int64], nr_pagesets: int = 0
+        self,
+        spans: Sequence[tuple[int, int, int, int]],
+        distance: NDArray[np.int64],
+        nr_pagesets: int = 0,
+        flags: int = PG_nopage,
+        alloc_words: AllocWords = zeroed_words,
     ) -> None:
-        """`spans`: (nid, zone type, start_pfn, end_pfn) of each zone, ascending. All pages start out as holes.
+        """`spans`: (nid, zone type, start_pfn, end_pfn) of each zone, ascending; their pages start out with `flags`.
 
         `nr_pagesets`: CPUs with page lists of their own, 0 for none.
         """
@@ -141,9 +146,8 @@ class Mem:
         self.nr_pages = int(self.zones["end_pfn"].max())
         nr_lists = len(spans) * NR_PAGE_ORDERS * (MIGRATE_TYPES + 1) + nr_nodes * NR_LRU_LISTS
         nr_lists += len(spans) * nr_pagesets * NR_PCP_TYPES
-        self.pages: Pages = alloc_mem_map(self.nr_pages, nr_lists)
-        for number, (_, _, start, end) in enumerate(spans):
-            self.pages["zone"][start:end] = number
+        edges = [(start, end) for _, _, start, end in spans]
+        self.pages: Pages = alloc_mem_map(self.nr_pages, nr_lists, edges, flags, alloc_words)
         self.blocks: Blocks = np.full(-(-self.nr_pages // pageblock_nr_pages), MIGRATE_MOVABLE, dtype=np.uint8)
         self.skip: Blocks = np.zeros_like(self.blocks)
         self.pagesets: Pagesets = np.zeros((len(spans), nr_pagesets), dtype=pageset_dtype)

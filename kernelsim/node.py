@@ -7,9 +7,10 @@ import numpy as np
 
 from kernelsim.attr import Attr, Kobject, Text
 from kernelsim.hugetlb import HugetlbPool
+from kernelsim.kconfig import Kconfig
 from kernelsim.meminfo import node_meminfo
 from kernelsim.mmzone import ZONE_NORMAL, Mem
-from kernelsim.vmstat import node_items, zone_items
+from kernelsim.vmstat import format_items, node_items, zone_items
 
 
 def format_list(numbers: Sequence[int]) -> str:
@@ -79,12 +80,15 @@ class Node(Kobject):
     numastat = Attr(Text(), doc="Allocations by whether the node was the intended one.")
     vmstat = Attr(Text(), doc="The node's page counters.")
 
-    def __init__(self, mem: Mem, hugetlb: HugetlbPool, nid: int, cpus: Sequence[int], nr_cpus: int) -> None:
+    def __init__(
+        self, mem: Mem, hugetlb: HugetlbPool | None, nid: int, cpus: Sequence[int], nr_cpus: int, kconfig: Kconfig
+    ) -> None:
         self.mem = mem
         self.hugetlb = hugetlb
         self.nid = nid
         self.cpus = cpus
         self.nr_cpus = nr_cpus
+        self.kconfig = kconfig
 
     @cpulist.show
     def _cpulist(self) -> str:
@@ -100,7 +104,8 @@ class Node(Kobject):
 
     @meminfo.show
     def _meminfo(self) -> str:
-        return node_meminfo(self.mem, self.hugetlb, self.nid)
+        thp = self.kconfig.IS_ENABLED("CONFIG_TRANSPARENT_HUGEPAGE")
+        return node_meminfo(self.mem, self.hugetlb, self.nid, thp)
 
     @numastat.show
     def _numastat(self) -> str:
@@ -115,4 +120,4 @@ class Node(Kobject):
     def _vmstat(self) -> str:
         zones = self.mem.zones[self.mem.zones["node"] == self.nid]
         node = self.mem.nodes[self.nid : self.nid + 1]
-        return "".join(f"{name} {value}\n" for name, value in [*zone_items(zones, node), *node_items(node)])
+        return format_items(self.kconfig, [*zone_items(zones, node), *node_items(node)])

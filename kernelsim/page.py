@@ -28,11 +28,17 @@ number of an rmap object (an anon_vma if PG_anon, else an address_space), 0 for 
 object, so 32 bits reach 16 TiB.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernelsim.jit import njit
+
+AllocWords: TypeAlias = Callable[[int, int], NDArray[np.uint64]]
+"""(nr, words) -> zeroed uint64[nr, words] that costs memory only where it is touched."""
+
 
 Pages: TypeAlias = Any
 """The memory map: record array of `page_dtype`, [nr_pages + nr_lists]. Compiled code reads `pages[pfn].flags`."""
@@ -95,11 +101,42 @@ page_dtype = np.dtype(
 )
 
 
-def alloc_mem_map(nr_pages: int, nr_lists: int) -> Pages:
-    """A memory map of `nr_pages` holes. Behind them come `nr_lists` empty lists' heads, list 0 last."""
-    pages = np.zeros(nr_pages + nr_lists, dtype=page_dtype)
-    pages["next"] = pages["prev"] = np.arange(nr_pages + nr_lists, dtype=np.int32)
-    pages["flags"][:nr_pages] = PG_nopage
+def zeroed_words(nr: int, words: int) -> NDArray[np.uint64]:
+    """Plain numpy: the pages of a large zeroed array cost nothing until they are touched."""
+    return np.zeros((nr, words), dtype=np.uint64)
+
+
+@njit
+def memmap_init_range(pages: Pages, start: int, end: int, zone: int, flags: int) -> None:
+    """First state of zeroed records, each of them touched once: on no list, which is to point at itself."""
+    for pfn in range(start, end):
+        pages[pfn].flags = flags
+        pages[pfn].next = pfn
+        pages[pfn].prev = pfn
+        pages[pfn].zone = zone
+
+
+def alloc_mem_map(
+    nr_pages: int,
+    nr_lists: int,
+    spans: Sequence[tuple[int, int]] = (),
+    flags: int = PG_nopage,
+    alloc_words: AllocWords = zeroed_words,
+) -> Pages:
+    """A memory map of `nr_pages`. Behind them come `nr_lists` empty lists' heads, list 0 last.
+
+    Pages in `spans`, (start, end) of zone 0, zone 1 and so on in ascending order, have these flags and their zone;
+    all others are holes.
+    """
+    nr_slots = nr_pages + nr_lists
+    pages = alloc_words(nr_slots, page_dtype.itemsize // 8).reshape(-1).view(page_dtype)
+    end = 0
+    for zone, (start, stop) in enumerate(spans):
+        memmap_init_range(pages, end, start, 0, PG_nopage)
+        memmap_init_range(pages, start, stop, zone, flags)
+        end = stop
+    memmap_init_range(pages, end, nr_pages, 0, PG_nopage)
+    memmap_init_range(pages, nr_pages, nr_slots, 0, 0)
     return pages
 
 

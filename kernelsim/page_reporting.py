@@ -7,20 +7,32 @@ for each block that it was reported; here all large free blocks are reported aga
 freed, which costs the host next to nothing for those that are already empty.
 """
 
-from collections import deque
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
+from kernelsim.jit import njit
 from kernelsim.mmzone import Mem, pageblock_nr_pages, pageblock_order
-from kernelsim.page import PG_buddy
+from kernelsim.page import Pages, PG_buddy
 
 PAGE_REPORTING_DELAY_NS = 2_000_000_000
 _PAGES_A_STEP = 1 << 14  # 64 MiB at a time: a few milliseconds
 
 Discard = Callable[[int, int], None]
 """(pfn, nr_pages): forget their contents."""
+
+
+@njit
+def next_free_run(pages: Pages, pfn: int, end: int, max_pages: int) -> tuple[int, int]:
+    """The next run of large free blocks from the pageblock at `pfn` on, as (start, stop).
+
+    It goes no further than `max_pages` past `pfn`, where a run is cut; start equals stop where there is none so far.
+    """
+    limit = min(end, pfn + max_pages)
+    while pfn < limit and (pages[pfn].flags & PG_buddy == 0 or pages[pfn].order < pageblock_order):
+        pfn += pageblock_nr_pages
+    stop = pfn
+    while stop < limit and pages[stop].flags & PG_buddy and pages[stop].order >= pageblock_order:
+        stop += 1 << pages[stop].order
+    return pfn, stop
 
 
 class PageReporting:
@@ -32,7 +44,8 @@ class PageReporting:
         self.reported_pages = 0
         self._seen = self._activity()
         self._due_ns: int | None = None
-        self._work: deque[int] = deque()
+        self._at = 0
+        """How far the sweep through memory that is under way has come; 0: none is."""
 
     def _activity(self) -> int:
         zones = self.mem.zones
@@ -49,34 +62,11 @@ class PageReporting:
     def step(self, now_ns: int) -> None:
         if self.discard is None or self._due_ns is None or now_ns < self._due_ns:
             return
-        if not self._work:
+        if self._at == 0:
             self._seen = self._activity()
-            self._work.extend(int(pfn) for pfn in self._free_heads())
-        self._report_some()
-        self._due_ns = now_ns + 1 if self._work else None
-
-    def _free_heads(self) -> NDArray[np.int64]:
-        starts = np.arange(0, self.mem.nr_pages, pageblock_nr_pages)
-        return starts[self._is_large_free(starts)]
-
-    def _is_large_free(self, pfns: NDArray[np.int64]) -> NDArray[np.bool_]:
-        pages = self.mem.pages
-        large = pages["order"][pfns] >= pageblock_order
-        found: NDArray[np.bool_] = (pages["flags"][pfns] & np.uint32(PG_buddy) != 0) & large
-        return found
-
-    def _report_some(self) -> None:
-        """Report blocks found free before, if they still are; runs of them in one go."""
-        assert self.discard is not None
-        budget = _PAGES_A_STEP
-        while self._work and budget > 0:
-            start = end = self._work[0]
-            while self._work and self._work[0] == end and end - start < budget:
-                pfn = self._work.popleft()
-                if not self._is_large_free(np.array([pfn]))[0]:
-                    break
-                end = pfn + (1 << int(self.mem.pages["order"][pfn]))
-            if end > start:
-                self.discard(start, end - start)
-                self.reported_pages += end - start
-            budget -= max(end - start, pageblock_nr_pages)
+        start, stop = next_free_run(self.mem.pages, self._at, self.mem.nr_pages, _PAGES_A_STEP)
+        if stop > start:
+            self.discard(start, stop - start)
+            self.reported_pages += stop - start
+        self._at = stop if stop < self.mem.nr_pages else 0
+        self._due_ns = now_ns + 1 if self._at else None

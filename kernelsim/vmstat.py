@@ -2,16 +2,17 @@
 """Counters, and the files that show free memory: /proc/vmstat, buddyinfo, pagetypeinfo (mm/vmstat.c).
 
 Events are one record, `events[0].pgfault`, shared with the hot loops. pgalloc_* and pgfree are kept per zone and added
-up when shown. Only counters that something here moves are listed; those of the kernel come in its order and the
-dpu_* events, this project's own, last.
+up when shown. Only counters that something here moves are listed, and of those only what the kernel was configured for;
+those of the kernel come in its order and the dpu_* events, this project's own, last.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from kernelsim.attr import Attr, Kobject, Text
+from kernelsim.kconfig import Kconfig
 from kernelsim.mmzone import (
     MIGRATE_CMA,
     MIGRATE_ISOLATE,
@@ -83,6 +84,30 @@ _node_names = (
 )
 _in_thp = {"nr_anon_thps": "nr_anon_transparent_hugepages"}  # kept in pages, shown in huge pages
 
+_OPTION_OF = {
+    "numa_": "CONFIG_NUMA",
+    "pgmigrate_": "CONFIG_MIGRATION",
+    "compact_": "CONFIG_COMPACTION",
+    "dpu_compact_": "CONFIG_DPU_COMPACTION",
+    "htlb_": "CONFIG_HUGETLB_PAGE",
+    "thp_migration_": "CONFIG_MIGRATION",
+    "thp_fault_": "CONFIG_TRANSPARENT_HUGEPAGE",
+    "thp_split_": "CONFIG_TRANSPARENT_HUGEPAGE",
+    "thp_deferred_": "CONFIG_TRANSPARENT_HUGEPAGE",
+    "nr_hugetlb": "CONFIG_HUGETLB_PAGE",
+}
+"""By how a counter's name begins: the option that it is listed with (include/linux/vm_event_item.h, mmzone.h)."""
+
+
+def is_listed(kconfig: Kconfig, name: str) -> bool:
+    """Does a kernel of this configuration have the counter?"""
+    return all(kconfig.IS_ENABLED(option) for prefix, option in _OPTION_OF.items() if name.startswith(prefix))
+
+
+def format_items(kconfig: Kconfig, items: Iterable[tuple[str, int]]) -> str:
+    """`name value` lines."""
+    return "".join(f"{name} {value}\n" for name, value in items if is_listed(kconfig, name))
+
 
 def alloc_events() -> Events:
     return np.zeros(1, dtype=events_dtype)
@@ -136,9 +161,10 @@ class VmstatFiles(Kobject):
     )
     vmstat = Attr(Text(), doc="Page counters and event counters, one `name value` a line.")
 
-    def __init__(self, mem: Mem, events: Events) -> None:
+    def __init__(self, mem: Mem, events: Events, kconfig: Kconfig) -> None:
         self.mem = mem
         self.events = events
+        self.kconfig = kconfig
 
     @buddyinfo.show
     def _buddyinfo(self) -> str:
@@ -156,7 +182,7 @@ class VmstatFiles(Kobject):
     def _vmstat(self) -> str:
         mem = self.mem
         items = [*zone_items(mem.zones, mem.nodes), *node_items(mem.nodes), *event_items(mem, self.events)]
-        return "".join(f"{name} {value}\n" for name, value in items)
+        return format_items(self.kconfig, items)
 
     def _populated(self, nid: int | None = None) -> Iterator[tuple[int, Any]]:
         for zone, record in enumerate(self.mem.zones):

@@ -3,15 +3,44 @@
 
 from collections.abc import Callable
 
+from kernelsim.compaction import COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT
 from kernelsim.dpu_hw import DpuHardware
 from kernelsim.hostimage import HostImage
 from kernelsim.machine import MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, NodeConfig
 from kernelsim.mm_configfs import MmGroup
+from kernelsim.mmzone import MIGRATE_MOVABLE
 from kernelsim.operation import complete
+from kernelsim.page_alloc import free_pages
+from kernelsim.pcp import drain_all_pages
 
 Step = tuple[str, Callable[[], object]]
 
 _NODE = NodeConfig(32 << 20, 1)
+_GFP_KERNEL = 0xCC0
+
+
+def _compact(machine: Machine) -> None:
+    """Traditional compaction for each of its callers, and the files that show what it did."""
+    mem, compaction = machine.mem, machine.compaction
+    for zone in range(len(mem.zones)):
+        zone_type = int(mem.zones["type"][zone])
+        for prio in (COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_LIGHT, COMPACT_PRIO_SYNC_FULL):
+            request = compaction.try_to_compact_pages(_GFP_KERNEL, 9, prio, [zone], zone_type, MIGRATE_MOVABLE)
+            _, captured = complete(request)
+            if captured >= 0:
+                free_pages(mem.pages, mem.zones, mem.blocks, captured, 9)
+        for defrag_mode in "10":
+            machine.registry.write("/proc/sys/vm/defrag_mode", defrag_mode)
+            complete(compaction.compact_zone_for_kcompactd(zone, 9, zone_type))
+        mem.zones["compact_blockskip_flush"][zone] = 1
+    for nid in range(mem.nr_nodes):
+        complete(compaction.proactive_compact_node(nid))
+        compaction.reset_isolation_suitable(nid)
+        machine.registry.write(f"{NODES_SYSFS}/node{nid}/compact", "1")
+    machine.registry.write("/proc/sys/vm/compact_memory", "1")
+    drain_all_pages(mem)
+    for name in ("extfrag_index", "unusable_index"):
+        machine.registry.read(f"/sys/kernel/debug/extfrag/{name}")
 
 
 def _exercise(machine: Machine) -> None:
@@ -29,6 +58,10 @@ def _exercise(machine: Machine) -> None:
             write(f"{MM_CONFIGFS}/{name}/holes", f"40 seed={seed}")
         for nid in range(machine.mem.nr_nodes):
             write(f"{NODES_SYSFS}/node{nid}/compact_dpu", "1")
+    write(f"{home}/holes", "50 seed=9")
+    _compact(machine)
+    for name, text in (("thp", "1"), ("anon", "8M"), ("fork", "huge"), ("touch", "1"), ("pin", "1"), ("holes", "1")):
+        write(f"{home}/{name}", text)
     write("/proc/sys/vm/nr_hugepages", "2")
     write("/proc/sys/vm/nr_hugepages", "0")
     for path in ("/proc/buddyinfo", "/proc/pagetypeinfo", "/proc/vmstat", "/proc/meminfo", f"{home}/verify"):
@@ -49,11 +82,13 @@ def preload(hw: DpuHardware) -> None:
     for order in ("9", "18"):
         machine.registry.write("/proc/sys/vm/dpu_compact_region_order", order)
         machine.registry.write(f"{NODES_SYSFS}/node0/compact_dpu", "1")
+    machine.registry.write("/proc/sys/vm/compact_memory", "1")
 
 
 def _import(image: HostImage, hw: DpuHardware) -> None:
     machine = Machine.from_image(image, None, hw)
     machine.registry.write(f"{NODES_SYSFS}/node0/compact_dpu", "1")
+    _compact(machine)
     assert not machine.check()
 
 

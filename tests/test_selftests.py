@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Each shell selftest under `dpud exec`: its exit code by kselftest's rules, and its TAP output."""
+"""Each selftest under `dpud exec`: its exit code by kselftest's rules, and its TAP output."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SELFTESTS = sorted((Path(__file__).parent / "selftests").glob("test_*.sh"))
+FOLDER = Path(__file__).parent / "selftests"
+SCRIPTS = sorted(FOLDER.glob("test_*.sh"))
+PROGRAMS = sorted(FOLDER.glob("test_*.c"))
 KSFT_PASS, KSFT_SKIP = 0, 4
 TIMEOUT_S = 300
 
 
 def test_there_are_selftests() -> None:
-    assert SELFTESTS
+    assert SCRIPTS
+    assert PROGRAMS
 
 
 def check_tap(output: str) -> None:
@@ -30,11 +34,22 @@ def check_tap(output: str) -> None:
     assert all(result[1] == "ok" for result in results if result), output
 
 
-@pytest.mark.mount
-@pytest.mark.parametrize("script", SELFTESTS, ids=lambda path: path.name)
-def test_selftest(script: Path) -> None:
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the selftests in C, built with their own Makefile."""
+    if shutil.which("gcc") is None or shutil.which("make") is None:
+        pytest.skip("gcc and make are needed to build the selftests in C")
+    output = tmp_path_factory.mktemp("selftests")
+    make = ["make", "-C", str(FOLDER), f"OUTPUT={output}"]
+    done = subprocess.run(make, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+def run_selftest(*command: str) -> None:
+    """Run a selftest on a machine of its own; by its exit code it may be skipped."""
     done = subprocess.run(
-        [sys.executable, "-m", "dpud", "exec", "--", "sh", str(script)],
+        [sys.executable, "-m", "dpud", "exec", "--", *command],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -44,3 +59,23 @@ def test_selftest(script: Path) -> None:
         pytest.skip(done.stdout.strip().splitlines()[-1])
     assert done.returncode == KSFT_PASS, done.stdout + done.stderr
     check_tap(done.stdout)
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_selftest(script: Path) -> None:
+    run_selftest("sh", str(script))
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("source", PROGRAMS, ids=lambda path: path.name)
+def test_selftest_in_c(built: Path, source: Path) -> None:
+    run_selftest(str(built / source.stem))
+
+
+@pytest.mark.parametrize("source", PROGRAMS, ids=lambda path: path.name)
+def test_on_a_kernel_without_it_a_program_is_skipped(built: Path, source: Path) -> None:
+    """The real kernel has no DPU compaction."""
+    done = subprocess.run([built / source.stem], capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == KSFT_SKIP
+    assert re.fullmatch(r"TAP version 13\n1\.\.0 # SKIP .*\n", done.stdout)

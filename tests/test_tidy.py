@@ -15,7 +15,7 @@ MAX_FILE_LINES = 500
 
 CORE_MAY_IMPORT = """
     __future__ abc bisect collections collections.abc contextlib dataclasses enum errno functools hashlib heapq
-    itertools math operator re typing
+    itertools math operator re typing zlib
     numba numpy numpy.typing
 """
 MAY_IMPORT = {

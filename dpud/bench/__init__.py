@@ -28,25 +28,40 @@ BENCHMARKS: Mapping[str, str] = {
     "breakeven": "breakeven",
     "engines": "engines",
     "fidelity": "fidelity",
+    "terabyte": "terabyte",
+    "soak": "soak",
 }
 """Name on the command line -> module of this package."""
 
 TAKES_FOLDERS = ("fidelity",)
 
+ON_REQUEST = ("soak",)
+"""Only run when named: a test rather than a measurement, and long. They show their own progress."""
+
 _WIDTH = 110  # where the terminal does not say
 
 
-def run(names: str | Iterable[str] | None = None, write: Path | None = None) -> int:
+def run(
+    names: str | Iterable[str] | None = None,
+    write: Path | None = None,
+    *,
+    seed: int | None = None,
+    ops: int | None = None,
+) -> int:
     """Run the benchmarks named (all if none is), print their tables, and write them to `write` as Markdown.
 
-    Behind a benchmark of TAKES_FOLDERS, words that name no benchmark are its folders. Returns the exit code. Raises
-    UserError.
+    Behind a benchmark of TAKES_FOLDERS, words that name no benchmark are its folders. `seed` and `ops` are for soak.
+    Returns the exit code. Raises UserError.
     """
-    wanted = _parse([names] if isinstance(names, str) else list(names or BENCHMARKS))
+    usual = [name for name in BENCHMARKS if name not in ON_REQUEST]
+    wanted = _parse([names] if isinstance(names, str) else list(names or usual))
+    options = {key: value for key, value in (("seed", seed), ("ops", ops)) if value is not None}
+    if options and wanted != [("soak",)]:
+        raise UserError(f"--{next(iter(options))} is for soak alone")
     signal.signal(signal.SIGTERM, _terminated)
     with suppress(namespace.NamespaceError):  # without one, mounts are only as private as their place
         namespace.enter()
-    return _run(wanted, write)
+    return _run(wanted, write, options)
 
 
 def _parse(words: list[str]) -> list[tuple[str, ...]]:
@@ -69,7 +84,7 @@ def _terminated(signum: int, _frame: object) -> None:
     raise SystemExit(128 + signum)
 
 
-def _run(wanted: list[tuple[str, ...]], write: Path | None) -> int:
+def _run(wanted: list[tuple[str, ...]], write: Path | None, options: Mapping[str, int]) -> int:
     """After `enter()`, which wants a process with one thread: importing numpy starts some."""
     from rich.console import Console
 
@@ -80,8 +95,8 @@ def _run(wanted: list[tuple[str, ...]], write: Path | None) -> int:
     reports = []
     for name, *folders in wanted:
         before = host.load()
-        with console.status(f"{name} ...") if sys.stdout.isatty() else nullcontext():
-            result: report.Report = import_module(f"dpud.bench.{BENCHMARKS[name]}").run(*folders)
+        with console.status(f"{name} ...") if sys.stdout.isatty() and name not in ON_REQUEST else nullcontext():
+            result: report.Report = import_module(f"dpud.bench.{BENCHMARKS[name]}").run(*folders, **options)
         result.notes.insert(0, f"before: {before}; after: {host.load()}")
         for part in (result, *result.parts):
             console.print(part.table(), *part.notes, "", sep="\n")

@@ -17,12 +17,14 @@ from dpud.capture import DEMO, CaptureError, read_capture
 from dpud.errors import UserError
 from dpud.physmem import PhysMem
 from dpud.proctext import ZoneKey, parse_buddyinfo
-from kernelsim.hostimage import HostImage
 from kernelsim.machine import Machine
 
 WITHIN = 0.05
 """The relative error asked for, of the figures that are judged."""
 JUDGED_ORDERS = (9, 10)
+OTHER_GUESSES = range(1, 5)
+"""Seeds of what can only be guessed; `--from` takes 0.
+"""
 HEADINGS = ("Figure", "Real", "Ours", "Error", "Verdict")
 
 _COUNTERS = {
@@ -144,19 +146,33 @@ def run(folder: str | None = None) -> Report:
 
 def compare(case: Case, report: Report) -> None:
     """Run the emulated compaction and fill in the report. Raises CaptureError, UserError."""
-    image = read_capture(case.folder / "before")
-    memory = PhysMem()
-    try:
-        machine = Machine.from_image(image, alloc_words=memory.alloc)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{case.folder / 'before'}: {error}") from error
-    if re.fullmatch(r"[0-9]{1,4}", cpu := case.result.get("cpu", "")):
-        machine.compaction.cpu = int(cpu)
-    before = _vmstat(machine)
-    machine.registry.write("/proc/sys/vm/compact_memory", "1")
-    after = _vmstat(machine)
-    report.figures = [*_counters(case, before, after), *_free_blocks(case, machine), *_indices(case, machine)]
-    report.notes += _notes(case, image, machine)
+    run = Emulated(case)
+    report.figures = [*_counters(case, run.deltas), *_free_blocks(case, run.machine), *_indices(case, run.machine)]
+    report.notes += _notes(case, run)
+    if len(run.image.pcp_pfn):
+        others = [Emulated(case, guess).deltas["pgmigrate_success"] for guess in OTHER_GUESSES]
+        report.notes.append(
+            "uncertain: in which order pages reached the per-CPU lists is a guess, and decides what the free scanner "
+            f"finds; with {len(others)} other guesses the pages migrated are {', '.join(f'{nr:,}' for nr in others)}"
+        )
+
+
+class Emulated:
+    """The machine of `before` after its compaction, and by how much its vmstat rose. Raises as compare() does."""
+
+    def __init__(self, case: Case, guess: int = 0) -> None:
+        folder = case.folder / "before"
+        self.image = read_capture(folder, guess)
+        self._memory = PhysMem()
+        try:
+            self.machine = Machine.from_image(self.image, alloc_words=self._memory.alloc)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{folder}: {error}") from error
+        if re.fullmatch(r"[0-9]{1,4}", cpu := case.result.get("cpu", "")):
+            self.machine.compaction.cpu = int(cpu)
+        before = _vmstat(self.machine)
+        self.machine.registry.write("/proc/sys/vm/compact_memory", "1")
+        self.deltas = {name: value - before[name] for name, value in _vmstat(self.machine).items()}
 
 
 def _vmstat(machine: Machine) -> dict[str, int]:
@@ -164,11 +180,10 @@ def _vmstat(machine: Machine) -> dict[str, int]:
     return {name: int(value) for name, value in (line.split() for line in lines)}
 
 
-def _counters(case: Case, before: dict[str, int], after: dict[str, int]) -> Iterator[Comparison]:
+def _counters(case: Case, deltas: dict[str, int]) -> Iterator[Comparison]:
     for name, what in _COUNTERS.items():
         if name in case.result:
-            ours = after[name] - before[name]
-            yield Comparison(what, int(case.result[name]), ours, judged=name == "pgmigrate_success")
+            yield Comparison(what, int(case.result[name]), deltas[name], judged=name == "pgmigrate_success")
 
 
 def _free_blocks(case: Case, machine: Machine) -> Iterator[Comparison]:
@@ -205,7 +220,8 @@ def _index_values(text: str) -> dict[tuple[str, str, int], float]:
     return found
 
 
-def _notes(case: Case, image: HostImage, machine: Machine) -> Iterator[str]:
+def _notes(case: Case, run: Emulated) -> Iterator[str]:
+    image, machine = run.image, run.machine
     about = [name for name in ("pattern", "mb", "keep_percent", "kernel", "cpu", "seconds") if name in case.result]
     yield "real run: " + ", ".join(f"{name} {case.result[name]}" for name in about)
     if "cpu" not in case.result:

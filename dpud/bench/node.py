@@ -66,7 +66,7 @@ def our_round(mount: Path, size: int, probed: bool) -> Round:
     (mount / "proc/sys/vm/dpu_compact_region_order").write_text(str(REGION_ORDER))
     stats = mount / STATS
     nr_before = counter(stats.read_text(), "pages_moved")
-    with _prober(mount / "proc/buddyinfo", probed) as samples:
+    with prober(mount / "proc/buddyinfo", probed) as samples:
         begin = perf_counter_ns()
         (mount / NODE0 / "compact_dpu").write_text("1")
         end = perf_counter_ns()
@@ -76,7 +76,7 @@ def our_round(mount: Path, size: int, probed: bool) -> Round:
 
 
 @contextmanager
-def _prober(path: Path, wanted: bool) -> Iterator["array[int]"]:
+def prober(path: Path, wanted: bool) -> Iterator["array[int]"]:
     """Collects samples (see prober.py) while the block runs; they are there after it."""
     samples = array("q")
     if not wanted:

@@ -134,6 +134,11 @@ class DpuDriver:
         return structs.replace(profile, chip=self.properties.chip(profile.chip))
 
     @property
+    def nr_present(self) -> int:
+        """Ranks that are there, free or not."""
+        return self.pool.nr_present
+
+    @property
     def max_in_flight(self) -> int:
         """One batch per rank, and one ready to follow."""
         return len(self.pool.ranks) + 1

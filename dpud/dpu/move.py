@@ -177,6 +177,8 @@ def page_sum(page: U64) -> int:
 
 @njit
 def _flip(page: U64, bit: int) -> None:
+    if page.shape[0] == 0:  # a machine that keeps no contents has none to spoil
+        return
     bit %= 64 * page.shape[0]
     page[bit // 64] ^= np.uint64(1) << np.uint64(bit % 64)
 
@@ -207,7 +209,8 @@ def move_pages(
         src = heap[k] // PAGE_SIZE
         dst = heap[COL_NEW * nr_slots + k] // PAGE_SIZE
         nr_pages = 1 << (heap[k] % PAGE_SIZE)
-        flipped = flip_bit // (64 * memory.shape[1]) % nr_pages if i == flip_at else -1
+        spoils = i == flip_at and memory.shape[1] > 0
+        flipped = flip_bit // (64 * memory.shape[1]) % nr_pages if spoils else -1
         total = 0
         for p in range(nr_pages):
             page = memory[dst + p]

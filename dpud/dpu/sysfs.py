@@ -108,6 +108,7 @@ class RankFiles(Kobject):
 
 
 def add_rank_files(registry: Registry, pool: RankPool) -> None:
-    """Show every rank of `pool`."""
+    """Show every rank of `pool`; the class is there without any, as the driver is."""
+    registry.add(CLASS_PATH, Kobject())
     for rank in pool.ranks:
         registry.add(f"{CLASS_PATH}/dpu_rank{rank.rank_id}", RankFiles(rank, pool))

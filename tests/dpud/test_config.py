@@ -34,6 +34,9 @@ def test_every_key_is_taken() -> None:
         distance = [15, 10]
         [memory]
         bytes = "stamp"
+        [kconfig]
+        CONFIG_DPU_COMPACTION = "y"
+        CONFIG_HUGETLB_PAGE = "n"
         [dpu]
         ranks = 2
         dpus_per_rank = 8
@@ -54,6 +57,8 @@ def test_every_key_is_taken() -> None:
     assert config.dpu.binary == "build/dpu_compact"
     assert (config.mount.path, config.mount.allow_other) == ("/mnt/x", False)
     assert config.memory.bytes == "stamp"
+    asked = ("CONFIG_DPU_COMPACTION", "CONFIG_HUGETLB_PAGE", "CONFIG_DEBUG_VM")
+    assert [config.kernel.IS_ENABLED(name) for name in asked] == [True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +81,16 @@ def test_every_key_is_taken() -> None:
         ('[[machine.nodes]]\nmemory = "33M"', "f.toml:1: machine.nodes[0]: a node of 33M does not end"),
         ('[[machine.nodes]]\nmemory = "4X"', "f.toml:2: machine.nodes[0].memory: '4X' is not a size"),
         ("[[machine.nodes]]\nmemory = -4", "f.toml:2: machine.nodes[0].memory: -4 is not a size"),
-        ('[[machine.nodes]]\nmemory = "100T"', "f.toml: machine.nodes: 100T of real bytes is more than"),
-        ('[memory]\nbytes = "none"', "f.toml:2: memory.bytes: Invalid enum value 'none'"),
+        ('[[machine.nodes]]\nmemory = "100T"', "f.toml: machine.nodes: 100T of memory is more than"),
+        ('[memory]\nbytes = "some"', "f.toml:2: memory.bytes: Invalid enum value 'some'"),
         ("[dpu]\ndpus_per_rank = 65", "f.toml:2: dpu.dpus_per_rank: Expected int <= 64"),
+        ('[kconfig]\nCONFIG_FOO = "y"', "f.toml:2: kconfig.CONFIG_FOO: no such option here"),
+        ('[kconfig]\n\nCONFIG_NUMA = "n"', "f.toml:3: kconfig.CONFIG_NUMA: is needed for 2 nodes"),
+        ("[kconfig]\nCONFIG_DEBUG_FS = true", 'f.toml:2: kconfig.CONFIG_DEBUG_FS: must be "y" or "n"'),
+        (
+            '[kconfig]\nCONFIG_COMPACTION = "n"\nCONFIG_DPU_COMPACTION = "y"',
+            "f.toml:3: kconfig.CONFIG_DPU_COMPACTION: depends on CONFIG_COMPACTION",
+        ),
         ("x =", "f.toml: Invalid value"),
     ],
 )
@@ -90,10 +102,17 @@ def test_a_mistake_is_one_line_that_names_the_key(text: str, line: str) -> None:
 
 
 def test_metadata_that_does_not_fit_the_host_is_refused() -> None:
-    """8 GiB are 2^21 pages of 64 bytes of metadata: 128 MiB."""
-    Config().check_host(128 << 20)
-    with pytest.raises(ConfigError, match="needs 128M of page metadata, this host has 127M"):
-        Config().check_host(127 << 20)
+    """8 GiB are 2^21 pages of 32 bytes of metadata: 64 MiB."""
+    Config().check_host(64 << 20)
+    with pytest.raises(ConfigError, match="needs 64M of page metadata, this host has 63M"):
+        Config().check_host(63 << 20)
+
+
+@pytest.mark.parametrize("kind", ["stamp", "none", "full"])
+def test_a_terabyte_fits_into_9_gib(kind: str) -> None:
+    text = f'[[machine.nodes]]\nmemory = "1T"\n[memory]\nbytes = "{kind}"'
+    assert parse(text).memory_bytes == 1 << 40
+    parse(text).check_host(9 << 30)
 
 
 def test_load_names_a_missing_or_binary_file(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from kernelsim.lruvec import folio_isolate_lru
 from kernelsim.machine import Machine
 from kernelsim.mm_configfs import Process
 from kernelsim.pcp import free_frozen_page
-from kernelsim.pgtable import walk_pte
+from kernelsim.pgtable import walk_pmd, walk_pte
 
 LRU, ACTIVE, BUDDY, UNEVICTABLE, RW, PRESENT = 1 << 5, 1 << 6, 1 << 10, 1 << 18, 1 << 1, 1
 
@@ -137,6 +137,45 @@ FAULTS: dict[str, tuple[str, Callable[[Victim], object]]] = {
     "page cache slot": ("page cache at index 0x0", lambda v: v.vm.i_pages.__setitem__(v.file.i_base, v.own)),
     "page cache slot lost": ("nr_file_pages", lambda v: v.vm.i_pages.__setitem__(v.file.i_base, -1)),
 }
+
+
+FOLIO_FAULTS: dict[str, tuple[str, Callable[[Lab, int], object]]] = {
+    "tail names another head": ("compound page", lambda lab, head: add(lab.mem.pages, "index", head + 9)),
+    "tail without its flag": ("compound page", lambda lab, head: lab.mem.pages["flags"].__setitem__(head + 9, 0)),
+    "tail's refcount": ("counts of page", lambda lab, head: add(lab.mem.pages, "refcount", head + 9)),
+    "order": ("compound page", lambda lab, head: lab.mem.pages["order"].__setitem__(head, 8)),
+    "mapcount": ("counts of page", lambda lab, head: add(lab.mem.pages, "mapcount", head)),
+    "entire mapcount": ("counts of page", lambda lab, head: add(lab.mem.pages, "mapping", head + 1)),
+    "nr_anon_thps": ("nr_anon_thps", lambda lab, head: add(lab.mem.nodes, "nr_anon_thps", 0)),
+    "spare table lost": ("bad PTE or table", lambda lab, head: lose_spare_table(lab)),
+    "writable and shared": ("shared page is writable", lambda lab, head: add_to_pmd(lab, RW)),
+    "PMD names another folio": ("bad PTE or table", lambda lab, head: add_to_pmd(lab, 512 << 12)),
+}
+
+
+def pmd_of(lab: Lab) -> int:
+    process = lab.machine.processes["a"]
+    return int(walk_pmd(lab.vm.pt, process.mm.root, process.anon_vmas[0].start))
+
+
+def add_to_pmd(lab: Lab, bits: int) -> None:
+    lab.vm.pt[pmd_of(lab)] += np.uint64(bits)
+
+
+def lose_spare_table(lab: Lab) -> None:
+    table = pmd_of(lab) // 512
+    lab.mem.pages["index"][table] = lab.mem.pages["index"][lab.mem.pages["index"][table]]
+
+
+@pytest.mark.parametrize("fault", FOLIO_FAULTS)
+def test_a_fault_of_a_huge_page_is_found(fault: str) -> None:
+    said, plant = FOLIO_FAULTS[fault]
+    lab = Lab((32,))
+    lab.spawn("a", thp="1", anon="4M", fork="b")
+    lab.assert_at_rest()
+    plant(lab, int(lab.vm.pt[pmd_of(lab)]) >> 12)
+    found = lab.machine.check()
+    assert any(said in line for line in found), found
 
 
 def flip_flag(victim: Victim, pfn: int, flag: int) -> None:

@@ -174,12 +174,13 @@ def test_pages_of_a_process_that_ended_while_it_was_read_were_freed_last() -> No
 
 def test_the_order_of_frees_goes_by_blocks_of_the_largest_order() -> None:
     pfns = np.arange(512, 8 * 1024, 2)
-    shuffled = _shuffle_blocks(pfns)
+    shuffled = _shuffle_blocks(pfns, 1)
     assert sorted(shuffled.tolist()) == pfns.tolist()
     blocks = [int(block) for block, _ in itertools.groupby(shuffled >> 10)]
     assert sorted(blocks) == list(range(8)) != blocks
     assert all((np.diff(shuffled[shuffled >> 10 == block]) > 0).all() for block in blocks)
-    assert (_shuffle_blocks(pfns) == shuffled).all()
+    assert (_shuffle_blocks(pfns, 1) == shuffled).all()
+    assert (_shuffle_blocks(pfns, 2) != shuffled).any()
 
 
 def test_buffers_that_a_file_system_keeps_are_taken_to_be_held() -> None:

@@ -6,7 +6,6 @@ device moves its pages and when it fails. After every single slice all invariant
 the end every process must read back what it wrote and every page be free again.
 """
 
-import errno
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,16 +15,25 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from machines import Lab, advance, settle, small_slices
 
+from dpud.bench.soak import (
+    KINDS,
+    MAX_RUNNING,
+    NAMES,
+    OPERATIONS,
+    PAGE_KINDS,
+    SHOWN,
+    Chance,
+    SoakError,
+    World,
+    lives,
+    run,
+    soak,
+)
 from dpud.dpu.faults import FaultKind
 from kernelsim.attr import Operation
 from kernelsim.dpu_hw import ENGINES
-
-NAMES = ("a", "b", "c", "d")
-KINDS = tuple(FaultKind)
-ENGINE = "/sys/kernel/debug/dpu_compact/engine"
-PAGE_KINDS = ("page_busy", "page_dirtied", "page_forked", "page_freed", "page_pinned")
-MAY_HAPPEN = {errno.ENOMEM, errno.EEXIST, errno.ESRCH}
-MAX_RUNNING = 5
+from kernelsim.filemap import File
+from kernelsim.operation import complete
 
 SETTINGS = (
     *(("anon", size) for size in ("0", "1M", "6M", "20M")),
@@ -37,106 +45,6 @@ SETTINGS = (
     *(("pin", text) for text in ("0", "3 seed=6", "40")),
     *(("thp", text) for text in "110"),
 )
-
-
-class World:
-    """A machine under several requests at once."""
-
-    def __init__(
-        self,
-        nodes: tuple[int, ...],
-        nr_ranks: int | None,
-        patience: int | None,
-        slice_pages: int,
-        words: str = "stamp",
-    ) -> None:
-        self.patch = small_slices(slice_pages)
-        self.lab = Lab(nodes, words, nr_ranks=nr_ranks, patience=patience)
-        self.lab.sysctl(dpu_compact_min_fragments=4)
-        self.at_boot = self.lab.mem.zones["free_pages"].tolist()
-        self.running: list[Operation[object]] = []
-        self.lab.spawn("a", anon="12M", holes="50 seed=9")
-
-    def sound(self) -> None:
-        assert self.lab.machine.check() == []
-
-    def begin(self, operation: Operation[object]) -> None:
-        if len(self.running) < MAX_RUNNING:
-            self.running.append(operation)
-            self.turns(len(self.running) - 1, 1)
-
-    def change(self, name: str, attr: str, text: str) -> None:
-        """echo into a process's file; mkdir first where there is none."""
-        if name not in self.lab.machine.processes:
-            try:
-                self.lab.spawn(name)
-            except OSError as full:
-                if full.errno != errno.ENOMEM:
-                    raise
-        if name in self.lab.names:
-            self.begin(self.lab.start_set(name, attr, text))
-
-    def look(self, name: str) -> None:
-        if name in self.lab.names:
-            self.begin(self.lab.start_verify(name))
-
-    def leave(self, name: str) -> None:
-        """rmdir."""
-        if name in self.lab.names and len(self.running) < MAX_RUNNING:
-            self.begin(self.lab.end(name))
-
-    def compact(self, nid: int) -> None:
-        self.begin(self.lab.start_compact(nid % self.lab.mem.nr_nodes))
-
-    def turns(self, which: int, nr: int) -> None:
-        """Some slices of one request; every one leaves the machine sound."""
-        for _ in range(nr):
-            if not self.running:
-                return
-            which %= len(self.running)
-            over, outcome = advance(self.running[which])
-            self.sound()
-            if over:
-                del self.running[which]
-                self.judge(outcome)
-                return
-
-    def judge(self, outcome: object) -> None:
-        if isinstance(outcome, OSError):
-            assert outcome.errno in MAY_HAPPEN, outcome
-        elif isinstance(outcome, bytes):
-            assert outcome == b"ok\n"
-
-    def interrupt(self, which: int) -> None:
-        if self.running:
-            self.running.pop(which % len(self.running)).close()
-
-    def configure(self, enabled: int, order: int, least: int) -> None:
-        self.lab.sysctl(dpu_compact_enabled=enabled, dpu_compact_region_order=order, dpu_compact_min_fragments=least)
-
-    def choose(self, engine: str, adaptive: int) -> None:
-        """Another engine; without a device, there are the CPU's."""
-        self.lab.sysctl(dpu_compact_adaptive=adaptive)
-        if self.lab.hw or engine in ("cpu", "cpu-batched"):
-            self.lab.write(ENGINE, engine)
-
-    def finish(self) -> None:
-        """Let everything that runs come to its end."""
-        running, self.running = self.running, []
-        for outcome in settle(running):
-            self.judge(outcome)
-        self.lab.assert_at_rest()
-
-    def end(self) -> None:
-        """Everything goes; every page is free again."""
-        self.finish()
-        settle([self.lab.end(name) for name in sorted(self.lab.machine.processes)])
-        self.lab.sysctl(nr_hugepages=0)
-        self.lab.assert_at_rest()
-        assert self.lab.mem.zones["free_pages"].tolist() == self.at_boot
-        assert self.lab.vm.mms_in_use == set()
-        assert self.lab.vm.vma_objects == []
-        assert self.lab.vm.files == []
 
 
 class Requests(RuleBasedStateMachine):
@@ -227,49 +135,81 @@ class TestRequestsAtLength(Requests.TestCase):
     settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 
 
-def soak(seed: int, nr_steps: int) -> World:
-    """A world left to chance: many requests in flight, many turns, now and then a blow."""
-    rng = np.random.default_rng(seed)
+@pytest.mark.parametrize("seed", range(6))
+def test_soak(seed: int) -> None:
+    """All kinds of operations there are, the invariants checked after every slice."""
+    soak(seed, 30, "stamp", eager=True)
 
-    def pick(choices: tuple[object, ...]) -> object:
-        return choices[int(rng.integers(len(choices)))]
 
-    world = World(pick(((32,), (32, 34))), pick((1, 2, None)), pick((None, 0, 3, 20)), pick((16, 100, 700)))
-    world.configure(1, pick((9, 10, 12, 18)), 4)
-    blows = (
-        (0.13, lambda: world.change(pick(NAMES), *pick(SETTINGS))),
-        (0.10, lambda: world.compact(int(rng.integers(2)))),
-        (0.02, lambda: world.look(pick(NAMES))),
-        (0.01, lambda: world.leave(pick(NAMES))),
-        (0.02, lambda: world.interrupt(int(rng.integers(MAX_RUNNING)))),
-        (0.01, lambda: world.lab.arm(pick(KINDS), pick((0, 3, 60)))),
-        (0.01, lambda: world.lab.revive()),
-        (0.02, lambda: world.lab.machine.dpu.inject.points[pick(PAGE_KINDS)].arm(pick((0, 7)), pick((1, 3)))),
-        (0.01, lambda: world.configure(int(rng.random() < 0.9), pick((9, 10, 12, 18)), pick((1, 4, 200)))),
-        (0.01, lambda: world.lab.sysctl(nr_hugepages=pick((0, 3)))),
-        (0.02, lambda: world.choose(pick(ENGINES), int(rng.integers(2)))),
-        (0.64, lambda: world.turns(int(rng.integers(MAX_RUNNING)), int(rng.integers(1, 8)))),
-    )
-    weights = [weight for weight, _ in blows]
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_soak_at_length(seed: int) -> None:
+    soak(seed, 400, eager=True)
+
+
+@pytest.mark.slow
+def test_soak_as_the_benchmark_does() -> None:
+    soaked = soak(1, 20_000)
+    assert soaked.counts.total() == 20_000
+    assert set(soaked.counts) == {name for _, name, _ in OPERATIONS}
+    assert all(soaked.stats[name] > 100 for name in SHOWN)
+
+
+def threaded(seed: int, nr_steps: int) -> None:
+    """The same with a device that has threads, whose timing is nobody's choice."""
+    chance = Chance(seed)
+    world = World((32, 34), 2, None, chance.pick((16, 100, 700)), eager=False)
     try:
-        for which in rng.choice(len(blows), nr_steps, p=weights):
-            blows[which][1]()
+        for _ in range(nr_steps):
+            world.change(chance.pick(NAMES), *chance.pick(SETTINGS))
+            world.compact(chance.number(2))
+            for _ in range(20):
+                world.turns(chance.number(MAX_RUNNING), 1 + chance.number(8))
             world.sound()
         world.end()
     finally:
         world.patch.undo()
-    return world
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_soak(seed: int) -> None:
-    soak(seed, 150)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_device_with_threads(seed: int) -> None:
+    threaded(seed, 12)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 130))
-def test_soak_at_length(seed: int) -> None:
-    soak(seed, 800)
+def test_the_same_seed_makes_the_same_run() -> None:
+    def run() -> str:
+        world, chance = World((32,), 2, 3, 100, eager=False), Chance(5)
+        try:
+            for _ in range(60):
+                chance.pick(OPERATIONS)[2](world, chance)
+                world.turns(chance.number(MAX_RUNNING), 8)
+            world.finish()
+        finally:
+            world.patch.undo()
+        return world.lab.machine.state_hash()
+
+    assert run() == run()
+
+
+def test_a_long_soak_is_many_worlds() -> None:
+    assert list(lives(7, 50_000)) == [(7, 20_000), (8, 20_000), (9, 10_000)]
+    assert list(lives(7, 30)) == [(7, 30)]
+
+
+def test_the_benchmark_reports_what_was_done(capsys: pytest.CaptureFixture[str]) -> None:
+    report = run(seed=4, ops=60)
+    assert "seed 4, 60 operations" in capsys.readouterr().err
+    assert next(figure.ours for figure in report.figures if figure.what == "operations") == 60
+    assert sum(figure.ours for figure in report.figures if figure.what.endswith(", times")) == 60
+
+
+def test_what_the_soak_finds_names_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose_a_page(world: World, _chance: Chance) -> None:
+        world.lab.mem.zones["free_pages"][0] -= 1
+
+    monkeypatch.setattr("dpud.bench.soak.OPERATIONS", (*OPERATIONS, (30, "lose a page", lose_a_page)))
+    with pytest.raises(SoakError, match=r"seed 3, operation \d+: .*free_pages.*dpud bench soak --seed 3 --ops 50"):
+        soak(3, 50, "stamp", eager=True)
 
 
 # What chance seldom finds.
@@ -333,6 +273,43 @@ def test_no_batch_begins_while_a_fork_copies(slow_lab: Lab) -> None:
     fork.close()
     assert len(slow_lab.vm.mms_in_use) == 1
     settle([compaction])
+    slow_lab.assert_at_rest()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_childs_name_is_taken_while_its_fork_goes_on(interrupted: bool) -> None:
+    """So that no finished child is left over (found by the soak: seed 1030)."""
+    lab = Lab((32,))
+    lab.spawn("a", anon="12M")
+    fork = lab.start_set("a", "fork", "child")
+    assert not advance(fork)[0]
+    with pytest.raises(OSError, match="name is taken"):
+        lab.spawn("child")
+    if interrupted:
+        fork.close()
+    else:
+        settle([fork])
+    assert lab.names == (["a"] if interrupted else ["a", "child"])
+    assert len(lab.vm.mms_in_use) == len(lab.names)
+    if interrupted:
+        lab.spawn("child")
+    lab.assert_at_rest()
+
+
+def test_a_cached_page_that_nobody_maps_is_not_mapped_while_in_flight(slow_lab: Lab) -> None:
+    """No migration entry tells who faults it in that it is on the move (found by the soak: seed 1002)."""
+    mm = slow_lab.machine.processes["a"].mm
+    file = File(slow_lab.vm, 600)
+    for mapped in range(2):
+        vma = mm.mmap(600, file)
+        if mapped:
+            break
+        complete(mm.write(vma))
+        complete(mm.munmap(vma))  # the page cache keeps them
+    compaction = batch_in_flight(slow_lab)
+    isolated = slow_lab.mem.pages["flags"][slow_lab.vm.i_pages[file.i_base : file.i_base + 600]] & np.uint32(1 << 30)
+    assert isolated.any()
+    settle([compaction, mm.write(vma)])
     slow_lab.assert_at_rest()
 
 

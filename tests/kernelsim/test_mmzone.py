@@ -128,7 +128,7 @@ def test_zonelists_go_to_the_nearest_node_and_its_highest_zone_first() -> None:
         ({"nodes": (NodeConfig((64 << 20) + 4096),)}, "node 0: memory"),
         ({"nodes": (NodeConfig(), NodeConfig(nr_cpus=-1))}, "node 1: 0 to 1024 CPUs"),
         ({"nodes": (NodeConfig(nr_cpus=0),)}, "at least one CPU"),
-        ({"bytes": "some"}, '"full" or "stamp"'),
+        ({"bytes": "some"}, '"full", "stamp" or "none"'),
         ({"distance": ((10,),)}, "square matrix"),
     ],
 )

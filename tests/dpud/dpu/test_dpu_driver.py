@@ -264,6 +264,80 @@ def test_a_page_is_never_lost(
     assert changed <= set(layout[: n + 1])
 
 
+def folios_by_hand(base: int, folios: list[tuple[int, int]], runs: list[tuple[int, int]]) -> list[int]:
+    """The same rule with folios (pfn, order): the first aligned place that no skip run touches."""
+    taken = {start + i for start, nr_pages in runs for i in range(nr_pages)}
+    layout, cursor = [], base
+    for _, order in folios:
+        size = 1 << order
+        while cursor % size or taken.intersection(range(cursor, cursor + size)):
+            cursor += 1
+        layout.append(cursor)
+        cursor += size
+    return layout
+
+
+FOLIOS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(FOLIOS, st.sets(st.integers(0, 40), max_size=8), st.sampled_from([None, *FaultKind]), st.integers(0, 14))
+def test_folios_move_whole_and_none_is_lost(
+    sizes: list[tuple[int, int]], taken: set[int], kind: FaultKind | None, at: int
+) -> None:
+    """Folios of orders 0 to 3 with gaps between; a fault before, in or behind the batch."""
+    folios, cursor = [], 6
+    for order, gap in sizes:
+        pfn = -(-(cursor + gap) // (1 << order)) << order
+        folios.append((pfn, order))
+        cursor = pfn + (1 << order)
+    inside = {page for pfn, order in folios for page in range(pfn, pfn + (1 << order))}
+    runs = [(pfn, 1) for pfn in sorted(taken - inside)]
+    kept: list[tuple[int, int]] = []
+    for pfn, order in folios:  # as the kernel chooses: what has no place below it stays, and is in the way
+        if folios_by_hand(0, [*kept, (pfn, order)], runs)[-1] + (1 << order) <= pfn:
+            kept.append((pfn, order))
+        else:
+            runs = sorted([*runs, (pfn, 1 << order)])
+    if not kept:
+        return
+    memory = np.random.default_rng(3).integers(0, 2**63, (256, 8), np.uint64)
+    before = memory.copy()
+    dpu = driver(memory, nr_dpus=3)
+    if kind is not None:
+        dpu.faults.points[kind].move, dpu.faults.points[kind].times, dpu.faults.points[kind].bit = at, 1, 8 * 64 * 5 + 3
+    entries = np.array([pfn << 12 | order for pfn, order in kept], np.uint64)
+    skip = np.array([(start * PAGE, nr_pages) for start, nr_pages in runs], np.uint64).reshape(-1, 2)
+    result = dpu.dpu_hw_compact_execute(0, entries, len(entries), skip)
+    layout = folios_by_hand(0, kept, runs)
+    assert pfns(result) == layout
+    assert result.nr_retired == (at if kind is not None and at < len(kept) else len(kept))
+    assert dpu.stats.nr_pages_retired == sum(1 << order for _, order in kept[: result.nr_retired])
+    for i, (pfn, order) in enumerate(kept):
+        where, size = (layout[i] if i < result.nr_retired else pfn), 1 << order
+        assert (memory[where : where + size] == before[pfn : pfn + size]).all()
+    for start, nr_pages in runs:
+        assert (memory[start : start + nr_pages] == before[start : start + nr_pages]).all()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        20 << 12 | 3,  # not aligned to its size
+        16 << 12 | 11,  # no such order
+        56 << 12 | 4,  # beyond the end of memory
+        4 << 12 | 2,  # its place would overlap it
+    ],
+)
+def test_illegal_folios_are_refused(entry: int) -> None:
+    memory = random_memory()
+    before = memory.copy()
+    result = driver(memory).dpu_hw_compact_execute(1 * PAGE, np.array([entry], np.uint64), 1)
+    assert (result.nr_retired, result.error) == (0, "invalid mram access")
+    assert pfns(result) == [entry >> 12]
+    assert (memory == before).all()
+
+
 def test_time_is_modelled_by_profile_and_waves() -> None:
     """Overlapping moves 4,5,6,7 -> 3,4,5,6 are four waves: four launches of 35 us, four pages of 12.49 us."""
     result = driver(random_memory()).dpu_hw_compact_execute(*request(3, [4, 5, 6, 7]))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpud.dpu.move import PAGE_SIZE, count_waves, page_sum
+from dpud.dpu.move import PAGE_SIZE, count_pages, count_waves, page_sum
 
 
 def waves_by_definition(src: list[int], dst: list[int], nr_dpus: int) -> tuple[int, int]:
@@ -44,6 +44,15 @@ def test_waves_match_their_definition(pages: set[int], nr_dpus: int, data: st.Da
     nr_moves = data.draw(st.integers(0, len(moves)))
     expected = waves_by_definition(src[:nr_moves], dst[:nr_moves], nr_dpus)
     assert count_waves(addrs(src), addrs(dst), nr_moves, nr_dpus) == expected
+
+
+def test_a_large_move_waits_for_all_the_sources_it_lands_on() -> None:
+    """Four pages to 8..11, where pages 9 and 11 were: a second wave; and its pages count for the rounds."""
+    src = np.array([9 << 12, 11 << 12, 16 << 12 | 2], np.uint64)
+    assert count_waves(src, addrs([0, 1, 8]), 3, 4) == (2, 2)
+    assert count_waves(src, addrs([0, 1, 4]), 3, 4) == (1, 2)
+    assert count_waves(src, addrs([0, 1, 4]), 3, 64) == (1, 1)
+    assert (count_pages(src, 2), count_pages(src, 3)) == (2, 6)
 
 
 def test_page_sum_wraps_and_sees_every_bit() -> None:

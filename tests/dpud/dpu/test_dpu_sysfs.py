@@ -6,7 +6,7 @@ from wiring import errno_of
 from dpud.dpu.dpu_set import DpuSet
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.sysfs import add_rank_files
-from kernelsim.attr import Registry
+from kernelsim.attr import Dir, Registry
 
 DIR = "/sys/class/dpu_rank"
 
@@ -78,3 +78,11 @@ def test_they_follow_the_rank() -> None:
     assert registry.read(f"{DIR}/dpu_rank0/usage_count") == b"1\n"
     dpus.free()
     assert registry.read(f"{DIR}/dpu_rank0/is_owned") == b"0\n"
+
+
+def test_without_ranks_the_class_is_there_and_empty() -> None:
+    registry = Registry()
+    add_rank_files(registry, DpuDriver(DpuConfig(nr_ranks=0)).pool)
+    directory = registry.nodes[DIR]
+    assert isinstance(directory, Dir)
+    assert directory.entries == {}

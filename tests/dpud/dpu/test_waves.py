@@ -44,6 +44,7 @@ def segments_by_hand(src: list[int], dst: list[int], smallest: int) -> list[tupl
 fragments = st.lists(st.integers(1, NR_PAGES - 1), min_size=8, max_size=100, unique=True).map(sorted)
 
 
+@settings(deadline=None)
 @given(fragments, st.integers(1, 9))
 def test_segments_are_the_long_waves_and_what_is_between(src: list[int], nr_dpus: int) -> None:
     dst = list(range(len(src)))

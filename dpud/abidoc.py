@@ -11,6 +11,7 @@ from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.faults import FaultKind
 from dpud.dpu.sysfs import add_rank_files
 from kernelsim.attr import Attr, Registry, Stub
+from kernelsim.dpu_compact_inject import KINDS
 from kernelsim.machine import MM_CONFIGFS, Machine, MachineConfig, NodeConfig
 
 HEAD = """\
@@ -26,7 +27,7 @@ A mode of 0200 cannot be read, not even by root. A value outside its range, or a
 `Invalid argument` and changes nothing. Where there is no default, the file shows a state or starts something.
 """
 
-_KINDS = [kind.value for kind in FaultKind if kind is not FaultKind.CORRUPT]
+_KINDS = [kind.value for kind in FaultKind if kind is not FaultKind.CORRUPT] + list(KINDS)
 _ALIKE = {r"/node0/": "/node*/", r"/dpu_rank0/": "/dpu_rank*/", rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/"}
 _ROW = "| {} | {} | {} | {} | {} | {} |"
 

@@ -169,6 +169,21 @@ def status(mountpoint: str | None) -> None:
 
 
 @cli.command()
+@mount_option("Where the daemon is mounted; default as for `run`.")
+def diag(mountpoint: str | None) -> None:
+    """Show the DPU ranks of a running daemon, who has them, and which of their batches failed."""
+    from rich.console import Console
+
+    from dpud import claim
+    from dpud import diag as reports
+    from dpud import exec as execution
+
+    path = mountpoint or os.environ.get(execution.MOUNT_VARIABLE) or claim.default()
+    execution.check_live(path)
+    Console().print(reports.report(path))
+
+
+@cli.command()
 @click.argument("name", required=False)
 def demo(name: str | None) -> None:
     """Show a real machine's fragmented memory being compacted by the DPU."""
@@ -195,6 +210,15 @@ def bench(names: tuple[str, ...], write: Path | None, seed: int | None, ops: int
     from dpud import bench as benches
 
     sys.exit(benches.run(names, write, seed=seed, ops=ops))
+
+
+@cli.command("dpu-path")
+def dpu_path() -> None:
+    """Print the folder that holds the `dpu` package of the UPMEM SDK's shape, for PYTHONPATH.
+
+    PYTHONPATH=$(dpud dpu-path) python host.py runs a host program of the SDK over emulated DPUs.
+    """
+    click.echo(Path(__file__).parent / "dpu" / "shim")
 
 
 @cli.command(hidden=True)

@@ -94,6 +94,13 @@ class Dpu(Struct, frozen=True, forbid_unknown_fields=True):
     ranks: Annotated[int, Meta(ge=0, le=40)] = 1
     dpus_per_rank: Annotated[int, Meta(ge=1, le=64)] = 64
     profile: str = "upmem-v1a"
+    properties: str = ""
+    backend: Literal["emulated", "dpu"] = "emulated"
+    binary: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.backend == "dpu") != bool(self.binary):
+            raise ValueError('binary is a DPU program for backend = "dpu", and only for that')
 
 
 class Mount(Struct, frozen=True, forbid_unknown_fields=True):

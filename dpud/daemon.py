@@ -28,6 +28,9 @@ from dpud.config import Config, Size
 from dpud.dpu.debugfs import add_fault_files
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.errors import DpuError
+from dpud.dpu.package import NoPackage, PackageCompact, import_package
+from dpud.dpu.program import DPU_COMPACT
+from dpud.dpu.rank import DpuProgram
 from dpud.dpu.sysfs import add_rank_files
 from dpud.errors import UserError
 from dpud.exec import PROBE
@@ -91,15 +94,28 @@ def _leave(_signum: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def _devices(config: Config) -> Iterator[DpuDriver]:
-    dpu = config.dpu
-    try:
-        driver = DpuDriver(DpuConfig(dpu.ranks, dpu.dpus_per_rank, profile=dpu.profile))
-    except DpuError as error:
-        raise UserError(f'dpu.profile: "{dpu.profile}": {error}') from error
+    driver = DpuDriver(dpu_config(config))
     try:
         yield driver
     finally:
         driver.close()
+
+
+def dpu_config(config: Config) -> DpuConfig:
+    """The file's [dpu] table. Raises UserError for a profile, a profile string or a package that cannot be had."""
+    dpu = config.dpu
+    program: DpuProgram = DPU_COMPACT
+    if dpu.backend == "dpu":
+        try:
+            program = PackageCompact(import_package(), dpu.binary, dpu.properties)
+        except NoPackage as error:
+            raise UserError(f'dpu.backend: "dpu": {error}') from error
+    try:
+        return DpuConfig(dpu.ranks, dpu.dpus_per_rank, profile=dpu.profile, properties=dpu.properties, program=program)
+    except DpuError as error:
+        notes = getattr(error, "__notes__", ())
+        where = f"dpu.properties: {notes[0]}" if notes else f'dpu.profile: "{dpu.profile}"'
+        raise UserError(f"{where}: {error}") from error
 
 
 def _build(options: RunOptions, driver: DpuDriver) -> Machine:
@@ -125,7 +141,7 @@ def add_device_files(machine: Machine, driver: DpuDriver) -> None:
     add_rank_files(machine.registry, driver.pool)
     kconfig = machine.config.kconfig
     if kconfig.IS_ENABLED("CONFIG_DPU_COMPACTION") and kconfig.IS_ENABLED("CONFIG_DEBUG_FS") and driver.nr_present:
-        add_fault_files(machine.registry, driver)
+        add_fault_files(machine.registry, driver, machine.printk)
 
 
 def _read_image(options: RunOptions) -> HostImage:

@@ -186,8 +186,7 @@ class Lab:
 
     def arm(self, kind: FaultKind, move: int, times: int = 1, bit: int = 0) -> None:
         """The next `times` batches that come so far meet this fault at that move."""
-        point = self.faults.points[kind]
-        point.move, point.times, point.bit = move, times, bit
+        self.faults.arm(kind, move, times, bit)
 
     def revive(self) -> None:
         """Lost ranks come back."""

@@ -45,6 +45,8 @@ from numpy.typing import NDArray
 from kernelsim import dpu_compact_scan as scan
 from kernelsim.dpu_compact_account import Accounts
 from kernelsim.dpu_compact_cpu import CpuPath, CpuWork, copy_fragments
+from kernelsim.dpu_compact_failures import DpuFailures
+from kernelsim.dpu_compact_inject import DpuCompactInject
 from kernelsim.dpu_compact_region import DpuCompactRegion, DpuCompactState, DpuCompactStats
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
 from kernelsim.dpu_hw import NO_DEVICE, DpuHardware, DpuResult, Engine
@@ -81,6 +83,8 @@ class DpuCompact:
         self.accounts = Accounts(vm.nr_cpus)
         self._cpu = CpuPath(vm, clock)
         self._cpu_only = NO_DEVICE["cpu"]
+        self.failures = DpuFailures(clock)
+        self.inject = DpuCompactInject(vm, printk)
         self.has_device = False
         """A device was found at boot; it may have been lost since."""
 
@@ -135,10 +139,13 @@ class DpuCompact:
         nr_huge = self._nr_free_huge(zone)
         try:
             yield from self._compact_zone(zone, region_order or self.sysctl.dpu_compact_region_order, until)
+            waiting = self.inject.take_waiting()
         finally:
+            self.inject.give_up()
             self.vm.compaction_mutex.release()
             self.stats.runs += 1
             self.stats.huge_pages_gained += self._nr_free_huge(zone) - nr_huge
+        yield from self.inject.settle(waiting)
 
     def _nr_free_huge(self, zone: int) -> int:
         """Huge pages that could be had of a zone as it is."""
@@ -301,6 +308,7 @@ class DpuCompact:
                 KERN_INFO,
             )
             return
+        self.failures.note(result, region.first << PAGE_SHIFT, region.nr_fragments)
         self.printk(
             f"DPU compaction failed: {result.error}, {nr_pages} of {region.work.nr_pages} pages moved",
             KERN_ERR,
@@ -363,15 +371,18 @@ class DpuCompact:
 
     def _start(self, region: DpuCompactRegion) -> LongOp:
         """Stages 1 and, without waiting for it, 2."""
-        yield from self.dpu_compact_isolate_pages(region)
+        with self.inject.busy_page(region):
+            yield from self.dpu_compact_isolate_pages(region)
         if region.work.nr_pages < self.sysctl.dpu_compact_min_fragments:
             self.stats.too_few_fragments += 1
             return
         if region.engine.copier == "cpu-batched":
             yield from self._copy_by_cpu(region)
+            self.inject.mid_batch(region)
             return
         try:
             self.dpu_compact_execute(region)
+            self.inject.mid_batch(region)
         except OSError as error:
             self._no_device(error)
 

@@ -72,6 +72,7 @@ class DpuCompactDebugfs(Kobject):
         yield "adaptive_dpu", adaptive.nr_engine
         yield "adaptive_cpu", adaptive.nr_cpu
         yield "breakeven_pages", adaptive.breakeven_pages
+        yield from self.dpu.failures.counts()
         for reason in range(SKIP_KERNEL, len(skip_reasons)):
             yield f"skipped_{skip_reasons[reason]}", int(stats.skipped[reason])
         yield "regions_in_flight", len(self.dpu.vm.in_flight)

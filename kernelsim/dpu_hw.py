@@ -145,6 +145,8 @@ class DpuResult:
     """What the batch really took on this machine."""
     error: str | None = None
     """SDK text of the failure (`dpu is in fault`, `result timeout`, ...); None when the whole batch retired."""
+    reason: str | None = None
+    """SDK name of that failure in lower case (`dpu_fault`, `timeout`, ...)."""
 
 
 class DpuCompletion(Protocol):

@@ -200,6 +200,7 @@ class Machine:
         hw = hw if self._has("DPU_COMPACTION") else None
         self.dpu = DpuCompact(self.vm, hw, self.sysctl, self.printk, self.clock)
         self._add_allocator()
+        self.dpu.inject.processes = lambda: iter(self.processes.values())
         self.contig = Contig(self.vm, hw, self.sysctl, self.printk)
         self.contig.hugetlb = self.hugetlb = HugetlbPool(self.vm, self.contig, self.slowpath)
         self.vm.cma_areas = cma_init_reserved_areas(self.vm, self.contig)
@@ -297,6 +298,9 @@ class Machine:
         if self._has("DPU_COMPACTION"):
             yield "/proc/sys/vm", self.sysctl
             yield f"{DEBUGFS}/dpu_compact", DpuCompactDebugfs(self.dpu)
+            yield f"{DEBUGFS}/dpu_compact", self.dpu.failures
+            for point in self.dpu.inject.points.values():
+                yield f"{DEBUGFS}/dpu_compact/{point.name}", point
             yield f"{DEBUGFS}/dpu_compact", self.contig
         for area in self.vm.cma_areas:
             yield f"{DEBUGFS}/cma/{area.name}", area

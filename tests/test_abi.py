@@ -10,12 +10,15 @@ import pytest
 from machines import Lab
 from wiring import errno_of, wiring_cases
 
+PAGE_FAULTS = ("page_busy", "page_dirtied", "page_forked", "page_freed", "page_pinned")
+
 
 def facts_of(table: str) -> dict[str, dict[str, Any]]:
     return {
-        path.replace("{n}", str(nid)): facts
+        path.replace("{n}", str(nid)).replace("{page_fault}", fault): facts
         for path, facts in tomllib.loads((Path(__file__).parent / "abi" / table).read_text()).items()
         for nid in (0, 1)
+        for fault in PAGE_FAULTS
     }
 
 

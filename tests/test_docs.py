@@ -11,6 +11,7 @@ import pytest
 from dpud import config
 from dpud.dpu.faults import FaultKind
 from dpud.dpu.profile import profile_names
+from kernelsim.dpu_compact_inject import KINDS
 from kernelsim.machine import Machine, MachineConfig, NodeConfig
 
 ROOT = Path(__file__).parent.parent
@@ -59,13 +60,13 @@ def test_the_guide_knows_every_profile() -> None:
 
 def test_the_guide_knows_every_fault() -> None:
     kinds = [name for name in first_column(GUIDE, "KIND") if "/" not in name]
-    assert sorted(kinds) == sorted(kind.value for kind in FaultKind)
+    assert sorted(kinds) == sorted([*(kind.value for kind in FaultKind), *KINDS])
 
 
 def test_the_guide_knows_every_statistic() -> None:
     machine = Machine(MachineConfig(nodes=(NodeConfig(32 << 20, 1),), bytes="stamp"))
     lines = machine.registry.read("/sys/kernel/debug/dpu_compact/stats").decode().splitlines()
-    names = [re.sub("^skipped_.*", "skipped_*", line.split()[0]) for line in lines]
+    names = [re.sub("^(skipped|failed)_.*", r"\1_*", line.split()[0]) for line in lines]
     assert sorted(first_column(GUIDE, "name")) == sorted(set(names))
 
 

@@ -36,6 +36,7 @@ from dpud.bench.report import Figure, Report
 from dpud.dpu.faults import FaultKind
 from dpud.errors import UserError
 from dpud.lab import VM, Lab, SmallSlices, advance, settle
+from kernelsim import dpu_compact_inject
 from kernelsim.attr import Operation
 from kernelsim.dpu_hw import ENGINES
 from kernelsim.machine import NODES_SYSFS
@@ -51,6 +52,7 @@ CMA = "/sys/kernel/debug/cma"
 ENGINE = "/sys/kernel/debug/dpu_compact/engine"
 NAMES = ("a", "b", "c", "d")
 KINDS = tuple(FaultKind)
+PAGE_KINDS = dpu_compact_inject.KINDS
 SHOWN = {
     "pages_moved": "pages moved by the DPU",
     "cpu_pages_moved": "pages moved by its CPU path",
@@ -272,6 +274,12 @@ def request(name: str, *values: int) -> Act:
 ORDERS = (0, 0, 3, 4, 9)
 GFPS = ("GFP_ATOMIC", "GFP_KERNEL", "GFP_KERNEL|__GFP_RETRY_MAYFAIL", "GFP_USER|__GFP_MOVABLE|__GFP_COMP")
 
+
+def disturb(world: World, chance: Chance) -> None:
+    """Something happens to a page in mid-batch, in the next batches."""
+    world.lab.machine.dpu.inject.points[chance.pick(PAGE_KINDS)].arm(chance.pick((0, 7)), chance.pick((1, 3)))
+
+
 OPERATIONS: tuple[tuple[int, str, Act], ...] = (
     (12, "allocate", setting("anon", "0", "64K", "300K", "1M", "3M")),
     (1, "allocate much", setting("anon", "12M", "40M")),
@@ -300,6 +308,7 @@ OPERATIONS: tuple[tuple[int, str, Act], ...] = (
     (1, "compaction_proactiveness", sysctl("compaction_proactiveness", 0, 20, 100)),
     (3, "interrupt", lambda world, chance: world.interrupt(chance.number(MAX_RUNNING))),
     (3, "device fault", lambda world, chance: world.lab.arm(chance.pick(KINDS), chance.pick((0, 3, 60, 300)))),
+    (3, "page fault point", disturb),
     (2, "revive", lambda world, _chance: world.lab.revive()),
     (1, "dpu_compact_enabled", sysctl("dpu_compact_enabled", 0, 1, 1, 1)),
     (2, "dpu_compact_region_order", sysctl("dpu_compact_region_order", 9, 10, 12, 18)),

@@ -127,7 +127,7 @@ def _break_the_device(shell: Shell) -> None:
     for command in (
         "echo '40 seed=8' | tee web/holes worker/holes",
         f"echo 5000 > {FAULT}/move",
-        f"echo 1 > {FAULT}/times",
+        f"echo 1 > {FAULT}/nth",
     ):
         shell.sh(command)
     shell.sh(f"echo 1 > {COMPACT_DPU}")

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from dpud.dpu import move, move_list
+from dpud.dpu.faults import Fault
 from dpud.dpu.move import I64, U64
 from dpud.dpu.move_program import DPU_MOVE
 from dpud.dpu.profile import Profile
@@ -39,6 +40,8 @@ class Batch(ABC):
     started_ns: int
     profile: Profile
     """What times it, whatever is chosen meanwhile."""
+    fault: Fault | None = None
+    """The injected fault that it will meet."""
 
     @abstractmethod
     def deal(self, nr_dpus: int) -> tuple[I64, U64]:

@@ -1,58 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """/sys/kernel/debug/dpu_compact/fail_KIND/: break the device on purpose, in the manner of the kernel's fault injection.
 
-echo 64 > fail_dpu_fault/move      the batch breaks before its 65th move
-echo 1 > fail_dpu_fault/times      the next batch that long meets it; -1: every one; 0: off
-echo 1 > revive                    bring lost ranks back
+echo 64 > fail_dpu_fault/move           the batch breaks before its 65th move
+echo 100 > fail_dpu_fault/probability   every batch that long meets it, as often as `times` says (once)
+echo 3 > fail_timeout/nth               the third batch from now on meets that one
+echo 1 > revive                         bring lost ranks back
+
+The fault points of the kernel's own side (fail_page_*) are in kernelsim.dpu_compact_inject.
 """
 
+from collections.abc import Callable
+
 from dpud.dpu.driver import DpuDriver
-from dpud.dpu.faults import FaultKind, FaultPlan
 from dpud.dpu.rank import RankState
-from kernelsim.attr import Attr, Int, Kobject, Registry, Trigger
+from kernelsim.attr import Attr, Kobject, Registry, Trigger
 
 DEBUGFS_PATH = "/sys/kernel/debug/dpu_compact"
-_INT_MAX = 2**31 - 1
-
-
-class FailPoint(Kobject):
-    """One kind of fault."""
-
-    move = Attr(Int(0, _INT_MAX), doc="Index of the move that the fault comes before, from 0.")
-    times = Attr(Int(-1, _INT_MAX), doc="How many more batches meet the fault; 0 is off, -1 never runs out.")
-
-    def __init__(self, faults: FaultPlan, kind: FaultKind) -> None:
-        self._point = faults.points[kind]
-
-    @move.show
-    def _move_show(self) -> int:
-        return self._point.move
-
-    @move.store
-    def _move_store(self, value: int) -> None:
-        self._point.move = value
-
-    @times.show
-    def _times_show(self) -> int:
-        return self._point.times
-
-    @times.store
-    def _times_store(self, value: int) -> None:
-        self._point.times = value
-
-
-class FailCorrupt(FailPoint):
-    """Corruption also says which bit."""
-
-    bit = Attr(Int(0, _INT_MAX), doc="Which bit of the page flips, counted modulo the page's size.")
-
-    @bit.show
-    def _bit_show(self) -> int:
-        return self._point.bit
-
-    @bit.store
-    def _bit_store(self, value: int) -> None:
-        self._point.bit = value
 
 
 class Revive(Kobject):
@@ -70,9 +33,10 @@ class Revive(Kobject):
                 rank.revive()
 
 
-def add_fault_files(registry: Registry, driver: DpuDriver) -> None:
-    """Show the fault plan of a driver."""
+def add_fault_files(registry: Registry, driver: DpuDriver, log: Callable[[str], object] | None = None) -> None:
+    """Show the fault plan of a driver; injected faults go to `log`, the kernel's printk."""
     registry.add(DEBUGFS_PATH, Revive(driver))
-    for kind in FaultKind:
-        point = FailCorrupt if kind is FaultKind.CORRUPT else FailPoint
-        registry.add(f"{DEBUGFS_PATH}/fail_{kind.value}", point(driver.faults, kind))
+    for point in driver.faults.points.values():
+        registry.add(f"{DEBUGFS_PATH}/{point.name}", point)
+    if log:
+        driver.faults.report_to(log)

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from msgspec import structs
 
 from dpud.dpu import move
 from dpud.dpu.batch import Batch, compact_batch, list_batch, nr_slots
@@ -26,14 +27,17 @@ from dpud.dpu.dpu_set import DpuSet, LaunchPolicy, XferDirection
 from dpud.dpu.errors import DpuErr, DpuError
 from dpud.dpu.faults import FaultPlan
 from dpud.dpu.move import U64
-from dpud.dpu.profile import Profile, Work, load_profile, rank_chip
+from dpud.dpu.profile import Profile, Work, load_profile
 from dpud.dpu.program import (
+    DPU_COMPACT,
     DPU_INPUT_ARGUMENTS,
     DPU_MRAM_HEAP_POINTER_NAME,
     DPU_RESULTS,
     WORD_BYTES,
 )
-from dpud.dpu.rank import NR_DPUS_MAX, Rank, RankPool
+from dpud.dpu.properties import load_properties
+from dpud.dpu.rank import NR_DPUS_MAX, DpuProgram, Rank, RankPool
+from dpud.dpu.system import new_rank
 from kernelsim.dpu_hw import ENGINES, DpuResult
 
 TO_DPU, FROM_DPU = XferDirection.DPU_XFER_TO_DPU, XferDirection.DPU_XFER_FROM_DPU
@@ -51,11 +55,16 @@ class DpuConfig:
     disabled_mask: int = 0
     """A bit per DPU that no rank can use."""
     profile: str = "upmem-v1a"
+    properties: str = ""
+    """A profile string of the SDK (properties.py); $UPMEM_PROFILE_BASE and $UPMEM_PROFILE count too."""
+    program: DpuProgram = DPU_COMPACT
+    """What compacts; lists of moves are always the emulated program's."""
 
     def __post_init__(self) -> None:
         if self.nr_ranks < 0 or not 1 <= self.nr_dpus <= NR_DPUS_MAX or self.disabled_mask < 0:
             raise ValueError(f"nr_ranks must be at least 0, nr_dpus 1 to {NR_DPUS_MAX}, disabled_mask at least 0")
         load_profile(self.profile)
+        load_properties(self.properties)
 
 
 @dataclass
@@ -103,18 +112,26 @@ class DpuDriver:
 
     def __init__(self, config: DpuConfig | None = None, faults: FaultPlan | None = None) -> None:
         self.config = config or DpuConfig()
-        self.profile = load_profile(self.config.profile)
+        self.properties = load_properties(self.config.properties)
+        self.profile = self._fitted(load_profile(self.config.profile))
         self.faults = faults or FaultPlan()
         self.stats = DpuStats()
         self.last_log = ""  # what the program of the last failed batch printed
         self.pool = RankPool([self._new_rank(rank_id) for rank_id in range(self.config.nr_ranks)])
-        self.engines: Mapping[str, Profile] = _engines(with_device=bool(self.pool.ranks))
+        engines = _engines(with_device=bool(self.pool.ranks))
+        self.engines: Mapping[str, Profile] = {name: self._fitted(profile) for name, profile in engines.items()}
         self._lock = threading.Lock()
         self._waiting: deque[tuple[Batch, BatchCompletion]] = deque()
 
     def _new_rank(self, rank_id: int) -> Rank:
-        config = self.config
-        return Rank(rank_id, rank_chip(self.profile), self.faults, config.nr_dpus, config.disabled_mask)
+        nr_dpus, mask = self.config.nr_dpus, self.config.disabled_mask
+        return new_rank(rank_id, self.profile, self.properties, self.faults, nr_dpus=nr_dpus, disabled_mask=mask)
+
+    def _fitted(self, profile: Profile) -> Profile:
+        """A profile with the chip that the properties make of its own."""
+        if profile.chip is None:
+            return profile
+        return structs.replace(profile, chip=self.properties.chip(profile.chip))
 
     @property
     def nr_present(self) -> int:
@@ -175,6 +192,7 @@ class DpuDriver:
         dpus = self._alloc()
         if dpus is None:
             raise OSError(errno.ENOMEM, "no DPU rank is free")
+        batch = self._drawn(batch)
         try:
             return self._collect(dpus, batch, self._launch(dpus, batch, LaunchPolicy.DPU_SYNCHRONOUS))
         finally:
@@ -185,10 +203,16 @@ class DpuDriver:
         completion = BatchCompletion()
         if not self.pool.nr_present:
             raise _no_device()
+        batch = self._drawn(batch)
         with self._lock:
             self._waiting.append((batch, completion))
         self._start_waiting()
         return completion
+
+    def _drawn(self, batch: Batch) -> Batch:
+        """The batch with the fault that it will meet."""
+        fault = self.faults.take(len(batch.frag_addrs))
+        return replace(batch, fault=fault) if fault else batch
 
     def _alloc(self) -> DpuSet | None:
         """A whole rank; None if all are busy, OSError(ENODEV) if there is none."""
@@ -219,7 +243,7 @@ class DpuDriver:
         """Launch asynchronously; the rank's worker collects the outcome behind it."""
         batch = replace(batch, started_ns=time.perf_counter_ns())  # waiting for a rank is not work
         error = self._launch(dpus, batch, LaunchPolicy.DPU_ASYNCHRONOUS)
-        dpus.callback(lambda dpus, late: self._end(dpus, batch, completion, error or late))
+        dpus.then(lambda dpus, late: self._end(dpus, batch, completion, error or late))
 
     def _end(self, dpus: DpuSet, batch: Batch, completion: BatchCompletion, error: DpuError | None) -> None:
         """On the worker: collect, free the rank, report, and let the next batch have it."""
@@ -239,11 +263,12 @@ class DpuDriver:
         args, heap = batch.deal(len(dpus))
         runs_at = move.NR_COLS * nr_slots(len(batch.frag_addrs), len(dpus)) * WORD_BYTES
         try:
-            dpus.load(batch.program)
+            dpus.load(self.config.program if batch.program is DPU_COMPACT else batch.program)
             dpus.push_xfer(TO_DPU, DPU_INPUT_ARGUMENTS, 0, args)
             dpus.push_xfer(TO_DPU, DPU_MRAM_HEAP_POINTER_NAME, 0, heap)
             if len(batch.skip_runs):
                 dpus.copy_to(DPU_MRAM_HEAP_POINTER_NAME, runs_at, batch.skip_runs)
+            dpus.rank.drawn = [batch.fault]
             dpus.launch(policy)
         except DpuError as error:
             return error
@@ -266,7 +291,8 @@ class DpuDriver:
         if code is DpuErr.TIMEOUT:
             device_ns += batch.profile.result_timeout_ns
         wall_ns = time.perf_counter_ns() - batch.started_ns
-        result = DpuResult(nr_retired, new_addrs, device_ns, wall_ns, code.text if code else None)
+        text, reason = (code.text, code.name.lower()) if code else (None, None)
+        result = DpuResult(nr_retired, new_addrs, device_ns, wall_ns, text, reason)
         self._account(result, nr_pages, code)
         return result
 

@@ -75,9 +75,30 @@ class DpuErr(IntEnum):
 
 
 class DpuJob(IntEnum):
-    """What an asynchronous job was doing; the value sits from bit 16 of an asynchronous dpu_error_t."""
+    """What an asynchronous job was doing; the value sits from bit 16 of an asynchronous dpu_error_t.
+
+    The SDK's own numbers (enum dpu_thread_job_type, SDK 2024.2), of which these are used here.
+    """
 
     LAUNCH_RANK = 0
+    LAUNCH_DPU = 1
+    COPY_WRAM_TO_MATRIX = 3
+    COPY_IRAM_TO_MATRIX = 4
+    COPY_MRAM_TO_MATRIX = 5
+    COPY_WRAM_FROM_MATRIX = 6
+    COPY_IRAM_FROM_MATRIX = 7
+    COPY_MRAM_FROM_MATRIX = 8
+    CALLBACK = 12
+
+
+def dpu_error_to_string(status: int) -> str:
+    """dpu_error_to_string: the text of a dpu_error_t, of an asynchronous one too; ValueError for no such number."""
+    by_number = {int(code): code for code in DpuErr}
+    code = by_number.get(status & 0xFFFF if status >> ASYNC_JOBS_BIT else status)
+    if code is None:
+        raise ValueError(f"{status} is no dpu_error_t")
+    job = DpuJob(status >> ASYNC_JOB_TYPE_SHIFT & 0x7FFF) if status >> ASYNC_JOBS_BIT else None
+    return str(DpuError(code, job))
 
 
 class DpuError(Exception):

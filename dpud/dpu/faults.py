@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which faults the emulated hardware will have: what breaks, at which move, how often.
+"""Which faults the emulated hardware will have: what breaks, at which move, in which batches.
 
-Each kind of fault has one point. `times` works as in the kernel's fault-injection: 0 is off, -1 never runs
-out. A batch meets at most one fault, the earliest armed one; a point beyond the end of the batch stays armed
-for a longer one. What each does to the batch:
+Each kind has one point with the kernel's fault-injection knobs (kernelsim.fault_inject). A batch meets at most one
+fault, the earliest by its move; the points behind it are not asked. What each does to the batch:
 
-    dpu_fault   the DPU stops before move k and reports a fault
-    timeout     the DPU stops answering before move k; nothing but the retire counter can be read
-    partial     the program returns before move k as if all was well
-    corrupt     bit `bit` of the page that move k wrote is flipped before it is read back
-    rank_lost   the rank disappears before move k and stays away until it is revived
+    dpu_fault        the DPU stops before move k and reports a fault
+    timeout          the DPU stops answering before move k; nothing but the retire counter can be read
+    partial          the program returns before move k as if all was well
+    corrupt          bit `bit` of the page that move k wrote is flipped before it is read back
+    rank_lost        the rank disappears before move k and stays away until it is revived
+    lost_completion  all moves are done, but the host never hears of it; it gives up after the result timeout
+
+Faults are drawn when a batch is submitted, so that with several ranks the same seed still hits the same batches.
 """
 
-import errno
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
+
+from kernelsim.attr import Attr, Int
+from kernelsim.fault_inject import FaultAttr
 
 
 class FaultKind(StrEnum):
@@ -24,24 +29,13 @@ class FaultKind(StrEnum):
     PARTIAL = "partial"
     CORRUPT = "corrupt"
     RANK_LOST = "rank_lost"
+    LOST_COMPLETION = "lost_completion"
 
 
-@dataclass
-class FaultPoint:
-    """When one kind of fault happens. A field set outside its range is OSError(EINVAL), nothing changed."""
+class CorruptAttr(FaultAttr):
+    """Corruption also says which bit."""
 
-    move: int = 0
-    """Index of the move in its batch, from 0."""
-    times: int = 0
-    """How many more batches meet it; -1 for all of them."""
-    bit: int = 0
-    """`corrupt` only: which bit of the page, counted modulo the page's size."""
-
-    def __setattr__(self, name: str, value: int) -> None:
-        lowest = -1 if name == "times" else 0
-        if value < lowest:
-            raise OSError(errno.EINVAL, f"{name} must be at least {lowest}")
-        super().__setattr__(name, value)
+    bit = Attr(Int(0, 2**31 - 1), 0, doc="Which bit of the page flips, counted modulo the page's size.")
 
 
 @dataclass(frozen=True)
@@ -53,34 +47,39 @@ class Fault:
     bit: int = 0
 
 
-@dataclass(frozen=True)
 class FaultPlan:
-    """The armed faults; one plan serves all ranks, whose workers take from it."""
+    """The fault points of all ranks, `points` by kind. Safe to take from on several threads."""
 
-    dpu_fault: FaultPoint = field(default_factory=FaultPoint)
-    timeout: FaultPoint = field(default_factory=FaultPoint)
-    partial: FaultPoint = field(default_factory=FaultPoint)
-    corrupt: FaultPoint = field(default_factory=FaultPoint)
-    rank_lost: FaultPoint = field(default_factory=FaultPoint)
-    points: dict[FaultKind, FaultPoint] = field(default_factory=dict, init=False, repr=False)
-    """The same by kind."""
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+    def __init__(self) -> None:
+        self.corrupt = CorruptAttr("fail_corrupt")
+        self.points: dict[FaultKind, FaultAttr] = {
+            kind: self.corrupt if kind is FaultKind.CORRUPT else FaultAttr(f"fail_{kind}") for kind in FaultKind
+        }
+        self._lock = threading.Lock()
 
-    def __post_init__(self) -> None:
-        self.points.update((kind, getattr(self, kind.value)) for kind in FaultKind)
+    def arm(self, kind: FaultKind, move: int = 0, times: int = 1, bit: int = 0) -> None:
+        """Let the next `times` batches that come as far as `move` meet that fault; -1: all of them."""
+        self.points[kind].arm(move, times)
+        if kind is FaultKind.CORRUPT:
+            self.corrupt.bit = bit
+
+    def report_to(self, log: Callable[[str], object]) -> None:
+        """Where injected faults are logged."""
+        for point in self.points.values():
+            point.report = log
 
     def clear(self) -> None:
         """Disarm everything."""
         for point in self.points.values():
-            point.times = 0
+            point.probability = point.nth = 0
 
     def take(self, nr_moves: int) -> Fault | None:
-        """The fault that a batch of `nr_moves` meets, used up by one; None if it meets none."""
+        """The fault that a batch of `nr_moves` meets, counted; None if it meets none."""
+        armed = [(kind, point) for kind, point in self.points.items() if point.armed]
+        if not armed:
+            return None
         with self._lock:
-            armed = [(point, kind) for kind, point in self.points.items() if point.times and point.move < nr_moves]
-            if not armed:
-                return None
-            point, kind = min(armed, key=lambda entry: entry[0].move)
-            if point.times > 0:
-                point.times -= 1
-            return Fault(kind, point.move, point.bit)
+            for kind, point in sorted(armed, key=lambda entry: entry[1].move):
+                if point.should_fail(nr_moves):
+                    return Fault(kind, point.move, self.corrupt.bit)
+        return None

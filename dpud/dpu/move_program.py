@@ -33,7 +33,7 @@ class DpuMove:
         fault: Fault | None = None
         status = -nr_moves
         if nr_moves >= 0:
-            fault = rank.faults.take(nr_moves)
+            fault = rank.take_fault(nr_moves)
             stop, flip_at, flip_bit = _limits(fault, nr_moves)
             status = _move(rank, dpus, stop, flip_at, flip_bit)
         move.report_retired(wram, dpus, int(rank.completion[0]))

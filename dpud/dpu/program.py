@@ -63,7 +63,7 @@ class DpuCompact:
         fault: Fault | None = None
         status = -nr_moves
         if nr_moves >= 0:
-            fault = rank.faults.take(nr_moves)
+            fault = rank.take_fault(nr_moves)
             stop, flip_at, flip_bit = _limits(fault, nr_moves)
             status = _move(rank, dpus, stop, flip_at, flip_bit)
         move.report_retired(wram, dpus, int(rank.completion[0]))
@@ -123,6 +123,8 @@ def _limits(fault: Fault | None, nr_moves: int) -> tuple[int, int, int]:
         return nr_moves, -1, 0
     if fault.kind is FaultKind.CORRUPT:
         return nr_moves, fault.move, fault.bit
+    if fault.kind is FaultKind.LOST_COMPLETION:
+        return nr_moves, -1, 0
     return fault.move, -1, 0
 
 

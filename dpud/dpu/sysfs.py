@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""/sys/class/dpu_rank/dpu_rankN/: the live files, named as the UPMEM driver names them (dpu.md 1.7).
+"""/sys/class/dpu_rank/dpu_rankN/: the live files, named and printed as the UPMEM driver does (dpu.md 1.7).
 
-What a real rank tells of its DIMM (part and serial number, firmware, identification of chip and back end) has
-nothing behind it here, and is left out.
+Left out, because nothing is behind it here: mcu_version, part_number, serial_number, signal_led and dimm_vpd (there is
+no DIMM with a controller), channel_id (no memory channel), backend_id and byte_order (no address translation),
+capabilities (of that translation), and /sys/module/dpu/version (no module; `ignoreVersion` has no effect).
+
+`mode` and `debug_mode` are the driver's own state, kept per rank: mode 1 perf, 2 safe, 3 hybrid, 0 not chosen yet. No
+access here goes by them, as none goes through a device file; they follow the driver's rules.
 """
 
+import errno
+
+from dpud.dpu.properties import chip_id_of
 from dpud.dpu.rank import NR_DPUS_PER_CI, Rank, RankPool
 from kernelsim.attr import Attr, Bool, Int, Kobject, Registry
 
 CLASS_PATH = "/sys/class/dpu_rank"
 COUNT = Int(0, 2**31 - 1)
+U8 = Int(0, 255)
+PERF, SAFE = 1, 2
 
 
 class RankFiles(Kobject):
@@ -23,7 +32,11 @@ class RankFiles(Kobject):
     nb_ci = Attr(COUNT, doc="Control interfaces, one a chip.")
     nb_dpus_per_ci = Attr(COUNT, doc="DPUs of each control interface.")
     mram_size = Attr(COUNT, doc="Bytes of MRAM of one DPU.")
-    fck_frequency = Attr(COUNT, doc="Clock of the DPUs in MHz.")
+    dpu_chip_id = Attr(COUNT, doc="The SDK's number of the chip: 4 is v1A, 68 is v1B.")
+    fck_frequency = Attr(COUNT, doc="Clock of the chip in MHz; its DPUs run at this divided by clock_division.")
+    clock_division = Attr(COUNT, doc="What the clock is divided by for the DPUs.")
+    mode = Attr(U8, doc="How the rank is accessed: 1 perf, 2 safe. 3 (hybrid) and 0 (none yet) can only be read.")
+    debug_mode = Attr(U8, doc="Not 0: a debugger holds the rank; freeing the rank resets it.")
 
     def __init__(self, rank: Rank, pool: RankPool) -> None:
         self._rank = rank
@@ -61,9 +74,37 @@ class RankFiles(Kobject):
     def _mram_size_show(self) -> int:
         return int(self._rank.chip.mram_bytes.value)
 
+    @dpu_chip_id.show
+    def _dpu_chip_id_show(self) -> int:
+        return chip_id_of(self._rank.chip)
+
     @fck_frequency.show
     def _fck_frequency_show(self) -> int:
-        return int(self._rank.chip.fck_frequency_mhz.value)
+        return round(self._rank.chip.fck_frequency_mhz.value * self._rank.options.clock_division)
+
+    @clock_division.show
+    def _clock_division_show(self) -> int:
+        return self._rank.options.clock_division
+
+    @mode.show
+    def _mode_show(self) -> int:
+        return self._rank.mode
+
+    @mode.store
+    def _mode_store(self, value: int) -> None:
+        if value not in (PERF, SAFE):
+            raise OSError(errno.EINVAL, "no such mode")
+        if value == PERF and self._rank.mode == SAFE and self._rank.is_owned:
+            raise OSError(errno.EBUSY, "the rank is allocated in safe mode")
+        self._rank.mode = value
+
+    @debug_mode.show
+    def _debug_mode_show(self) -> int:
+        return self._rank.debug_mode
+
+    @debug_mode.store
+    def _debug_mode_store(self, value: int) -> None:
+        self._rank.debug_mode = value
 
 
 def add_rank_files(registry: Registry, pool: RankPool) -> None:

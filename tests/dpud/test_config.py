@@ -41,6 +41,9 @@ def test_every_key_is_taken() -> None:
         ranks = 2
         dpus_per_rank = 8
         profile = "seed"
+        properties = "disabledMask=0x3"
+        backend = "dpu"
+        binary = "build/dpu_compact"
         [mount]
         path = "/mnt/x"
         allow_other = false
@@ -50,6 +53,8 @@ def test_every_key_is_taken() -> None:
     assert [node.distance for node in config.machine.nodes] == [(10, 15), (15, 10)]
     assert config.memory_bytes == 335544320
     assert (config.dpu.ranks, config.dpu.dpus_per_rank, config.dpu.profile) == (2, 8, "seed")
+    assert (config.dpu.properties, config.dpu.backend) == ("disabledMask=0x3", "dpu")
+    assert config.dpu.binary == "build/dpu_compact"
     assert (config.mount.path, config.mount.allow_other) == ("/mnt/x", False)
     assert config.memory.bytes == "stamp"
     asked = ("CONFIG_DPU_COMPACTION", "CONFIG_HUGETLB_PAGE", "CONFIG_DEBUG_VM")
@@ -61,6 +66,8 @@ def test_every_key_is_taken() -> None:
     [
         ("[machine]\nfoo = 1", "f.toml:2: machine.foo: unknown key"),
         ("bar = 1", "f.toml:1: bar: unknown key"),
+        ('[dpu]\nbackend = "dpu"', "f.toml:1: dpu: binary is a DPU program"),
+        ('[dpu]\nbackend = "gpu"', "f.toml:2: dpu.backend: Invalid enum value 'gpu'"),
         ("[gpu]\nx = 1", "f.toml:1: gpu: unknown key"),
         ('[machine]\n\ncpus = "x"', "f.toml:3: machine.cpus: Expected int, got str"),
         ("[[machine.nodes]]\ndistance = [10, 20]", "f.toml: machine: distance has 1 numbers for each node"),

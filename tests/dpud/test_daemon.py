@@ -114,6 +114,8 @@ def test_the_mount_of_a_killed_daemon_is_cleared_by_the_next(place: Path) -> Non
     [
         ("[machine]\nfoo = 1\n", ":2: machine.foo: unknown key"),
         ('[dpu]\nprofile = "none"\n', 'dpu.profile: "none": '),
+        ('[dpu]\nproperties = "foo=1"\n', "dpu.properties: the profile argument: foo=1: unknown property: invalid"),
+        ('[dpu]\nbackend = "dpu"\nbinary = "x"\n', "dpu.backend: \"dpu\": No module named 'dpu'"),
     ],
 )
 def test_a_bad_configuration_leaves_nothing(

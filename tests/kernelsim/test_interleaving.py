@@ -22,6 +22,7 @@ from dpud.bench.soak import (
     NAMES,
     OPERATIONS,
     ORDERS,
+    PAGE_KINDS,
     SHOWN,
     Chance,
     SoakError,
@@ -89,6 +90,10 @@ class Requests(RuleBasedStateMachine):
     @rule(kind=st.sampled_from(KINDS), move=st.sampled_from([0, 1, 40, 300]))
     def break_device(self, kind: FaultKind, move: int) -> None:
         self.world.lab.arm(kind, move)
+
+    @rule(kind=st.sampled_from(PAGE_KINDS), move=st.sampled_from([0, 7]), times=st.integers(0, 3))
+    def disturb_pages(self, kind: str, move: int, times: int) -> None:
+        self.world.lab.machine.dpu.inject.points[kind].arm(move, times)
 
     @rule()
     def repair_device(self) -> None:

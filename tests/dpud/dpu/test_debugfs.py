@@ -37,7 +37,7 @@ def test_a_fault_in_mid_batch_loses_nothing_and_the_cpu_finishes(machine: Machin
     write(f"{MM_CONFIGFS}/a/anon", "32M")
     write(f"{MM_CONFIGFS}/a/holes", "50 seed=1")
     write(f"{DEBUGFS_PATH}/fail_{kind}/move", "64")
-    write(f"{DEBUGFS_PATH}/fail_{kind}/times", "1")
+    write(f"{DEBUGFS_PATH}/fail_{kind}/probability", "100")
     write(f"{NODES_SYSFS}/node0/compact_dpu", "1")
     assert read(f"{DEBUGFS_PATH}/fail_{kind}/times") == b"0\n"
     assert any(f"DPU compaction failed: {text}, 64 of" in line for line in machine.printk.lines())
@@ -52,7 +52,7 @@ def test_a_fault_in_mid_batch_loses_nothing_and_the_cpu_finishes(machine: Machin
 def test_lost_ranks_come_back(machine: Machine) -> None:
     read, write = machine.registry.read, machine.registry.write
     write(f"{MM_CONFIGFS}/a/anon", "32M")
-    write(f"{DEBUGFS_PATH}/fail_rank_lost/times", "1")
+    write(f"{DEBUGFS_PATH}/fail_rank_lost/nth", "1")
     for seed, moved_by_dpu in ((1, False), (2, False), (3, True)):
         if moved_by_dpu:
             write(f"{DEBUGFS_PATH}/revive", "1")

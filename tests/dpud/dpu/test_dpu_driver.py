@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 import errno
 import threading
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from dpud.dpu import move
 from dpud.dpu.driver import BatchCompletion, DpuConfig, DpuDriver
-from dpud.dpu.errors import DpuError
+from dpud.dpu.errors import DpuErr, DpuError
 from dpud.dpu.faults import FaultKind
 from kernelsim.dpu_hw import DpuCompletion, DpuHardware, DpuResult
 
@@ -23,6 +25,7 @@ TEXTS = {
     FaultKind.PARTIAL: "internal error",
     FaultKind.CORRUPT: "corrupted memory",
     FaultKind.RANK_LOST: "driver error",
+    FaultKind.LOST_COMPLETION: "result timeout",
 }
 RESULT_TIMEOUT_NS = 10_000_000
 
@@ -168,13 +171,12 @@ def test_a_misshapen_request_is_einval(bad: tuple[Any, ...]) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
-@pytest.mark.parametrize("kind", FaultKind)
+@pytest.mark.parametrize("kind", [kind for kind in FaultKind if kind is not FaultKind.LOST_COMPLETION])
 def test_after_a_fault_nothing_is_lost_and_the_rest_can_go_on(kind: FaultKind) -> None:
     memory = random_memory()
     before = memory.copy()
     dpu = driver(memory, nr_ranks=2)
-    point = dpu.faults.points[kind]
-    point.move, point.times, point.bit = 2, 1, 1000
+    dpu.faults.arm(kind, 2, bit=1000)
     frags = [10, 11, 30, 31]
     result = dpu.dpu_hw_compact_execute(*request(0, frags))
     assert (result.nr_retired, result.error) == (2, TEXTS[kind])
@@ -186,6 +188,30 @@ def test_after_a_fault_nothing_is_lost_and_the_rest_can_go_on(kind: FaultKind) -
     assert (memory[:4] == before[frags]).all()
     waited = result.device_ns - again.device_ns
     assert waited == (RESULT_TIMEOUT_NS if kind is FaultKind.TIMEOUT else 0)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_lost_completion_is_recovered_by_the_timeout(asynchronous: bool) -> None:
+    """The device did it all; the host finds out 10 ms later, by its own patience, and reads the retire counter."""
+    memory = random_memory()
+    before = memory.copy()
+    dpu = driver(memory)
+    dpu.faults.arm(FaultKind.LOST_COMPLETION)
+    frags = [10, 11, 30, 31]
+    if asynchronous:
+        completion = dpu.submit(*request(0, frags))
+        assert completion.wait(10)
+        result = completion.result()
+        assert result.wall_ns >= RESULT_TIMEOUT_NS
+    else:
+        result = dpu.dpu_hw_compact_execute(*request(0, frags))
+    assert (result.nr_retired, result.error, result.reason) == (4, "result timeout", "timeout")
+    assert (memory[:4] == before[frags]).all()
+    assert pfns(result) == [0, 1, 2, 3]
+    again = dpu.dpu_hw_compact_execute(*request(0, [40]))  # the rank works again
+    assert again.error is None
+    assert result.device_ns > RESULT_TIMEOUT_NS
+    dpu.close()
 
 
 BATCHES = st.tuples(
@@ -214,11 +240,13 @@ def test_a_page_is_never_lost(
     before = memory.copy()
     dpu = driver(memory, nr_dpus=nr_dpus)
     for kind, at, bit in faults:
-        point = dpu.faults.points[kind]
-        point.move, point.times, point.bit = at, 1, bit
-    hits = [kind for kind in FaultKind if dpu.faults.points[kind].times]
+        dpu.faults.arm(kind, at, bit=bit)
+    hits = [kind for kind in FaultKind if dpu.faults.points[kind].probability]
     hits = [kind for kind in hits if dpu.faults.points[kind].move < len(frags)]
-    first = min((dpu.faults.points[kind].move for kind in hits), default=len(frags))
+    winner = min(hits, key=lambda kind: dpu.faults.points[kind].move, default=None)
+    first = len(frags)
+    if winner and winner is not FaultKind.LOST_COMPLETION:
+        first = dpu.faults.points[winner].move
 
     result = dpu.dpu_hw_compact_execute(*request(base, frags, runs))
 
@@ -229,8 +257,7 @@ def test_a_page_is_never_lost(
         return
     assert n == first
     assert pfns(result) == layout
-    expected: list[str | None] = [TEXTS[kind] for kind in hits]
-    assert result.error in (expected or [None])
+    assert result.error == (TEXTS[winner] if winner else None)
     assert (memory[layout[:n]] == before[frags[:n]]).all()
     assert (memory[frags[n:]] == before[frags[n:]]).all()
     changed = set(np.flatnonzero((memory != before).any(axis=1)).tolist())
@@ -323,11 +350,11 @@ def test_disabled_dpus_are_left_out() -> None:
     memory = random_memory()
     before = memory.copy()
     dpu = driver(memory, nr_dpus=4, disabled_mask=0b0101)
-    dpu.faults.dpu_fault.move, dpu.faults.dpu_fault.times = 9, 1  # behind the end of this batch
+    dpu.faults.arm(FaultKind.DPU_FAULT, 9)  # behind the end of this batch
     result = dpu.dpu_hw_compact_execute(*request(0, [50, 51, 52, 53, 54]))
     assert (memory[:5] == before[50:55]).all()
     assert result.device_ns == pytest.approx(35_000 + 3 * 12_491, abs=10)
-    dpu.faults.dpu_fault.move = 1
+    dpu.faults.arm(FaultKind.DPU_FAULT, 1)
     assert dpu.dpu_hw_compact_execute(*request(0, [50, 51])).nr_retired == 1
     assert dpu.last_log == "=== DPU#0x30000001 ===\ndpu_compact: 1 pages moved, status 0\n"
 
@@ -343,7 +370,7 @@ def test_seed_and_host_profiles() -> None:
 def test_no_device_is_enodev() -> None:
     none = DpuDriver(DpuConfig(nr_ranks=0))
     lost = driver(random_memory())
-    lost.faults.rank_lost.times = 1
+    lost.faults.arm(FaultKind.RANK_LOST)
     lost.dpu_hw_compact_execute(*request(0, [5]))
     for dpu in (none, lost):
         for call in (dpu.dpu_hw_compact_execute, dpu.submit):
@@ -374,13 +401,12 @@ class HeldRank:
         self.running = threading.Semaphore(0)
         self.let_go = threading.Event()
         for rank in dpu.pool.ranks:
-            rank.faults = self  # type: ignore[assignment]
-        self.plan = dpu.faults
+            rank.execute = partial(self._execute, rank.execute)  # type: ignore[method-assign]
 
-    def take(self, nr_moves: int) -> object:
+    def _execute(self, execute: Callable[[Any], DpuErr], dpus: Any) -> DpuErr:
         self.running.release()
         assert self.let_go.wait(10)
-        return self.plan.take(nr_moves)
+        return execute(dpus)
 
 
 def test_submit_queues_behind_busy_ranks() -> None:
@@ -418,7 +444,7 @@ def test_close_ends_all_batches_first() -> None:
 
 def test_batches_that_wait_for_the_last_rank_fail_when_it_goes() -> None:
     dpu = driver(random_memory())
-    dpu.faults.rank_lost.move, dpu.faults.rank_lost.times = 1, 1
+    dpu.faults.arm(FaultKind.RANK_LOST, 1)
     held = HeldRank(dpu)
     first, second = dpu.submit(*request(0, [40, 41])), dpu.submit(*request(4, [50, 51]))
     held.let_go.set()
@@ -434,7 +460,7 @@ def test_with_one_rank_lost_the_others_go_on() -> None:
     memory = random_memory()
     before = memory.copy()
     dpu = driver(memory, nr_ranks=2)
-    dpu.faults.rank_lost.times = 1
+    dpu.faults.arm(FaultKind.RANK_LOST)
     outcomes = [dpu.submit(*request(8 * i, [40 + 8 * i])) for i in range(3)]
     assert all(outcome.wait(10) for outcome in outcomes)
     retired = [outcome.result().nr_retired for outcome in outcomes]
@@ -461,7 +487,7 @@ def test_each_loop_is_compiled_once() -> None:
     for nr_dpus in (1, 64):
         dpu = driver(random_memory(), nr_dpus=nr_dpus)
         for kind in FaultKind:
-            dpu.faults.points[kind].times = 1
+            dpu.faults.arm(kind)
             dpu.dpu_hw_compact_execute(*request(0, [5, 6], [(1, 1)]))
             dpu.pool.ranks[0].revive()
     loops: tuple[Any, ...] = (move.plan_layout, move.move_pages, move.count_waves, move.deal_slices)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-from dpud.dpu.errors import DpuErr, DpuError, DpuJob
+import pytest
+
+from dpud.dpu.errors import DpuErr, DpuError, DpuJob, dpu_error_to_string
 
 # SDK 2025.1, typed from reference dpu.md 1.4.
 NAMES = """
@@ -29,3 +31,41 @@ def test_asynchronous_error_names_its_job() -> None:
     error = DpuError(DpuErr.DPU_FAULT, DpuJob.LAUNCH_RANK)
     assert str(error) == "asynchronous operation error (launch_rank): dpu is in fault (0x17)"
     assert error.status == 0x80000017
+
+
+# Texts typed from dpu.md 1.4.
+TEXTS = {
+    0: "success",
+    1: "internal error",
+    2: "system error",
+    3: "driver error",
+    4: "dpu allocation error",
+    5: "invalid action for this dpu set",
+    10: "invalid mram access",
+    11: "invalid memory symbol access",
+    12: "mram is busy",
+    13: "dpu transfer is already set",
+    16: "no program has been loaded in the dpu set",
+    17: "cannot access symbol on dpus with different programs",
+    20: "dpu is already running",
+    21: "invalid memory transfer",
+    22: "invalid launch policy",
+    23: "dpu is in fault",
+    25: "no such ELF file",
+    27: "result timeout",
+    28: "invalid profile",
+    29: "undefined symbol",
+    38: "dpu program uses more tasklets than the hardware has threads",
+    0x80000017: "asynchronous operation error (launch_rank): dpu is in fault (0x17)",
+    0x80010014: "asynchronous operation error (launch_dpu): dpu is already running (0x10014)",
+}
+
+
+@pytest.mark.parametrize("status", TEXTS)
+def test_dpu_error_to_string(status: int) -> None:
+    assert dpu_error_to_string(status) == TEXTS[status]
+
+
+def test_no_such_error() -> None:
+    with pytest.raises(ValueError, match="99 is no dpu_error_t"):
+        dpu_error_to_string(99)

@@ -95,8 +95,7 @@ def test_an_illegal_list_moves_nothing(bad: list[Move]) -> None:
 @pytest.mark.parametrize("kind", TEXTS)
 def test_a_failing_device_says_how_far_it_came(kind: FaultKind) -> None:
     hw, memory, before = device()
-    point = hw.faults.points[kind]
-    point.move, point.times = 7, 1
+    hw.faults.arm(kind, 7)
     moves = [(pfn, pfn + 100, 0) for pfn in range(20)]
     result = hw.dpu_hw_move_execute(*lists(moves))
     assert (result.nr_retired, result.error) == (7, TEXTS[kind])
@@ -122,8 +121,7 @@ def test_any_legal_list(seed: int, nr_dpus: int, fail_at: int) -> None:
         same = [at for at, its in slots if its == order]
         moves += [(src, dst, order) for src, dst in zip(same[::2], same[1::2], strict=False)]
     hw, memory, before = device(nr_dpus=nr_dpus)
-    point = hw.faults.points[FaultKind.CORRUPT]
-    point.move, point.times, point.bit = fail_at, 1, int(rng.integers(0, 2**16))
+    hw.faults.arm(FaultKind.CORRUPT, fail_at, bit=int(rng.integers(0, 2**16)))
     result = hw.dpu_hw_move_execute(*lists(moves))
     assert result.nr_retired == min(fail_at, len(moves))
     assert_moved(memory, before, moves, result.nr_retired)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`dpud exec`: run a command where the real paths show the emulated kernel.
 
-Three processes: this one, which moves into a private namespace; the daemon in that namespace, unless a
-running one is used; the command. The daemon says over a pipe that it is ready, and the kernel ends it should
-this process die. So whichever of them is killed, and however, no mount is left in sight of anyone else.
+Three processes: this one, which moves into a private namespace; the daemon in that namespace, unless a running
+one is used; the command, in a copy of it that has the emulated files in their places. The daemon says over a
+pipe that it is ready, and the kernel ends it should this process die. So whichever of them is killed, and
+however, no mount is left in sight of anyone else.
 """
 
 import os
@@ -50,7 +51,10 @@ def run(
     if mountpoint is not None:
         return runner.run(command, mountpoint, env or {}, pass_fds)
     with own_daemon(run_options) as own:
-        return 2 if own is None else runner.run(command, own, env or {}, pass_fds)
+        if own is None:
+            return 2
+        namespace.step_aside()
+        return runner.run(command, own, env or {}, pass_fds)
 
 
 def shell(mountpoint: str | None, run_options: Sequence[str] = ()) -> int:

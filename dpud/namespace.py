@@ -72,6 +72,19 @@ def enter() -> None:
         raise NamespaceError(f"cannot make a {kind} namespace as uid {uid}: {error.strerror}") from error
 
 
+def step_aside() -> None:
+    """Move this process into a copy of its mount namespace, so that a daemon left behind keeps the real paths.
+
+    A daemon that saw its own files in their places would wait for itself as soon as its C library opened one:
+    glibc reads /proc/sys/vm/overcommit_memory before it gives memory back. Raises NamespaceError.
+    """
+    try:
+        _check(_libc.unshare(ctypes.c_int(CLONE_NEWNS)))
+        mount("none", "/", flags=MS_PRIVATE | MS_REC)
+    except OSError as error:
+        raise NamespaceError(f"cannot make a second mount namespace: {error.strerror}") from error
+
+
 def cover(emulated: str) -> None:
     """Make the real paths show the emulated tree at `emulated`. Raises OSError if a mount is refused."""
     lay_over(emulated)

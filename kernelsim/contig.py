@@ -7,9 +7,9 @@
 3. If the whole range is free then, it is taken off the free lists, one reference for each page; what of the free blocks
    lies outside goes back, and the pageblocks get their types again.
 
-Movers: with at least dpu_compact_min_fragments movable pages in the range, dpu_compact_enabled and a device, one batch
-of listed sources and destinations goes to the DPU; the CPU does all others. What a failing device retired stays moved,
-and the CPU moves the rest. Nothing is lost in either case: see dpu_hw.py for what retired means.
+Movers: with at least dpu_compact_min_fragments movable pages in the range, dpu_compact_enabled and an engine that is a
+device, one batch of listed sources and destinations goes to it; the CPU does all others. What a failing device retired
+stays moved, and the CPU moves the rest. Nothing is lost in either case: see dpu_hw.py for what retired means.
 
 A page that will not move (pinned, or busy with somebody else) is tried five times, others getting a turn in between, as
 __alloc_contig_migrate_range() does; then the answer is EBUSY, the log has the range, `ContigStats.busy` the reasons.
@@ -186,7 +186,7 @@ class Contig(Kobject):
     def _alloc_contig_migrate_range(self, start: int, end: int) -> LongOp:
         """Move out what can be moved; returns with the range empty or after the fifth try."""
         reasons = np.zeros(len(skip_reasons), dtype=np.int64)
-        by_dpu = self.hw is not None and bool(self.sysctl.dpu_compact_enabled)
+        by_dpu = self._has_copier and bool(self.sysctl.dpu_compact_enabled)
         for attempt in range(NR_TRIES):
             if attempt:
                 yield None
@@ -268,6 +268,11 @@ class Contig(Kobject):
             yield self.vm.in_flight[0] if error else None
 
     # The DPU.
+
+    @property
+    def _has_copier(self) -> bool:
+        """There is a device, and the engine that was chosen lets it copy."""
+        return self.hw is not None and self.hw.engine.copier == "device"
 
     def _move_by_dpu(self, start: int, end: int) -> Operation[bool]:
         """Move what can be moved in batches; False if the device failed and the CPU must go on."""

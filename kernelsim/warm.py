@@ -17,7 +17,7 @@ from kernelsim.pcp import drain_all_pages
 
 Step = tuple[str, Callable[[], object]]
 
-_NODE = NodeConfig(32 << 20, 1)
+_NODE = NodeConfig(32 << 20, 1, 4 << 20)
 _GFP_KERNEL = 0xCC0
 
 
@@ -65,6 +65,10 @@ def _exercise(machine: Machine) -> None:
     for name, text in (("thp", "1"), ("anon", "8M"), ("fork", "huge"), ("touch", "1"), ("pin", "1"), ("holes", "1")):
         write(f"{home}/{name}", text)
     _allocate(machine)
+    for enabled in "10":
+        write("/proc/sys/vm/dpu_compact_enabled", enabled)
+        write("/sys/kernel/debug/cma/pernuma0/alloc", "600")
+        write("/sys/kernel/debug/cma/pernuma0/free", "600")
     write("/proc/sys/vm/nr_hugepages", "2")
     write("/proc/sys/vm/nr_hugepages", "0")
     for path in ("/proc/buddyinfo", "/proc/pagetypeinfo", "/proc/vmstat", "/proc/meminfo", f"{home}/verify"):

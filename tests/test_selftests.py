@@ -46,10 +46,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def run_selftest(*command: str) -> None:
+def run_selftest(*command: str, options: tuple[str, ...] = ()) -> None:
     """Run a selftest on a machine of its own; by its exit code it may be skipped."""
     done = subprocess.run(
-        [sys.executable, "-m", "dpud", "exec", "--", *command],
+        [sys.executable, "-m", "dpud", "exec", *options, "--", *command],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -64,7 +64,9 @@ def run_selftest(*command: str) -> None:
 @pytest.mark.mount
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_selftest(script: Path) -> None:
-    run_selftest("sh", str(script))
+    """A file of the same name that ends in .toml is the machine that the script asks for."""
+    config = script.with_suffix(".toml")
+    run_selftest("sh", str(script), options=("--config", str(config)) if config.exists() else ())
 
 
 @pytest.mark.mount

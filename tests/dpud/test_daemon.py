@@ -167,6 +167,15 @@ def test_exec_runs_the_seed_s_lines(place: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, SEED_OUTPUT, "")
 
 
+def test_exec_s_daemon_does_not_see_its_own_files_in_the_real_places() -> None:
+    """It would wait for itself: glibc opens /proc/sys/vm/overcommit_memory when it gives a thread's memory back."""
+    count = "for p in $(cat /proc/$PPID/task/$PPID/children); do grep -c '^dpud /proc' /proc/$p/mounts || true; done"
+    done = dpud("exec", "--", "sh", "-c", count)
+    of_daemon, of_command = map(int, done.stdout.split())
+    assert of_daemon == 0
+    assert of_command > 3
+
+
 def test_exec_over_a_running_daemon_changes_that_one(place: Path) -> None:
     with running(place / "new"):
         done = dpud("exec", "--mount", str(place / "new"), "sh", "-ec", SEED_LINES)

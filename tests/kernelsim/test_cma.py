@@ -387,7 +387,7 @@ class CmaUsers(RuleBasedStateMachine):
 
 
 class TestCmaUsers(CmaUsers.TestCase):
-    settings = settings(max_examples=12, stateful_step_count=20, deadline=None)
+    settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
 
 
 @pytest.mark.slow

@@ -1,0 +1,148 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# CMA areas from user space: fill the area with a process, take it from under it, give it back.
+#
+# Run as root over an emulated kernel with an area: dpud exec --config tests/selftests/test_cma.toml -- sh THIS
+# TAP 13 on stdout; exit code 0 passed, 1 failed, 4 skipped (kselftest). Everything is put back at the end.
+
+set -u
+export LC_ALL=C
+
+VM=/proc/sys/vm
+MM=/sys/kernel/config/kernelsim/mm
+CMA=/sys/kernel/debug/cma/pernuma0
+STATS=/sys/kernel/debug/dpu_compact/contig_stats
+PROCESS=selftest-$$
+
+KSFT_FAIL=1
+KSFT_SKIP=4
+
+nr_tests=0
+nr_failed=0
+
+# check DESCRIPTION COMMAND...: one test; it passes if the command does.
+check() {
+    description=$1
+    shift
+    nr_tests=$((nr_tests + 1))
+    if "$@"; then
+        echo "ok $nr_tests $description"
+    else
+        echo "not ok $nr_tests $description"
+        nr_failed=$((nr_failed + 1))
+    fi
+}
+
+# put VALUE FILE. The echo of coreutils, because that of dash does not say which error it was.
+put() {
+    env echo "$1" >"$2"
+}
+
+# fails ERROR VALUE FILE: the write fails with that error.
+fails() {
+    message=$(put "$2" "$3" 2>&1) && return 1
+    case $message in *": $1") ;; *) return 1 ;; esac
+}
+
+reads() {
+    [ "$(cat "$2")" = "$1" ]
+}
+
+logged() {
+    dmesg | grep -Eq "] $1\$"
+}
+
+# figure NAME FILE: of a file with `NAME value` or `NAME: value kB` lines.
+figure() {
+    sed -n "s/^$1:\{0,1\} *\([0-9]*\).*/\1/p" "$2"
+}
+
+# move_in: let the process have most of the memory, anew; there is no room for the old and the new.
+move_in() {
+    put 0 "$MM/$PROCESS/anon" && put 420M "$MM/$PROCESS/anon"
+}
+
+skip() {
+    echo "1..0 # SKIP $1"
+    exit $KSFT_SKIP
+}
+
+put_back() {
+    put 1000000 $CMA/free
+    put "$enabled" $VM/dpu_compact_enabled
+    [ ! -d "$MM/$PROCESS" ] || rmdir "$MM/$PROCESS"
+}
+
+echo "TAP version 13"
+for file in $CMA/alloc $STATS $MM; do
+    [ -e "$file" ] || skip "there is no $file"
+done
+enabled=$(cat $VM/dpu_compact_enabled)
+trap put_back EXIT
+trap 'exit $KSFT_FAIL' HUP INT TERM
+
+echo "# Step 1: the area"
+count=$(cat $CMA/count)
+echo "# $count pages from page $(cat $CMA/base_pfn) on"
+check "the reservation is in the kernel log" logged "cma: Reserved $((count / 256)) MiB at 0x[0-9a-f]+ on node 0"
+check "pages of its pageblocks are free CMA pages" [ "$(figure nr_free_cma /proc/vmstat)" -eq "$count" ]
+check "meminfo has it in kB" [ "$(figure CmaTotal /proc/meminfo)" -eq $((count * 4)) ]
+check "pagetypeinfo has the type" grep -q 'type          CMA' /proc/pagetypeinfo
+check "nothing of it is used" reads 0 $CMA/used
+check "all of it is one chunk" reads "$count" $CMA/maxchunk
+check "one bit stands for one page" reads 0 $CMA/order_per_bit
+for value in abc -1 1.5; do
+    check "alloc refuses $value" fails 'Invalid argument' "$value" $CMA/alloc
+    check "free refuses $value" fails 'Invalid argument' "$value" $CMA/free
+done
+for value in 0 $((count + 1)); do
+    check "alloc of $value pages fails" fails 'Cannot allocate memory' "$value" $CMA/alloc
+done
+
+echo "# Step 2: a process moves in"
+check "mkdir starts a process" mkdir "$MM/$PROCESS"
+check "it gets most of the memory" move_in
+check "movable pages are in the area" [ "$(figure nr_free_cma /proc/vmstat)" -lt $((count * 3 / 4)) ]
+
+echo "# Step 3: take the area from under it"
+moved=$(figure dpu_pages_moved $STATS)
+check "the whole area can be had" put "$count" $CMA/alloc
+check "used is all of it" reads "$count" $CMA/used
+check "no CMA page is free" [ "$(figure nr_free_cma /proc/vmstat)" -eq 0 ]
+check "the DPU moved what lived there" [ "$(figure dpu_pages_moved $STATS)" -gt "$moved" ]
+check "the batch is in the kernel log" logged 'DPU: Moving [0-9]+ fragments from 0x[0-9a-f]+'
+check "its end is in the kernel log" logged 'DPU move completed: [0-9]+ fragments moved in [0-9]+ ns'
+check "the process finds every byte" reads ok "$MM/$PROCESS/verify"
+check "one page more is too much" fails 'Cannot allocate memory' 1 $CMA/alloc
+check "which is in the log" logged 'cma: __cma_alloc: pernuma0: alloc failed, req-size: 1 pages, ret: -12'
+check "and counted" [ "$(figure cma_alloc_fail /proc/vmstat)" -eq 1 ]
+
+echo "# Step 4: give it back, in two steps"
+check "half of it is freed" put $((count / 2)) $CMA/free
+check "which is half less used" reads $((count - count / 2)) $CMA/used
+check "in one chunk" reads $((count / 2)) $CMA/maxchunk
+check "the rest is freed" put "$count" $CMA/free
+check "nothing is used" reads 0 $CMA/used
+check "all is free" [ "$(figure nr_free_cma /proc/vmstat)" -eq "$count" ]
+
+echo "# Step 5: by CPU, and around pinned pages"
+put 0 $VM/dpu_compact_enabled
+move_in
+moved=$(figure cpu_pages_moved $STATS)
+put "$count" $CMA/alloc
+check "without the DPU the CPU moves pages" [ "$(figure cpu_pages_moved $STATS)" -gt "$moved" ]
+check "the process still finds every byte" reads ok "$MM/$PROCESS/verify"
+put 1 $VM/dpu_compact_enabled
+put "$count" $CMA/free
+move_in
+put 30 "$MM/$PROCESS/pin"
+check "an area with pinned pages cannot be had whole" fails 'Cannot allocate memory' "$count" $CMA/alloc
+check "because it is busy" logged "cma: __cma_alloc: pernuma0: alloc failed, req-size: $count pages, ret: -16"
+check "pinned pages are the reason" [ "$(figure busy_pinned $STATS)" -gt 0 ]
+put 0 "$MM/$PROCESS/pin"
+check "without the pins it can" put "$count" $CMA/alloc
+check "and every byte is still there" reads ok "$MM/$PROCESS/verify"
+check "rmdir ends the process" rmdir "$MM/$PROCESS"
+
+echo "1..$nr_tests"
+[ "$nr_failed" -eq 0 ] || exit $KSFT_FAIL

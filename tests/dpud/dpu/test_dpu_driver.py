@@ -305,13 +305,14 @@ def test_folios_move_whole_and_none_is_lost(
     before = memory.copy()
     dpu = driver(memory, nr_dpus=3)
     if kind is not None:
-        dpu.faults.points[kind].move, dpu.faults.points[kind].times, dpu.faults.points[kind].bit = at, 1, 8 * 64 * 5 + 3
+        dpu.faults.arm(kind, at, bit=8 * 64 * 5 + 3)
     entries = np.array([pfn << 12 | order for pfn, order in kept], np.uint64)
     skip = np.array([(start * PAGE, nr_pages) for start, nr_pages in runs], np.uint64).reshape(-1, 2)
     result = dpu.dpu_hw_compact_execute(0, entries, len(entries), skip)
     layout = folios_by_hand(0, kept, runs)
     assert pfns(result) == layout
-    assert result.nr_retired == (at if kind is not None and at < len(kept) else len(kept))
+    stops = kind not in (None, FaultKind.LOST_COMPLETION) and at < len(kept)
+    assert result.nr_retired == (at if stops else len(kept))
     assert dpu.stats.nr_pages_retired == sum(1 << order for _, order in kept[: result.nr_retired])
     for i, (pfn, order) in enumerate(kept):
         where, size = (layout[i] if i < result.nr_retired else pfn), 1 << order

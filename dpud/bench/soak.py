@@ -49,6 +49,8 @@ MAX_RUNNING = 5
 ENGINE = "/sys/kernel/debug/dpu_compact/engine"
 NAMES = ("a", "b", "c", "d")
 KINDS = tuple(FaultKind)
+CMA = "/sys/kernel/debug/cma"
+CMA_MIB = 4
 SHOWN = {
     "pages_moved": "pages moved by the DPU",
     "cpu_pages_moved": "pages moved by its CPU path",
@@ -80,7 +82,7 @@ class World:
     ) -> None:
         self.patch = SmallSlices(slice_pages)
         self.eager = eager
-        self.lab = Lab(nodes, words, nr_ranks=nr_ranks, patience=patience)
+        self.lab = Lab(nodes, words, nr_ranks=nr_ranks, patience=patience, cma=CMA_MIB)
         self.lab.sysctl(dpu_compact_min_fragments=4)
         self.at_boot = self.lab.mem.zones["free_pages"].tolist()
         self.running: list[Operation[object]] = []
@@ -131,6 +133,11 @@ class World:
     def write(self, path: str, text: str) -> bool:
         """echo."""
         return self.begin(self.lab.start(path, text))
+
+    def contiguous(self, nid: int, file: str, nr_pages: int) -> bool:
+        """echo into a CMA area's file."""
+        areas = self.lab.vm.cma_areas
+        return self.write(f"{CMA}/{areas[nid % len(areas)].name}/{file}", str(nr_pages))
 
     def interrupt(self, which: int) -> bool:
         """A signal ends a request."""
@@ -183,6 +190,8 @@ class World:
         self.finish()
         settle([self.lab.end(name) for name in sorted(self.lab.machine.processes)])
         self.lab.sysctl(nr_hugepages=0)
+        for area in self.lab.vm.cma_areas:
+            self.lab.write(f"{CMA}/{area.name}/free", str(area.nr_pages))
         self.lab.assert_at_rest()
         assert self.lab.mem.zones["free_pages"].tolist() == self.at_boot
         assert self.lab.vm.mms_in_use == set()
@@ -251,6 +260,12 @@ OPERATIONS: tuple[tuple[int, str, Act], ...] = (
     (1, "compact_memory", lambda world, _chance: world.write(f"{VM}/compact_memory", "1")),
     (4, "verify", lambda world, chance: world.look(chance.pick(NAMES))),
     (3, "nr_hugepages", sysctl("nr_hugepages", 0, 0, 1, 4)),
+    (
+        3,
+        "CMA allocation",
+        lambda world, chance: world.contiguous(chance.number(2), "alloc", chance.pick((1, 200, 700))),
+    ),
+    (3, "CMA free", lambda world, chance: world.contiguous(chance.number(2), "free", chance.pick((1, 150, 1024)))),
     (3, "interrupt", lambda world, chance: world.interrupt(chance.number(MAX_RUNNING))),
     (3, "device fault", lambda world, chance: world.lab.arm(chance.pick(KINDS), chance.pick((0, 3, 60, 300)))),
     (2, "revive", lambda world, _chance: world.lab.revive()),

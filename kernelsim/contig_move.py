@@ -12,14 +12,14 @@ import errno
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.content import Memory, copy_page
+from kernelsim.content import Memory, folio_copy
+from kernelsim.huge_memory import split_folio
 from kernelsim.jit import njit
 from kernelsim.lruvec import folio_isolate_lru, mod_nr_isolated
-from kernelsim.migrate import MOVABLE, flush_touched, folio_migrate, putback_or_free, why_not_movable
-from kernelsim.mmzone import MIGRATE_MOVABLE, Blocks, Nodes, Zones
-from kernelsim.page import Pages, PG_anon, PG_held, PG_huge, PG_mlocked
+from kernelsim.migrate import MOVABLE, count_migrated, flush_touched, folio_migrate, putback_or_free, why_not_movable
+from kernelsim.mmzone import MIGRATE_MOVABLE, Blocks, Nodes, Zones, pageblock_order
+from kernelsim.page import Pages, PG_anon, PG_held, PG_huge, PG_mlocked, compound_head
 from kernelsim.page_alloc import find_buddy_head, get_page_from_freelist, release_held
-from kernelsim.page_isolation import compound_head
 from kernelsim.pgtable import PageTables
 from kernelsim.rmap import Avcs, Vmas, remove_migration_ptes, restore_pte, try_to_migrate
 from kernelsim.tlb import Tlbs
@@ -98,6 +98,7 @@ def isolate_moves(
 ) -> tuple[int, int, int]:
     """Isolate and unmap the movable folios from `pfn` (the start of one) on, each with a target; appends to `moves`.
 
+    A large folio moves whole; where no target of its size is left it is split first, as migrate_pages() does.
     Goes on until `end`, until `budget` pages or until `moves` is full. Returns (pfn reached, number of moves, 0 or
     -ENOMEM where there was no target).
     """
@@ -107,6 +108,9 @@ def isolate_moves(
         order = pages[pfn].order
         if why_not_movable(pages, pfn) == MOVABLE:
             new = _take_target(pages, zones, blocks, zonelist, order)
+            if new < 0 and order > 0 and split_folio(pages, zones, blocks, nodes, vmas, avcs, pt, events, pfn) == 0:
+                events[0].thp_migration_split += order >= pageblock_order
+                continue  # with what is now a single page
             if new < 0:
                 error = new
                 break
@@ -128,8 +132,7 @@ def isolate_moves(
 def copy_moves(memory: Memory, moves: Moves, first: int, last: int) -> None:
     """The CPU's part: copy the folios first .. last-1."""
     for i in range(first, last):
-        for page in range(1 << moves[i].order):
-            copy_page(memory, moves[i].new_pfn + page, moves[i].old_pfn + page)
+        folio_copy(memory, moves[i].new_pfn, moves[i].old_pfn, 1 << moves[i].order)
 
 
 @njit
@@ -213,15 +216,15 @@ def commit_moves(
             folio_migrate(pages, zones, nodes, avcs, i_pages, old, new)
             mod_nr_isolated(pages, zones, nodes, new, 1)
             nr_ptes += _update_ptes(pages, zones, nodes, vmas, avcs, pt, moves, i, new)
+            count_migrated(pages, events, new, True)
             putback_or_free(pages, zones, blocks, nodes, new)
             _free_frame(pages, zones, blocks, old, order)
-            events[0].pgmigrate_success += 1 << order
             nr_pages += 1 << order
         else:
             _update_ptes(pages, zones, nodes, vmas, avcs, pt, moves, i, old)
+            count_migrated(pages, events, old, False)
             putback_or_free(pages, zones, blocks, nodes, old)
             _free_frame(pages, zones, blocks, new, order)
-            events[0].pgmigrate_fail += 1 << order
     return nr_pages, nr_ptes
 
 

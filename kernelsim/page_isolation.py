@@ -45,6 +45,7 @@ from kernelsim.page import (
     PG_nopage,
     PG_reserved,
     PG_tail,
+    compound_head,
 )
 from kernelsim.page_alloc import (
     add_to_free_list,
@@ -72,17 +73,6 @@ class IsolatedRange:
     start: int
     end: int
     types: NDArray[np.uint8]
-
-
-@njit
-def compound_head(pages: Pages, pfn: int) -> int:
-    """The head of a tail page's compound page, any other page itself."""
-    order = 0
-    head = pfn
-    while pages[head].flags & PG_tail:
-        order += 1
-        head = pfn & ~((1 << order) - 1)
-    return head
 
 
 @njit

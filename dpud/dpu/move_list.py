@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The compiled loops of the DPU program `dpu_move`: folios from listed places to listed places.
+"""What the DPU program `dpu_move` checks of its list: folios to go from listed places to listed places.
 
 Arguments, results and heap lie as for `dpu_compact` (move.py): of the heap's three columns the first has the sources,
-`pfn << 12 | order`, the second the destinations, byte addresses, and the third takes the sums.
+`pfn << 12 | order`, the second the destinations, byte addresses, and the third takes the sums. So the moves themselves
+are those of move.move_pages().
 """
 
 import numpy as np
@@ -13,19 +14,13 @@ from dpud.dpu.move import (
     ARG_NR_FRAGS,
     ARG_NR_SLOTS,
     COL_NEW,
-    COL_SUM,
     HEAP,
     I64,
     MRAM_WORDS,
     NR_COLS,
     PAGE_SIZE,
     STATUS_BAD_ACCESS,
-    STATUS_CORRUPTED,
-    STATUS_OK,
     U64,
-    _copy_page,
-    _flip,
-    page_sum,
 )
 from kernelsim.jit import njit
 
@@ -71,42 +66,6 @@ def overlap(mram: I64, wram: I64, dpus: I64) -> bool:
 def _column(wram: I64, dpu: int, column: int) -> int:
     """Where in a DPU's MRAM a column of the heap begins."""
     return int(HEAP + column * wram[dpu, ARG_NR_SLOTS])
-
-
-@njit
-def move_listed(
-    memory: U64,
-    mram: I64,
-    wram: I64,
-    dpus: I64,
-    first: int,
-    stop: int,
-    flip_at: int,
-    flip_bit: int,
-    retired: I64,
-    slot: int,
-) -> int:
-    """Carry out the moves first .. stop-1 in order; -> program status. The rules are those of move.move_pages()."""
-    nr_slots = wram[dpus[0], ARG_NR_SLOTS]
-    for i in range(first, stop):
-        heap = mram[dpus[i // nr_slots], HEAP:]
-        k = i % nr_slots
-        src = heap[k] // PAGE_SIZE
-        dst = heap[COL_NEW * nr_slots + k] // PAGE_SIZE
-        size = 1 << (heap[k] & ORDER_MASK)
-        total = 0
-        for page in range(size):
-            total += _copy_page(memory[src + page], memory[dst + page])
-        if i == flip_at:
-            _flip(memory[dst], flip_bit)
-        found = 0
-        for page in range(size):
-            found += page_sum(memory[dst + page])
-        if found != total:
-            return STATUS_CORRUPTED
-        heap[COL_SUM * nr_slots + k] = total
-        retired[slot] = i + 1
-    return STATUS_OK
 
 
 def busiest_dpu_pages(src_addrs: U64, nr_retired: int, nr_slots: int) -> int:

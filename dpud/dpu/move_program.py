@@ -50,9 +50,7 @@ def _move(rank: Rank, dpus: I64, stop: int, flip_at: int, flip_bit: int) -> int:
     mram, wram = rank.words_of(Space.MRAM), rank.words_of(Space.WRAM)
 
     def move_range(first: int, last: int, slot: int) -> int:
-        return move_list.move_listed(
-            rank.memory, mram, wram, dpus, first, last, flip_at, flip_bit, rank.completion, slot
-        )
+        return move.move_pages(rank.memory, mram, wram, dpus, first, last, flip_at, flip_bit, rank.completion, slot)
 
     return move_range(0, stop, 0) if stop < 2 * PARALLEL_MOVES else _move_wave(rank, move_range, 0, stop)
 

@@ -338,6 +338,10 @@ class CmaUsers(RuleBasedStateMachine):
     def change(self, name: str, attr: str, percent: int) -> None:
         self._set(name, attr, str(percent))
 
+    @rule(name=st.sampled_from("ab"), thp=st.sampled_from("01"))
+    def huge(self, name: str, thp: str) -> None:
+        self._set(name, "thp", thp)
+
     @rule(size=st.sampled_from(["0", "1M", "6M"]))
     def cache(self, size: str) -> None:
         self._set("b", "file", size)

@@ -323,3 +323,66 @@ def test_a_huge_page_goes_whole_and_stays_one(enabled: int) -> None:
     assert lab.verify("a") == "ok"
     lab.machine.contig.free_contig_range(head, 512)
     lab.assert_at_rest()
+
+
+# Large folios.
+
+
+def thp_lab(words: str = "stamp", size: int = 64) -> Lab:
+    lab = Lab((size,), words)
+    lab.spawn("a", thp="1", anon="20M")
+    lab.set("a", fork="child", touch="5 seed=2", mlock="30")
+    return lab
+
+
+@pytest.mark.parametrize("enabled", [1, 0], ids=["dpu", "cpu"])
+@pytest.mark.parametrize("words", ["stamp", "full"])
+def test_large_folios_move_whole(enabled: int, words: str) -> None:
+    lab = thp_lab(words)
+    lab.sysctl(dpu_compact_enabled=enabled)
+    nr_thps = lab.vmstat()["nr_anon_transparent_hugepages"]
+    assert nr_thps >= 5
+    start = used_range(lab)
+    in_use = nr_folio_pages(lab, start, 2048)
+    assert in_use > 1500
+    take(lab, start + 100, 1700)  # the folios at both ends reach beyond the range
+    assert_taken(lab, start + 100, 1700)
+    assert lab.vmstat()["nr_anon_transparent_hugepages"] == nr_thps
+    assert lab.vmstat()["thp_migration_success"] >= 3
+    assert lab.vmstat()["thp_migration_split"] == 0
+    moved = stats(lab)["dpu_pages_moved" if enabled else "cpu_pages_moved"]
+    assert moved == lab.vmstat()["pgmigrate_success"] > 1500
+    lab.assert_at_rest()
+
+
+def nr_folio_pages(lab: Lab, start: int, nr_pages: int) -> int:
+    """Pages of a range that are on an LRU list themselves or by their heads."""
+    pages = lab.mem.pages[start : start + nr_pages]
+    lru = pages["flags"] & np.uint32(LRU) != 0
+    return int((1 << pages["order"][lru].astype(np.int64)).sum())
+
+
+def test_a_large_folio_is_split_where_no_room_of_its_size_is_left() -> None:
+    lab = thp_lab()
+    lab.spawn("b", anon="26M", holes="40 seed=3")
+    while int(lab.mem.zones["nr_free"][:, 9:].sum()):
+        lab.sysctl(nr_hugepages=int(lab.read("/proc/sys/vm/nr_hugepages")) + 1)
+    heads = np.flatnonzero(lab.mem.pages["flags"][: lab.mem.nr_pages] & np.uint32(1 << 22 | LRU) == (1 << 22 | LRU))
+    start = int(heads[len(heads) // 2])
+    take(lab, start, 512)
+    assert_taken(lab, start, 512)
+    assert lab.vmstat()["thp_migration_split"] == 1
+    lab.assert_at_rest()
+
+
+@pytest.mark.parametrize("kind", FaultKind)
+def test_a_device_that_fails_between_large_folios(kind: FaultKind) -> None:
+    lab = thp_lab("full")
+    lab.sysctl(dpu_compact_min_fragments=1)
+    start = used_range(lab)
+    lab.arm(kind, 1)
+    take(lab, start, 2048)
+    assert_taken(lab, start, 2048)
+    assert stats(lab)["dpu_failures"] == 1
+    assert lab.vmstat()["nr_anon_transparent_hugepages"] >= 5
+    lab.assert_at_rest()

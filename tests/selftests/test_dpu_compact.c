@@ -21,6 +21,7 @@
 #define VM "/proc/sys/vm/"
 #define NODES "/sys/devices/system/node/"
 #define MM "/sys/kernel/config/kernelsim/mm/"
+#define ALLOC "/sys/kernel/config/kernelsim/alloc/"
 #define STATS "/sys/kernel/debug/dpu_compact/stats"
 
 #define KSFT_PASS 0
@@ -30,7 +31,7 @@
 #define MAX_NODES 64
 #define NR_ORDERS 11
 #define HUGE_ORDER 9
-#define ALL "100000"	  /* more 2 MiB pages than there are */
+#define ALL 20000	  /* more 2 MiB pages than there are */
 #define PROCESS_MIB 512	  /* of which a random half is given back */
 
 static int nr_tests, nr_failed;
@@ -159,15 +160,34 @@ static long free_pages(const long nr_free[NR_ORDERS])
 	return total;
 }
 
-/* How many 2 MiB pages can be had: take all, count them, give them back. */
-static long huge_pages(long before)
+/* How many 2 MiB pages can be had without compacting for them: take all, count them, give them back. */
+static long huge_pages(const char *allocator)
 {
+	char path[256];
 	long nr;
 
-	write_line(VM "nr_hugepages", ALL);
-	nr = read_long(VM "nr_hugepages");
-	write_long(VM "nr_hugepages", before);
+	snprintf(path, sizeof(path), "%s/alloc", allocator);
+	write_line(path, "1");
+	snprintf(path, sizeof(path), "%s/allocated", allocator);
+	nr = read_long(path);
+	snprintf(path, sizeof(path), "%s/free", allocator);
+	write_line(path, "1");
 	return nr;
+}
+
+/* Somebody who asks for as many 2 MiB pages as there are, as a page fault does: none are made for it. */
+static bool start_allocator(const char *allocator)
+{
+	char path[256];
+
+	if (!check(!mkdir(allocator, 0755), "mkdir makes somebody who allocates"))
+		return false;
+	snprintf(path, sizeof(path), "%s/order", allocator);
+	check(!write_long(path, HUGE_ORDER), "who asks for 2 MiB");
+	snprintf(path, sizeof(path), "%s/gfp", allocator);
+	check(!write_line(path, "GFP_TRANSHUGE_LIGHT"), "as a page fault does");
+	snprintf(path, sizeof(path), "%s/count", allocator);
+	return check(!write_long(path, ALL), "for more than there are");
 }
 
 static void show_configuration(void)
@@ -235,10 +255,9 @@ static void compare(const long before[NR_ORDERS], const long after[NR_ORDERS], l
 	check(huge_after - huge_before >= PROCESS_MIB / 2 / 2 * 4 / 5, "at least four fifths of the holes can be had");
 }
 
-static void run(const char *process)
+static void run(const char *process, const char *allocator)
 {
 	long before[NR_ORDERS], after[NR_ORDERS], huge_before, huge_after;
-	long nr_hugepages = read_long(VM "nr_hugepages");
 	char path[256];
 
 	show_configuration();
@@ -246,22 +265,25 @@ static void run(const char *process)
 		return;
 	check(read_buddyinfo(before), "buddyinfo can be read");
 	puts("# Step 3: try big allocations");
-	huge_before = huge_pages(nr_hugepages);
+	if (!start_allocator(allocator))
+		return;
+	huge_before = huge_pages(allocator);
 	compact_with_dpu();
 	check(read_buddyinfo(after), "buddyinfo can be read again");
-	huge_after = huge_pages(nr_hugepages);
+	huge_after = huge_pages(allocator);
 	compare(before, after, huge_before, huge_after);
 	snprintf(path, sizeof(path), "%s/verify", process);
 	const char *verdict = read_line(path);
 
 	check(verdict && !strcmp(verdict, "ok"), "the process finds every byte");
-	check(!rmdir(process), "rmdir ends it");
+	check(!rmdir(allocator) && !rmdir(process), "rmdir ends both");
 }
 
 int main(void)
 {
 	long enabled = read_long(VM "dpu_compact_enabled"), order = read_long(VM "dpu_compact_region_order");
-	char process[128];
+	long proactiveness = read_long(VM "compaction_proactiveness");
+	char process[128], allocator[128];
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	puts("TAP version 13");
@@ -270,7 +292,11 @@ int main(void)
 		return KSFT_SKIP;
 	}
 	snprintf(process, sizeof(process), MM "ctest-%d", (int)getpid());
-	run(process);
+	/* While all large blocks are taken, what is left is fragmented: kcompactd would come and compact it. */
+	write_long(VM "compaction_proactiveness", 0);
+	snprintf(allocator, sizeof(allocator), ALLOC "ctest-%d", (int)getpid());
+	run(process, allocator);
+	write_long(VM "compaction_proactiveness", proactiveness);
 	write_long(VM "dpu_compact_enabled", enabled);
 	write_long(VM "dpu_compact_region_order", order);
 	printf("1..%d\n", nr_tests);

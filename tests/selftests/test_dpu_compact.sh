@@ -105,6 +105,7 @@ put_back() {
     put "$enabled" $VM/dpu_compact_enabled
     put "$min_fragments" $VM/dpu_compact_min_fragments
     put "$region_order" $VM/dpu_compact_region_order
+    put "$proactiveness" $VM/compaction_proactiveness
     [ ! -d "$ALLOC" ] || rmdir "$ALLOC"
     for name in "$CHILD" "$PROCESS"; do
         [ ! -d "$MM/$name" ] || rmdir "$MM/$name"
@@ -120,8 +121,12 @@ done
 enabled=$(cat $VM/dpu_compact_enabled)
 min_fragments=$(cat $VM/dpu_compact_min_fragments)
 region_order=$(cat $VM/dpu_compact_region_order)
+proactiveness=$(cat $VM/compaction_proactiveness)
 trap put_back EXIT
 trap 'exit $KSFT_FAIL' HUP INT TERM
+
+# While all large blocks are taken, what is left is fragmented: kcompactd would come and compact it.
+put 0 $VM/compaction_proactiveness
 
 echo "# Step 1: the configuration"
 show "dpu_compact_enabled" echo "$enabled"

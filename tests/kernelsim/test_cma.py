@@ -20,6 +20,7 @@ MIB = 1 << 20
 DEBUGFS = "/sys/kernel/debug/cma/pernuma0"
 SYSFS = "/sys/kernel/mm/cma/pernuma0"
 UNMOVABLE, MOVABLE, RECLAIMABLE = range(3)
+GFP_HIGHUSER_MOVABLE = 0x100CCA
 CMA = 4
 
 
@@ -286,6 +287,24 @@ def test_a_failing_device_does_not_matter(kind: FaultKind) -> None:
     lab.spawn("a", anon="38M", fork="child")
     lab.arm(kind, 300)
     assert alloc(lab, 3000) == 0
+    lab.assert_at_rest()
+
+
+def test_a_movable_block_that_does_not_move_is_in_the_way() -> None:
+    """Asked for as movable, held by the kernel: what a bad driver does to CMA on Linux too."""
+    lab = Lab((64,), cma=16)
+    lab.spawn("a", anon="30M")
+    holder = lab.machine.direct_blocks
+    pfn = take(lab, MOVABLE, 4)
+    while lab.mem.blocks[pfn >> 9] != CMA:
+        pfn = take(lab, MOVABLE, 4)
+    holder.adopt(pfn, 4, GFP_HIGHUSER_MOVABLE)
+    assert lab.machine.check() == []
+    assert alloc(lab, 4096) == errno.ENOMEM
+    assert lab.machine.printk.lines()[-1].endswith("req-size: 4096 pages, ret: -16")
+    assert lab.machine.check() == []
+    holder.free(pfn)
+    assert alloc(lab, 4096) == 0
     lab.assert_at_rest()
 
 

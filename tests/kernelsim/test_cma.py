@@ -131,6 +131,18 @@ def test_free_cma_pages_do_not_meet_the_watermark_of_others() -> None:
     assert buddy.zone_watermark_ok(lab.mem.zones, 1, 9, 0, 1, True)
 
 
+def test_a_fault_without_memory_for_its_page_table_fails() -> None:
+    """Movable pages are left, in the area, but no others: reclaim has nothing to give, and the fault must end."""
+    lab = Lab((64,), cma=16)
+    lab.spawn("a")
+    while take(lab, UNMOVABLE) >= 0:
+        pass
+    assert errno_of(lambda: lab.set("a", anon="1M")) == errno.ENOMEM
+    assert meminfo(lab)["CmaFree"] == 16384
+    assert any("page allocation failure: order:0" in line for line in lab.machine.printk.lines())
+    assert lab.machine.check() == []
+
+
 def test_the_area_is_used_first_while_it_is_most_of_what_is_free() -> None:
     """Balance of __rmqueue(): from the area while it has more than half of the zone's free pages."""
     lab = Lab((64,), cma=16)

@@ -38,6 +38,7 @@ from kernelsim.gfp import (
     _GFP_RETRY_MAYFAIL,
     _GFP_THISNODE,
     GFP_HIGHUSER_MOVABLE,
+    GFP_KERNEL_ACCOUNT,
     gfp_compaction_allowed,
     gfp_migratetype,
     gfp_zone,
@@ -197,25 +198,30 @@ class AllocSlowpath:
     def make_room(self, nid: int, comm: str) -> Operation[bool]:
         """For a page fault in `nid` that found no page: reclaim until one is there above min; False: out of memory.
 
-        Compiled code takes its pages itself, so this does everything for it but that.
+        Compiled code takes its pages itself, so this does everything for it but that. Where a movable page could have
+        been had, from a CMA area, it was a page table that could not.
         """
         ac = self.context(GFP_HIGHUSER_MOVABLE, 0, nid, comm)
+        if self._any_zone_ok(ac):
+            ac = self.context(GFP_KERNEL_ACCOUNT, 0, nid, comm)
         self._wake_all_kswapds(ac)
         while True:
             progress = yield from self._direct_reclaim(ac)
-            zones = self.vm.mem.zones
-            if any_zone_ok(zones, ac.zonelist, 0, WMARK_MIN, ac.highest_type):
+            if self._any_zone_ok(ac):
                 return True
             if not self._should_reclaim_retry(ac, progress):
                 self.report.warn_alloc(ac.gfp, 0, comm)
                 return False
+
+    def _any_zone_ok(self, ac: AllocContext) -> bool:
+        return any_zone_ok(self.vm.mem.zones, ac.zonelist, ac.order, WMARK_MIN, ac.highest_type, ac.movable)
 
     def wake_if_low(self, nid: int) -> None:
         """After a fault's own allocations: wake kswapd if no zone of the node's list is above low."""
         mem = self.vm.mem
         zonelist = mem.zonelist[nid]
         highest_type = gfp_zone(GFP_HIGHUSER_MOVABLE)
-        if not any_zone_ok(mem.zones, zonelist, 0, WMARK_LOW, highest_type):
+        if not any_zone_ok(mem.zones, zonelist, 0, WMARK_LOW, highest_type, True):
             for near in dict.fromkeys(mem.zones["node"][zonelist].tolist()):
                 self.kswapds[near].wakeup_kswapd(GFP_HIGHUSER_MOVABLE, 0, highest_type)
 

@@ -11,7 +11,8 @@ node's memory, in its highest zone. debugfs cma/NAME has the kernel's files: `ec
 ENOMEM, whatever the reason, as there; the log has the reason.
 
 Invariants (debug_vm): a bit of the bitmap is set for exactly the pages that CMA callers hold (and those being emptied
-for one); every other page of an area is free or movable; zone.cma_pages and free_cma add up.
+for one); every other page of an area is free or movable, or belongs to a block that alloc_configfs.py was given for a
+movable request and, as bad drivers do, does not let move; zone.cma_pages and free_cma add up.
 
 Differences from Linux: after EBUSY the next try begins behind the page that was in the way, not one page further on:
 all tries in between would meet it again. A long-term pin does not first move its page out of the area. One bit is one

@@ -352,6 +352,7 @@ def _check_cma(vm: Vm, report: Report) -> None:
     """Who holds which page of the CMA areas, and what else is in them."""
     mem = vm.mem
     total = np.zeros(len(mem.zones), dtype=np.int64)
+    direct = [pfn for pfn, _ in vm.direct_blocks.blocks()] if vm.direct_blocks is not None else []
     for area in vm.cma_areas:
         pages = mem.pages[area.base : area.base + area.nr_pages]
         total[int(pages["zone"][0])] += area.nr_pages
@@ -360,6 +361,8 @@ def _check_cma(vm: Vm, report: Report) -> None:
         report.equal(f"{area.name} pageblocks of another type", 0, len(foreign))
         kernels = (pages["refcount"] > 0) & (pages["flags"] & np.uint32(_MOVABLE_KINDS) == 0)
         held = area.bits != 0
+        # who asked the page allocator for movable blocks and then does not let them move
+        held[[pfn - area.base for pfn in direct if area.base <= pfn < area.base + area.nr_pages]] = True
         if area.being_emptied:
             first, last = (pfn - area.base for pfn in area.being_emptied)
             held[first:last] = kernels[first:last]

@@ -387,10 +387,12 @@ def get_page_from_freelist(
 
 
 @njit
-def any_zone_ok(zones: Zones, zonelist: NDArray[np.int32], order: int, wmark: int, highest_type: int) -> bool:
-    """Some zone of the list could give a movable block of this order and stay above the mark."""
+def any_zone_ok(
+    zones: Zones, zonelist: NDArray[np.int32], order: int, wmark: int, highest_type: int, movable: bool
+) -> bool:
+    """Some zone of the list could give a block of this order, to a movable request or not, and stay above the mark."""
     for zone in zonelist:
-        if zone_watermark_ok(zones, zone, order, zones[zone].watermark[wmark], highest_type, True):
+        if zone_watermark_ok(zones, zone, order, zones[zone].watermark[wmark], highest_type, movable):
             return True
     return False
 

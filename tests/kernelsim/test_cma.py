@@ -20,6 +20,7 @@ MIB = 1 << 20
 DEBUGFS = "/sys/kernel/debug/cma/pernuma0"
 SYSFS = "/sys/kernel/mm/cma/pernuma0"
 UNMOVABLE, MOVABLE, RECLAIMABLE = range(3)
+GFP_HIGHUSER_MOVABLE = 0x100CCA
 CMA = 4
 
 
@@ -128,6 +129,18 @@ def test_free_cma_pages_do_not_meet_the_watermark_of_others() -> None:
     assert buddy.zone_watermark_ok(lab.mem.zones, 1, 0, int(zone["watermark"][0]), 1, True)
     assert not buddy.zone_watermark_ok(lab.mem.zones, 1, 9, 0, 1)
     assert buddy.zone_watermark_ok(lab.mem.zones, 1, 9, 0, 1, True)
+
+
+def test_a_fault_without_memory_for_its_page_table_fails() -> None:
+    """Movable pages are left, in the area, but no others: reclaim has nothing to give, and the fault must end."""
+    lab = Lab((64,), cma=16)
+    lab.spawn("a")
+    while take(lab, UNMOVABLE) >= 0:
+        pass
+    assert errno_of(lambda: lab.set("a", anon="1M")) == errno.ENOMEM
+    assert meminfo(lab)["CmaFree"] == 16384
+    assert any("page allocation failure: order:0" in line for line in lab.machine.printk.lines())
+    assert lab.machine.check() == []
 
 
 def test_the_area_is_used_first_while_it_is_most_of_what_is_free() -> None:
@@ -286,6 +299,24 @@ def test_a_failing_device_does_not_matter(kind: FaultKind) -> None:
     lab.spawn("a", anon="38M", fork="child")
     lab.arm(kind, 300)
     assert alloc(lab, 3000) == 0
+    lab.assert_at_rest()
+
+
+def test_a_movable_block_that_does_not_move_is_in_the_way() -> None:
+    """Asked for as movable, held by the kernel: what a bad driver does to CMA on Linux too."""
+    lab = Lab((64,), cma=16)
+    lab.spawn("a", anon="30M")
+    holder = lab.machine.direct_blocks
+    pfn = take(lab, MOVABLE, 4)
+    while lab.mem.blocks[pfn >> 9] != CMA:
+        pfn = take(lab, MOVABLE, 4)
+    holder.adopt(pfn, 4, GFP_HIGHUSER_MOVABLE)
+    assert lab.machine.check() == []
+    assert alloc(lab, 4096) == errno.ENOMEM
+    assert lab.machine.printk.lines()[-1].endswith("req-size: 4096 pages, ret: -16")
+    assert lab.machine.check() == []
+    holder.free(pfn)
+    assert alloc(lab, 4096) == 0
     lab.assert_at_rest()
 
 

@@ -30,7 +30,7 @@ from kernelsim.migrate import MOVABLE, why_not_movable
 from kernelsim.mm_configfs import Process, exclusive
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmap import Vma
-from kernelsim.operation import Operation
+from kernelsim.operation import Operation, complete
 from kernelsim.page import GUP_PIN_BIAS, PG_lru
 from kernelsim.pgtable import _PAGE_MIGRATION, leaf_pfn, walk_leaf
 from kernelsim.printk import Printk
@@ -83,8 +83,16 @@ def _free(process: Process, vma: Vma, vpn: int) -> Operation[str]:
 
 @exclusive
 def _fork(process: Process, vma: Vma, vpn: int) -> Operation[str]:
+    vm = process.mm.vm
     child = yield from dup_mm(process.mm, process.mm.cpu)
-    yield from child.exit()
+    vm.nr_forks += 1  # no batch begins until the child is gone, so an interruption can take it down at once
+    ending = child.exit()
+    try:
+        for waitable in ending:  # noqa: UP028  (`yield from` would close it when this call is closed)
+            yield waitable
+    finally:
+        complete(ending)
+        vm.nr_forks -= 1
     return f"forked, still at {_pfn_at(process, vpn)}"
 
 

@@ -15,6 +15,7 @@ from dpud.demo.shell import Shell
 from dpud.demo.twin import Twin
 
 HUGE = "/sys/kernel/config/kernelsim/alloc/huge"
+PROACTIVENESS = "/proc/sys/vm/compaction_proactiveness"
 REGION_ORDER = "/proc/sys/vm/dpu_compact_region_order"
 COMPACT_DPU = "/sys/devices/system/node/node0/compact_dpu"
 STATS = "/sys/kernel/debug/dpu_compact/stats"
@@ -78,7 +79,8 @@ def _echo(shell: Shell, twin: Twin, value: int | str, path: str) -> None:
 
 
 def _who_asks(shell: Shell, twin: Twin) -> None:
-    """Somebody who allocates 2 MiB pages as a page fault does: what is there, without compacting for it."""
+    """Somebody who allocates 2 MiB pages as a page fault does, without compacting; nor may kcompactd, meanwhile."""
+    _echo(shell, twin, 0, PROACTIVENESS)
     shell.sh(f"mkdir {HUGE}")
     twin.mkdir(HUGE)
     for value, name in ((9, "order"), ("GFP_TRANSHUGE_LIGHT", "gfp"), (ALL, "count")):

@@ -26,17 +26,6 @@ from kernelsim.vmstat import Events
     COMPACT_CONTENDED,
     COMPACT_SUCCESS,
 ) = range(9)
-compact_result_names = (
-    "not_suitable_zone",
-    "skipped",
-    "deferred",
-    "no_suitable_page",
-    "continue",
-    "complete",
-    "partial_skipped",
-    "contended",
-    "success",
-)
 
 MIGRATE_ASYNC, MIGRATE_SYNC_LIGHT, MIGRATE_SYNC = range(3)
 

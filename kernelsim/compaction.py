@@ -40,6 +40,7 @@ from kernelsim.compact_control import (
 from kernelsim.compaction_free import pageblock_start_pfn
 from kernelsim.compaction_loop import compact_zone_slice, release_free_list, zone_blocks_ok
 from kernelsim.compaction_sysctl import CompactionSysctl
+from kernelsim.gfp import _GFP_FS, _GFP_IO
 from kernelsim.jit import njit
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmzone import (
@@ -61,7 +62,6 @@ __all__ = ["COMPACT_PRIO_ASYNC", "COMPACT_PRIO_SYNC_FULL", "COMPACT_PRIO_SYNC_LI
 
 COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT, COMPACT_PRIO_ASYNC = range(3)
 COMPACT_MAX_DEFER_SHIFT = 6
-GFP_IO, GFP_FS = 0x40, 0x80  # ___GFP_IO, ___GFP_FS: without them no compaction, and none of pages with a mapping
 SLICE = 1 << 18  # pages looked at: a few milliseconds
 _SAMPLE = 1 << PAGE_ALLOC_COSTLY_ORDER  # every how many pages a pageblock is looked at when skip bits are cleared
 
@@ -81,7 +81,6 @@ class Compaction:
         self._src = np.zeros(MAX_MIGRATE_PAGES, dtype=np.int64)
         self._dst = np.zeros(MAX_MIGRATE_PAGES, dtype=np.int64)
         for zone in vm.mem.zones:
-            zone["compact_order_failed"] = 0
             zone["compact_cached_migrate_pfn"] = zone["start_pfn"]
             zone["compact_cached_free_pfn"] = pageblock_start_pfn(int(zone["end_pfn"]) - 1)
             zone["compact_init_migrate_pfn"] = zone["compact_cached_migrate_pfn"][0]
@@ -146,7 +145,7 @@ class Compaction:
         Failures are deferred here; the caller resets the deferral once its allocation succeeded.
         """
         best = COMPACT_SKIPPED
-        if not gfp & GFP_IO:
+        if not gfp & _GFP_IO:
             return best, -1
         for zone in zonelist:
             if prio > COMPACT_PRIO_SYNC_FULL and self.compaction_deferred(zone, order):
@@ -187,7 +186,7 @@ class Compaction:
             MIGRATE_ASYNC if prio == COMPACT_PRIO_ASYNC else MIGRATE_SYNC_LIGHT,
             highest_type=highest_type,
             migratetype=migratetype,
-            may_enter_fs=int(gfp & GFP_FS != 0),
+            may_enter_fs=int(gfp & _GFP_FS != 0),
             direct_compaction=1,
             whole_zone=full,
             ignore_skip_hint=full,

@@ -43,7 +43,7 @@ from kernelsim.mmzone import (
     pageblock_nr_pages,
     pageblock_order,
 )
-from kernelsim.page import PG_anon, PG_dirty, PG_isolated, PG_lru, PG_private, PG_writeback
+from kernelsim.page import PG_anon, PG_isolated, PG_lru, PG_private
 from kernelsim.page_alloc import (
     del_page_from_free_list,
     find_buddy_head,
@@ -54,7 +54,6 @@ from kernelsim.page_alloc import (
 from kernelsim.pcp import drain_pages_zone, free_frozen_page
 from kernelsim.rmap import remove_migration_ptes, try_to_migrate
 
-_SCAN_COST = 1
 _MIGRATE_COST = 64  # moving a page takes about as long as looking at so many
 
 
@@ -192,21 +191,12 @@ def _restore_folio(v: VmArrays, src: int) -> None:
 
 @njit
 def _split_isolated(v: VmArrays, head: int) -> bool:
-    """Make isolated single pages of an isolated folio (try_split_folio); False if it cannot be split.
-
-    The buffers of a clean folio are given up for it (filemap_release_folio); those of a dirty one are busy.
-    """
+    """Make isolated single pages of an isolated folio (try_split_folio); False if it cannot be split."""
     order = int(v.pages[head].order)
-    flags = v.pages[head].flags
-    if order == 0 or flags & PG_writeback or (flags & PG_private and flags & PG_dirty):
+    if order == 0:
         return False
     folio_putback_lru(v.pages, v.zones, v.nodes, head)
-    buffers = 1 if flags & PG_private else 0
-    v.pages[head].flags &= ~PG_private
-    v.pages[head].refcount -= buffers
     if split_folio(v.pages, v.zones, v.blocks, v.nodes, v.vmas, v.avcs, v.pt, v.events, head):
-        v.pages[head].flags |= flags & PG_private
-        v.pages[head].refcount += buffers
         folio_isolate_lru(v.pages, v.zones, v.nodes, head)
         return False
     v.events[0].thp_migration_split += order >= pageblock_order

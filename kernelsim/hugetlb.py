@@ -29,7 +29,6 @@ from kernelsim.page import PAGE_SIZE, Pages, PG_huge
 from kernelsim.page_alloc import free_pages, prep_compound_page
 
 HUGEPAGE_KBYTES = 2048
-HUGEPAGE_PAGES = 1 << pageblock_order
 GIGANTIC_ORDER = 18
 HSTATE_ORDERS = (pageblock_order, GIGANTIC_ORDER)
 _GROW_SLICE = 256

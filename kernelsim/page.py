@@ -147,12 +147,6 @@ def compound_head(pages: Pages, pfn: int) -> int:
 
 
 @njit
-def entire_mapcount(pages: Pages, head: int) -> int:
-    """How many PMD entries map a folio."""
-    return int(pages[head + 1].mapping) if pages[head].order > 0 else 0
-
-
-@njit
 def folio_maybe_dma_pinned(pages: Pages, head: int) -> bool:
     """Somebody may have pinned it for DMA. (A small page with 1024 other references looks pinned too, as on Linux.)"""
     page = pages[head]

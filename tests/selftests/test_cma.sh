@@ -5,52 +5,13 @@
 # Run as root over an emulated kernel with an area: dpud exec --config tests/selftests/test_cma.toml -- sh THIS
 # TAP 13 on stdout; exit code 0 passed, 1 failed, 4 skipped (kselftest). Everything is put back at the end.
 
-set -u
-export LC_ALL=C
+. "$(dirname "$0")/tap_helpers.sh"
 
 VM=/proc/sys/vm
 MM=/sys/kernel/config/kernelsim/mm
 CMA=/sys/kernel/debug/cma/pernuma0
 STATS=/sys/kernel/debug/dpu_compact/contig_stats
 PROCESS=selftest-$$
-
-KSFT_FAIL=1
-KSFT_SKIP=4
-
-nr_tests=0
-nr_failed=0
-
-# check DESCRIPTION COMMAND...: one test; it passes if the command does.
-check() {
-    description=$1
-    shift
-    nr_tests=$((nr_tests + 1))
-    if "$@"; then
-        echo "ok $nr_tests $description"
-    else
-        echo "not ok $nr_tests $description"
-        nr_failed=$((nr_failed + 1))
-    fi
-}
-
-# put VALUE FILE. The echo of coreutils, because that of dash does not say which error it was.
-put() {
-    env echo "$1" >"$2"
-}
-
-# fails ERROR VALUE FILE: the write fails with that error.
-fails() {
-    message=$(put "$2" "$3" 2>&1) && return 1
-    case $message in *": $1") ;; *) return 1 ;; esac
-}
-
-reads() {
-    [ "$(cat "$2")" = "$1" ]
-}
-
-logged() {
-    dmesg | grep -Eq "] $1\$"
-}
 
 # figure NAME FILE: of a file with `NAME value` or `NAME: value kB` lines.
 figure() {
@@ -60,11 +21,6 @@ figure() {
 # move_in: let the process have most of the memory, anew; there is no room for the old and the new.
 move_in() {
     put 0 "$MM/$PROCESS/anon" && put 420M "$MM/$PROCESS/anon"
-}
-
-skip() {
-    echo "1..0 # SKIP $1"
-    exit $KSFT_SKIP
 }
 
 put_back() {
@@ -144,5 +100,4 @@ check "without the pins it can" put "$count" $CMA/alloc
 check "and every byte is still there" reads ok "$MM/$PROCESS/verify"
 check "rmdir ends the process" rmdir "$MM/$PROCESS"
 
-echo "1..$nr_tests"
-[ "$nr_failed" -eq 0 ] || exit $KSFT_FAIL
+finish

@@ -5,8 +5,7 @@
 # Run as root over an emulated kernel: dpud exec -- sh tests/selftests/test_compaction.sh
 # TAP 13 on stdout; exit code 0 passed, 1 failed, 4 skipped (kselftest). Everything is put back at the end.
 
-set -u
-export LC_ALL=C
+. "$(dirname "$0")/tap_helpers.sh"
 
 VM=/proc/sys/vm
 NODES=/sys/devices/system/node
@@ -16,39 +15,8 @@ PROCESS=selftest-$$
 CHILD=$PROCESS-child
 OTHER=$PROCESS-other
 
-KSFT_FAIL=1
-KSFT_SKIP=4
-
-nr_tests=0
-nr_failed=0
-
-# check DESCRIPTION COMMAND...: one test; it passes if the command does.
-check() {
-    description=$1
-    shift
-    nr_tests=$((nr_tests + 1))
-    if "$@"; then
-        echo "ok $nr_tests $description"
-    else
-        echo "not ok $nr_tests $description"
-        nr_failed=$((nr_failed + 1))
-    fi
-}
-
-# show TITLE COMMAND...: what it prints, as diagnostics.
-show() {
-    echo "# $1:"
-    shift
-    "$@" 2>&1 | sed 's/^/#   /'
-}
-
-# put VALUE FILE. The echo of coreutils, because that of dash does not say which error it was.
-put() {
-    env echo "$1" >"$2"
-}
-
-# fails ERROR COMMAND...: it fails with that error.
-fails() {
+# refused ERROR COMMAND...: it refused with that error.
+refused() {
     error=$1
     shift
     message=$("$@" 2>&1) && return 1
@@ -58,15 +26,7 @@ fails() {
 # refuses VALUE FILE: EINVAL, and the file reads as before.
 refuses() {
     before=$(cat "$2")
-    fails 'Invalid argument' put "$1" "$2" && [ "$(cat "$2")" = "$before" ]
-}
-
-accepts() {
-    put "$1" "$2" && [ "$(cat "$2")" = "$1" ]
-}
-
-reads() {
-    [ "$(cat "$2")" = "$1" ]
+    refused 'Invalid argument' put "$1" "$2" && [ "$(cat "$2")" = "$before" ]
 }
 
 # counter NAME: of /proc/vmstat.
@@ -122,11 +82,6 @@ index_tells_of_blocks() {
     cmp -s "$scratch/index" "$scratch/blocks"
 }
 
-skip() {
-    echo "1..0 # SKIP $1"
-    exit $KSFT_SKIP
-}
-
 put_back() {
     put "$unevictable" $VM/compact_unevictable_allowed
     put "$proactiveness" $VM/compaction_proactiveness
@@ -157,10 +112,10 @@ done
 check "compact_unevictable_allowed refuses 2" refuses 2 $VM/compact_unevictable_allowed
 check "defrag_mode refuses 2" refuses 2 $VM/defrag_mode
 for value in 0 2 -1 +1 abc ' '; do
-    check "compact_memory refuses '$value'" fails 'Invalid argument' put "$value" $VM/compact_memory
+    check "compact_memory refuses '$value'" refused 'Invalid argument' put "$value" $VM/compact_memory
 done
-check "compact_memory cannot be read" fails 'Permission denied' cat $VM/compact_memory
-check "node0/compact cannot be read" fails 'Permission denied' cat $NODES/node0/compact
+check "compact_memory cannot be read" refused 'Permission denied' cat $VM/compact_memory
+check "node0/compact cannot be read" refused 'Permission denied' cat $NODES/node0/compact
 
 echo "# Everything"
 check "mkdir starts a process" mkdir "$MM/$PROCESS"
@@ -224,5 +179,4 @@ if [ -e $NODES/node1/compact ]; then
 fi
 check "rmdir ends the process" rmdir "$MM/$PROCESS"
 
-echo "1..$nr_tests"
-[ "$nr_failed" -eq 0 ] || exit $KSFT_FAIL
+finish

@@ -6,33 +6,13 @@
 # Run as root over an emulated kernel: dpud exec -- sh tests/selftests/test_concurrency.sh [SECONDS]
 # TAP 13 on stdout; exit code 0 passed, 1 failed, 4 skipped (kselftest). Everything is put back at the end.
 
-set -u
-export LC_ALL=C
+. "$(dirname "$0")/tap_helpers.sh"
 
 VM=/proc/sys/vm
 NODES=/sys/devices/system/node
 MM=/sys/kernel/config/kernelsim/mm
 STATS=/sys/kernel/debug/dpu_compact/stats
 SECONDS_LONG=${1:-5}
-
-KSFT_FAIL=1
-KSFT_SKIP=4
-
-nr_tests=0
-nr_failed=0
-
-# check DESCRIPTION COMMAND...: one test; it passes if the command does.
-check() {
-    description=$1
-    shift
-    nr_tests=$((nr_tests + 1))
-    if "$@"; then
-        echo "ok $nr_tests $description"
-    else
-        echo "not ok $nr_tests $description"
-        nr_failed=$((nr_failed + 1))
-    fi
-}
 
 echo "TAP version 13"
 if ! [ -e $VM/dpu_compact_enabled ] || ! [ -d $MM ]; then
@@ -51,11 +31,6 @@ min_fragments=$(cat $VM/dpu_compact_min_fragments)
 region_order=$(cat $VM/dpu_compact_region_order)
 trap put_back EXIT
 trap 'exit $KSFT_FAIL' HUP INT TERM
-
-# put VALUE FILE. The echo of coreutils, because that of dash does not say which error it was.
-put() {
-    env echo "$1" >"$2"
-}
 
 # Each shell repeats one of these, with its own number as $1 and the round as $2. What it may print on stderr is in
 # `expected` below; each line of stdout is a complaint.
@@ -203,5 +178,4 @@ echo 0 >$VM/nr_hugepages
 check "all processes have gone" all_gone
 check "every page is free again, and counted" adds_up
 
-echo "1..$nr_tests"
-[ "$nr_failed" -eq 0 ] || exit $KSFT_FAIL
+finish

@@ -5,8 +5,7 @@
 # Run as root over an emulated kernel: dpud exec -- sh tests/selftests/test_dpu_compact.sh
 # TAP 13 on stdout; exit code 0 passed, 1 failed, 4 skipped (kselftest). Everything is put back at the end.
 
-set -u
-export LC_ALL=C
+. "$(dirname "$0")/tap_helpers.sh"
 
 VM=/proc/sys/vm
 NODES=/sys/devices/system/node
@@ -19,47 +18,12 @@ CHILD=$PROCESS-child
 ALL=20000      # more 2 MiB pages than there are
 HOLES_MIB=512  # half of the 1G that the process gets
 
-KSFT_FAIL=1
-KSFT_SKIP=4
-
-nr_tests=0
-nr_failed=0
-
-# check DESCRIPTION COMMAND...: one test; it passes if the command does.
-check() {
-    description=$1
-    shift
-    nr_tests=$((nr_tests + 1))
-    if "$@"; then
-        echo "ok $nr_tests $description"
-    else
-        echo "not ok $nr_tests $description"
-        nr_failed=$((nr_failed + 1))
-    fi
-}
-
-# show TITLE COMMAND...: what it prints, as diagnostics.
-show() {
-    echo "# $1:"
-    shift
-    "$@" 2>&1 | sed 's/^/#   /'
-}
-
-# put VALUE FILE. The echo of coreutils, because that of dash does not say which error it was.
-put() {
-    env echo "$1" >"$2"
-}
-
 # refuses ERROR VALUE FILE: the write fails with that error, and the file reads as before.
 refuses() {
     before=$(cat "$3")
     message=$(put "$2" "$3" 2>&1) && return 1
     case $message in *": $1") ;; *) return 1 ;; esac
     [ "$(cat "$3")" = "$before" ]
-}
-
-accepts() {
-    put "$1" "$2" && [ "$(cat "$2")" = "$1" ]
 }
 
 unreadable() {
@@ -69,14 +33,6 @@ unreadable() {
 
 in_range() {
     [ "$1" -ge "$2" ] && [ "$1" -le "$3" ]
-}
-
-logged() {
-    dmesg | grep -Eq "] $1\$"
-}
-
-reads() {
-    [ "$(cat "$2")" = "$1" ]
 }
 
 stat_of() {
@@ -94,11 +50,6 @@ compact_all_nodes() {
     for node in "$NODES"/node*/compact_dpu; do
         put 1 "$node" || return
     done
-}
-
-skip() {
-    echo "1..0 # SKIP $1"
-    exit $KSFT_SKIP
 }
 
 put_back() {
@@ -211,5 +162,4 @@ check "the child still finds every byte" reads ok "$MM/$CHILD/verify"
 check "rmdir ends the child" rmdir "$MM/$CHILD"
 check "rmdir ends the process" rmdir "$MM/$PROCESS"
 
-echo "1..$nr_tests"
-[ "$nr_failed" -eq 0 ] || exit $KSFT_FAIL
+finish

@@ -5,38 +5,13 @@
 # Run as root over an emulated kernel: dpud exec -- sh tests/selftests/test_engines.sh
 # TAP 13 on stdout; exit code 0 passed, 1 failed, 4 skipped (kselftest). Everything is put back at the end.
 
-set -u
-export LC_ALL=C
+. "$(dirname "$0")/tap_helpers.sh"
 
 VM=/proc/sys/vm
 NODES=/sys/devices/system/node
 MM=/sys/kernel/config/kernelsim/mm
 DEBUG=/sys/kernel/debug/dpu_compact
 PROCESS=selftest-$$
-
-KSFT_FAIL=1
-KSFT_SKIP=4
-
-nr_tests=0
-nr_failed=0
-
-# check DESCRIPTION COMMAND...: one test; it passes if the command does.
-check() {
-    description=$1
-    shift
-    nr_tests=$((nr_tests + 1))
-    if "$@"; then
-        echo "ok $nr_tests $description"
-    else
-        echo "not ok $nr_tests $description"
-        nr_failed=$((nr_failed + 1))
-    fi
-}
-
-# put VALUE FILE. The echo of coreutils, because that of dash does not say which error it was.
-put() {
-    env echo "$1" >"$2"
-}
 
 chosen() {
     sed 's/.*\[\(.*\)\].*/\1/' $DEBUG/engine
@@ -58,10 +33,6 @@ moved() {
     echo $(($(stat_of pages_moved) + $(stat_of cpu_pages_moved)))
 }
 
-reads() {
-    [ "$(cat "$2")" = "$1" ]
-}
-
 compact_all_nodes() {
     for node in "$NODES"/node*/compact_dpu; do
         put 1 "$node" || return
@@ -77,11 +48,6 @@ measured() {
 
 listed() {
     awk -v engine="$1" '$4 == engine { found = 1 } END { exit !found }' $DEBUG/regions
-}
-
-skip() {
-    echo "1..0 # SKIP $1"
-    exit $KSFT_SKIP
 }
 
 put_back() {
@@ -136,5 +102,4 @@ check "and used it" [ "$(stat_of adaptive_dpu)" -gt "$(stat_of adaptive_cpu)" ]
 check "the process still finds every byte" reads ok "$MM/$PROCESS/verify"
 check "rmdir ends the process" rmdir "$MM/$PROCESS"
 
-echo "1..$nr_tests"
-[ "$nr_failed" -eq 0 ] || exit $KSFT_FAIL
+finish

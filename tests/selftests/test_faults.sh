@@ -5,8 +5,7 @@
 # Run as root over an emulated kernel: dpud exec -- sh tests/selftests/test_faults.sh
 # TAP 13 on stdout; exit code 0 passed, 1 failed, 4 skipped (kselftest). Everything is put back at the end.
 
-set -u
-export LC_ALL=C
+. "$(dirname "$0")/tap_helpers.sh"
 
 VM=/proc/sys/vm
 NODES=/sys/devices/system/node
@@ -14,30 +13,7 @@ MM=/sys/kernel/config/kernelsim/mm
 DEBUGFS=/sys/kernel/debug/dpu_compact
 PROCESS=faults-$$
 
-KSFT_FAIL=1
-KSFT_SKIP=4
-
-nr_tests=0
-nr_failed=0
 seed=0
-
-# check DESCRIPTION COMMAND...: one test; it passes if the command does.
-check() {
-    description=$1
-    shift
-    nr_tests=$((nr_tests + 1))
-    if "$@"; then
-        echo "ok $nr_tests $description"
-    else
-        echo "not ok $nr_tests $description"
-        nr_failed=$((nr_failed + 1))
-    fi
-}
-
-# put VALUE FILE. The echo of coreutils, because that of dash does not say which error it was.
-put() {
-    env echo "$1" >"$2"
-}
 
 # refuses VALUE FILE: EINVAL, and the file reads as before.
 refuses() {
@@ -47,18 +23,14 @@ refuses() {
     [ "$(cat "$2")" = "$before" ]
 }
 
-reads() {
-    [ "$(cat "$2")" = "$1" ]
-}
-
 stat_of() {
     while read -r name value; do
         [ "$name" != "$1" ] || echo "$value"
     done <"$DEBUGFS/stats"
 }
 
-# logged TEXT: how many records of the kernel log have it.
-logged() {
+# nr_logged TEXT: how many records of the kernel log have it.
+nr_logged() {
     nr_found=0
     dmesg >"$LOG"
     while read -r line; do
@@ -96,11 +68,6 @@ disarm() {
 
 all_well() {
     reads ok "$MM/$PROCESS/verify" && [ "$(stat_of layout_mismatches)" = 0 ] && [ "$(stat_of regions_in_flight)" = 0 ]
-}
-
-skip() {
-    echo "1..0 # SKIP $1"
-    exit $KSFT_SKIP
 }
 
 put_back() {
@@ -153,13 +120,13 @@ for kind in $DEVICE_KINDS; do
     reason=$(reason_of "$kind")
     failed=$(stat_of "failed_$reason")
     by_cpu=$(stat_of cpu_pages_moved)
-    forced=$(logged "name fail_$kind,")
+    forced=$(nr_logged "name fail_$kind,")
     put 10 "$point/move"
     put 1 "$point/nth"
     check "a compaction with $kind ends" run
     check "$kind struck once" reads 0 "$point/nth"
     check "it is counted under $reason" [ "$(stat_of "failed_$reason")" -eq $((failed + 1)) ]
-    check "it is in the log" [ "$(logged "name fail_$kind,")" -eq $((forced + 1)) ]
+    check "it is in the log" [ "$(nr_logged "name fail_$kind,")" -eq $((forced + 1)) ]
     check "no byte is wrong after $kind" all_well
     [ "$kind" = lost_completion ] || check "the CPU finished it" [ "$(stat_of cpu_pages_moved)" -gt "$by_cpu" ]
     [ "$kind" != rank_lost ] || put 1 $DEBUGFS/revive
@@ -180,14 +147,14 @@ disarm corrupt
 echo "# Pages in mid-batch"
 for kind in $PAGE_KINDS; do
     point=$DEBUGFS/fail_$kind
-    said=$(logged "fail_$kind: page at")
+    said=$(nr_logged "fail_$kind: page at")
     before=$(cat "$point/injected")
     put 2 "$point/move"
     put 100 "$point/probability"
     put -1 "$point/times"
     check "a compaction with $kind ends" run
     check "$kind struck" [ "$(cat "$point/injected")" -gt "$before" ]
-    check "it is in the log" [ "$(logged "fail_$kind: page at")" -gt "$said" ]
+    check "it is in the log" [ "$(nr_logged "fail_$kind: page at")" -gt "$said" ]
     check "no byte is wrong after $kind" all_well
     disarm "$kind"
 done
@@ -203,5 +170,4 @@ for round in 1 2 3; do
 done
 
 check "rmdir ends the process" rmdir "$MM/$PROCESS"
-echo "1..$nr_tests"
-[ "$nr_failed" -eq 0 ] || exit $KSFT_FAIL
+finish

@@ -5,8 +5,7 @@
 # Run as root over an emulated kernel: dpud exec -- sh tests/selftests/test_slowpath.sh
 # TAP 13 on stdout; exit code 0 passed, 1 failed, 4 skipped (kselftest). Everything is put back at the end.
 
-set -u
-export LC_ALL=C
+. "$(dirname "$0")/tap_helpers.sh"
 
 VM=/proc/sys/vm
 MM=/sys/kernel/config/kernelsim/mm
@@ -19,41 +18,6 @@ WHO=who-$$
 KSFT_FAIL=1
 KSFT_SKIP=4
 PATIENCE_S=20
-
-nr_tests=0
-nr_failed=0
-
-# check DESCRIPTION COMMAND...: one test; it passes if the command does.
-check() {
-    description=$1
-    shift
-    nr_tests=$((nr_tests + 1))
-    if "$@"; then
-        echo "ok $nr_tests $description"
-    else
-        echo "not ok $nr_tests $description"
-        nr_failed=$((nr_failed + 1))
-    fi
-}
-
-# put VALUE FILE. The echo of coreutils, because that of dash does not say which error it was.
-put() {
-    env echo "$1" >"$2"
-}
-
-# fails ERROR VALUE FILE: the write fails with that error.
-fails() {
-    message=$(put "$2" "$3" 2>&1) && return 1
-    case $message in *": $1") ;; *) return 1 ;; esac
-}
-
-accepts() {
-    put "$1" "$2" && [ "$(cat "$2")" = "$1" ]
-}
-
-reads() {
-    [ "$(cat "$2")" = "$1" ]
-}
 
 # value NAME FILE: of a file of `name value` lines.
 value() {
@@ -97,11 +61,6 @@ compacts_by_itself() {
         waited=$((waited + 1))
     done
     return 1
-}
-
-skip() {
-    echo "1..0 # SKIP $1"
-    exit $KSFT_SKIP
 }
 
 put_back() {
@@ -202,5 +161,4 @@ check "rmdir gives the blocks back" rmdir "$ALLOC/$WHO"
 check "so does the other one's" rmdir "$DRAIN"
 check "rmdir ends the process" rmdir "$MM/$PROCESS"
 
-echo "1..$nr_tests"
-[ "$nr_failed" -eq 0 ] || exit $KSFT_FAIL
+finish

@@ -9,60 +9,53 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim import debug_vm
-from kernelsim.alloc_configfs import AllocGroup
 from kernelsim.alloc_slowpath import AllocSlowpath
 from kernelsim.attr import Kobject, Registry
-from kernelsim.cma import CmaSysfs, cma_declare_contiguous, cma_init_reserved_areas
+from kernelsim.cma import cma_declare_contiguous, cma_init_reserved_areas
 from kernelsim.compaction import Compaction
-from kernelsim.compaction_sysctl import CompactionSysctl, NodeCompact
+from kernelsim.compaction_sysctl import CompactionSysctl
 from kernelsim.content import WORDS_FULL, WORDS_NONE, WORDS_STAMP
 from kernelsim.contig import Contig
 from kernelsim.direct_alloc import DirectBlocks
 from kernelsim.dpu_compact import DpuCompact
 from kernelsim.dpu_compact_direct import DpuDirectCompaction
-from kernelsim.dpu_compact_hook import DpuCompactDebugfs, NodeCompactDpu
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
 from kernelsim.dpu_hw import DpuHardware
-from kernelsim.extfrag import ExtfragDebugfs
 from kernelsim.filemap import File
 from kernelsim.fork import dup_mm
 from kernelsim.hostimage import HostImage
 from kernelsim.hostmem import import_mem
 from kernelsim.hostproc import import_processes
-from kernelsim.huge_memory import TransparentHugepage
-from kernelsim.hugetlb import HstateFiles, HugetlbPool
+from kernelsim.hugetlb import HugetlbPool
 from kernelsim.kcompactd import Kcompactd
-from kernelsim.kconfig import IkConfig, Kconfig
+from kernelsim.kconfig import Kconfig
 from kernelsim.kswapd import Kswapd
 from kernelsim.kthread import Kthreads
-from kernelsim.meminfo import Meminfo
-from kernelsim.mm_configfs import MmGroup, Process, check_name
+from kernelsim.machine_files import ALLOC_CONFIGFS as ALLOC_CONFIGFS
+from kernelsim.machine_files import DEBUGFS as DEBUGFS
+from kernelsim.machine_files import MM_CONFIGFS as MM_CONFIGFS
+from kernelsim.machine_files import NODES_SYSFS as NODES_SYSFS
+from kernelsim.machine_files import machine_files
+from kernelsim.mm_configfs import Process, check_name
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmap import Mm
 from kernelsim.mmzone import MAX_DMA32_PFN, MAX_DMA_PFN, ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, Mem
-from kernelsim.node import Node, Nodes
 from kernelsim.page import PAGE_SIZE, AllocWords, PG_reserved, zeroed_words
 from kernelsim.page_alloc import free_range, init_range
-from kernelsim.page_alloc_sysctl import PageAllocSysctl
 from kernelsim.page_reporting import Discard, PageReporting
 from kernelsim.printk import Printk
 from kernelsim.reclaim import Reclaim
 from kernelsim.show_mem import AllocFailure
 from kernelsim.timer import Clock, ManualClock
-from kernelsim.vmstat import VmstatFiles
 from kernelsim.wait import WaitQueue
 
-ALLOC_CONFIGFS = "/sys/kernel/config/kernelsim/alloc"
-MM_CONFIGFS = "/sys/kernel/config/kernelsim/mm"
-NODES_SYSFS = "/sys/devices/system/node"
-DEBUGFS = "/sys/kernel/debug"
 _MIN_NODE_BYTES = 32 << 20
 _MEMMAP_BYTES = 64  # struct page: what a real machine sets aside for each of its pages
 LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
@@ -196,17 +189,17 @@ class Machine:
         self.compaction_sysctl = CompactionSysctl()
         self.compaction = Compaction(self.vm, self.compaction_sysctl)
         self.compaction_sysctl.compaction = self.compaction
-        self.sysctl.dpu_compact_enabled = int(self._has("DPU_COMPACTION_DEFAULT_ON"))
-        hw = hw if self._has("DPU_COMPACTION") else None
+        self.sysctl.dpu_compact_enabled = int(self.has("DPU_COMPACTION_DEFAULT_ON"))
+        hw = hw if self.has("DPU_COMPACTION") else None
         self.dpu = DpuCompact(self.vm, hw, self.sysctl, self.printk, self.clock)
         self._add_allocator()
         self.dpu.inject.processes = lambda: iter(self.processes.values())
         self.contig = Contig(self.vm, hw, self.sysctl, self.printk)
         self.contig.hugetlb = self.hugetlb = HugetlbPool(self.vm, self.contig, self.slowpath)
         self.vm.cma_areas = cma_init_reserved_areas(self.vm, self.contig)
-        if self._has("DPU_COMPACTION"):
+        if self.has("DPU_COMPACTION"):
             self.dpu.dpu_compact_init()
-        for path, kobj in self._files():
+        for path, kobj in machine_files(self):
             self.add_files(path, kobj)
 
     @classmethod
@@ -248,8 +241,8 @@ class Machine:
     def _add_allocator(self) -> None:
         """Reclaim, the slow path, and the kernel threads behind them."""
         vm = self.vm
-        compaction = self.compaction if self._has("COMPACTION") else None
-        self.dpu_direct = DpuDirectCompaction(self.mem, self.dpu) if self._has("DPU_COMPACTION") else None
+        compaction = self.compaction if self.has("COMPACTION") else None
+        self.dpu_direct = DpuDirectCompaction(self.mem, self.dpu) if self.has("DPU_COMPACTION") else None
         self.reclaim = Reclaim(vm, compaction)
         self.kswapds = [
             Kswapd(vm, self.reclaim, nid, compaction, self._wakeup_kcompactd) for nid in range(self.mem.nr_nodes)
@@ -274,60 +267,13 @@ class Machine:
         for kcompactd in self.kcompactds:
             kcompactd.proactive_trigger()
 
-    def _has(self, option: str) -> bool:
+    def has(self, option: str) -> bool:
+        """Was this kernel built with CONFIG_`option`?"""
         return self.config.kconfig.IS_ENABLED(f"CONFIG_{option}")
-
-    def _files(self) -> Iterator[tuple[str, Kobject]]:
-        """Every Kobject of this configuration and its directory; those of drivers come later (`add_files`)."""
-        yield "/proc", VmstatFiles(self.mem, self.vm.events, self.config.kconfig)
-        yield "/proc", Meminfo(self.mem, self._shown_hugetlb, self._has("TRANSPARENT_HUGEPAGE"))
-        yield "/proc", IkConfig(self.config.kconfig)
-        yield "/dev", self.printk
-        yield MM_CONFIGFS, MmGroup(self)
-        yield ALLOC_CONFIGFS, AllocGroup(self)
-        yield "/proc/sys/vm", PageAllocSysctl(self.mem, self.reclaim, self.printk)
-        if self._has("HUGETLB_PAGE"):
-            yield "/proc/sys/vm", self.hugetlb
-            for hstate in self.hugetlb.hstates:
-                yield f"/sys/kernel/mm/hugepages/{hstate.name}", HstateFiles(hstate)
-        if self._has("TRANSPARENT_HUGEPAGE"):
-            yield "/sys/kernel/mm/transparent_hugepage", TransparentHugepage(self.vm)
-        if self._has("COMPACTION"):
-            yield "/proc/sys/vm", self.compaction_sysctl
-            yield f"{DEBUGFS}/extfrag", ExtfragDebugfs(self.mem)
-        if self._has("DPU_COMPACTION"):
-            yield "/proc/sys/vm", self.sysctl
-            yield f"{DEBUGFS}/dpu_compact", DpuCompactDebugfs(self.dpu)
-            yield f"{DEBUGFS}/dpu_compact", self.dpu.failures
-            for point in self.dpu.inject.points.values():
-                yield f"{DEBUGFS}/dpu_compact/{point.name}", point
-            yield f"{DEBUGFS}/dpu_compact", self.contig
-        for area in self.vm.cma_areas:
-            yield f"{DEBUGFS}/cma/{area.name}", area
-            yield f"/sys/kernel/mm/cma/{area.name}", CmaSysfs(area)
-        if self._has("NUMA"):
-            yield NODES_SYSFS, Nodes(self.mem, self.cpus)
-            for nid in range(self.mem.nr_nodes):
-                for kobj in self._node_files(nid):
-                    yield f"{NODES_SYSFS}/node{nid}", kobj
-                for hstate in self.hugetlb.hstates if self._has("HUGETLB_PAGE") else ():
-                    yield f"{NODES_SYSFS}/node{nid}/hugepages/{hstate.name}", HstateFiles(hstate, nid)
-
-    def _node_files(self, nid: int) -> Iterator[Kobject]:
-        """What is in one node's directory."""
-        yield Node(self.mem, self._shown_hugetlb, nid, self.cpus[nid], self.vm.nr_cpus, self.config.kconfig)
-        if self._has("COMPACTION"):
-            yield NodeCompact(self.compaction, nid)
-        if self._has("DPU_COMPACTION"):
-            yield NodeCompactDpu(self.dpu, self.compaction, nid)
-
-    @property
-    def _shown_hugetlb(self) -> HugetlbPool | None:
-        return self.hugetlb if self._has("HUGETLB_PAGE") else None
 
     def add_files(self, path: str, kobj: Kobject) -> None:
         """Show `kobj` at `path`; not in a debugfs that this kernel lacks."""
-        if self._has("DEBUG_FS") or not path.startswith(f"{DEBUGFS}/"):
+        if self.has("DEBUG_FS") or not path.startswith(f"{DEBUGFS}/"):
             self.registry.add(path, kobj)
 
     # Time.

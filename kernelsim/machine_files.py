@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which files a machine has, and where: the one list of paths.
+
+What a directory holds is declared by the class that owns the state. Which of these classes this kernel has, and at
+which paths, follows from its configuration and its hardware, and is said here. Files of drivers and of processes come
+and go later (`Machine.add_files`, proc_pid.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kernelsim.alloc_configfs import AllocGroup
+from kernelsim.attr import Kobject
+from kernelsim.cma import CmaSysfs
+from kernelsim.compaction_sysctl import NodeCompact
+from kernelsim.dpu_compact_hook import DpuCompactDebugfs, NodeCompactDpu
+from kernelsim.extfrag import ExtfragDebugfs
+from kernelsim.huge_memory import TransparentHugepage
+from kernelsim.hugetlb import HstateFiles, HugetlbPool
+from kernelsim.kconfig import IkConfig
+from kernelsim.meminfo import Meminfo
+from kernelsim.mm_configfs import MmGroup
+from kernelsim.node import Node, Nodes
+from kernelsim.page_alloc_sysctl import PageAllocSysctl
+from kernelsim.vmstat import VmstatFiles
+
+if TYPE_CHECKING:
+    from kernelsim.machine import Machine
+
+Files = Iterator[tuple[str, Kobject]]
+"""(directory, what is in it)."""
+
+ALLOC_CONFIGFS = "/sys/kernel/config/kernelsim/alloc"
+MM_CONFIGFS = "/sys/kernel/config/kernelsim/mm"
+NODES_SYSFS = "/sys/devices/system/node"
+DEBUGFS = "/sys/kernel/debug"
+SYSCTL_VM = "/proc/sys/vm"
+
+
+def machine_files(machine: Machine) -> Files:
+    """Every Kobject of the machine's configuration and its directory."""
+    yield "/dev", machine.printk
+    yield MM_CONFIGFS, MmGroup(machine)
+    yield ALLOC_CONFIGFS, AllocGroup(machine)
+    yield from _proc(machine)
+    yield from _sysctl(machine)
+    yield from _kernel_mm(machine)
+    yield from _debugfs(machine)
+    if machine.has("NUMA"):
+        yield from _nodes(machine)
+
+
+def _proc(machine: Machine) -> Files:
+    yield "/proc", VmstatFiles(machine.mem, machine.vm.events, machine.config.kconfig)
+    yield "/proc", Meminfo(machine.mem, _hugetlb(machine), machine.has("TRANSPARENT_HUGEPAGE"))
+    yield "/proc", IkConfig(machine.config.kconfig)
+
+
+def _sysctl(machine: Machine) -> Files:
+    yield SYSCTL_VM, PageAllocSysctl(machine.mem, machine.reclaim, machine.printk)
+    if machine.has("HUGETLB_PAGE"):
+        yield SYSCTL_VM, machine.hugetlb
+    if machine.has("COMPACTION"):
+        yield SYSCTL_VM, machine.compaction_sysctl
+    if machine.has("DPU_COMPACTION"):
+        yield SYSCTL_VM, machine.sysctl
+
+
+def _kernel_mm(machine: Machine) -> Files:
+    if machine.has("HUGETLB_PAGE"):
+        for hstate in machine.hugetlb.hstates:
+            yield f"/sys/kernel/mm/hugepages/{hstate.name}", HstateFiles(hstate)
+    if machine.has("TRANSPARENT_HUGEPAGE"):
+        yield "/sys/kernel/mm/transparent_hugepage", TransparentHugepage(machine.vm)
+    for area in machine.vm.cma_areas:
+        yield f"/sys/kernel/mm/cma/{area.name}", CmaSysfs(area)
+
+
+def _debugfs(machine: Machine) -> Files:
+    if machine.has("COMPACTION"):
+        yield f"{DEBUGFS}/extfrag", ExtfragDebugfs(machine.mem)
+    if machine.has("DPU_COMPACTION"):
+        yield f"{DEBUGFS}/dpu_compact", DpuCompactDebugfs(machine.dpu)
+        yield f"{DEBUGFS}/dpu_compact", machine.dpu.failures
+        for point in machine.dpu.inject.points.values():
+            yield f"{DEBUGFS}/dpu_compact/{point.name}", point
+        yield f"{DEBUGFS}/dpu_compact", machine.contig
+    for area in machine.vm.cma_areas:
+        yield f"{DEBUGFS}/cma/{area.name}", area
+
+
+def _nodes(machine: Machine) -> Files:
+    yield NODES_SYSFS, Nodes(machine.mem, machine.cpus)
+    for nid in range(machine.mem.nr_nodes):
+        for kobj in _node(machine, nid):
+            yield f"{NODES_SYSFS}/node{nid}", kobj
+        for hstate in machine.hugetlb.hstates if machine.has("HUGETLB_PAGE") else ():
+            yield f"{NODES_SYSFS}/node{nid}/hugepages/{hstate.name}", HstateFiles(hstate, nid)
+
+
+def _node(machine: Machine, nid: int) -> Iterator[Kobject]:
+    """What is in one node's directory."""
+    kconfig = machine.config.kconfig
+    yield Node(machine.mem, _hugetlb(machine), nid, machine.cpus[nid], machine.vm.nr_cpus, kconfig)
+    if machine.has("COMPACTION"):
+        yield NodeCompact(machine.compaction, nid)
+    if machine.has("DPU_COMPACTION"):
+        yield NodeCompactDpu(machine.dpu, machine.compaction, nid)
+
+
+def _hugetlb(machine: Machine) -> HugetlbPool | None:
+    return machine.hugetlb if machine.has("HUGETLB_PAGE") else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""First-fit allocation of a device's memory: few, large pieces. Pages are cut from them elsewhere."""
+"""First-fit allocation of few, large pieces: a device's memory, or addresses. Pages are cut from them elsewhere."""
 
 import errno
 from bisect import bisect
@@ -12,7 +12,8 @@ ALIGNMENT = 256
 class Extents:
     """Which parts of [0, size) are free. Free extents are kept in order and never touch each other."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, alignment: int = ALIGNMENT) -> None:
+        self._alignment = alignment
         self._free: list[tuple[int, int]] = [(0, size)] if size else []  # (start, end)
         self._taken: dict[int, int] = {}  # start -> end
 
@@ -24,7 +25,7 @@ class Extents:
         """Start of `size` bytes, aligned; None where no free extent is long enough. Raises GpuError(EINVAL)."""
         if size < 1:
             raise GpuError(errno.EINVAL, f"an allocation of {size} bytes")
-        length = -(-size // ALIGNMENT) * ALIGNMENT
+        length = -(-size // self._alignment) * self._alignment
         for index, (start, end) in enumerate(self._free):
             if end - start >= length:
                 self._free[index : index + 1] = [(start + length, end)] if end - start > length else []

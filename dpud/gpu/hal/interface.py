@@ -84,6 +84,10 @@ class Buffer(ABC):
         """The other way."""
 
     @abstractmethod
+    def fill(self, value: int, *, stream: Stream) -> None:
+        """Set every byte, on the device itself. cuda.core: Buffer.fill."""
+
+    @abstractmethod
     def gather(self, offsets: Offsets, size: int, out: Bytes, *, stream: Stream) -> None:
         """Read `size` bytes at each offset, into the rows of out[len(offsets), size], as one transfer."""
 

@@ -199,6 +199,10 @@ class SimBuffer(Buffer):
 
         return self._download(self._size, stream, land)
 
+    def fill(self, value: int, *, stream: Stream) -> None:
+        into = self.bytes
+        self.device.submit(self.device.local, self._size, stream, lambda: into.fill(value))
+
     def gather(self, offsets: Offsets, size: int, out: Bytes, *, stream: Stream) -> None:
         rows = self._rows(offsets, size, out)
         self._download(out.nbytes, stream, lambda: _gather(rows, offsets, size, out))

@@ -24,6 +24,11 @@ MAY_IMPORT = {
     "kernelsim/operation.py": (),
     "kernelsim": ("kernelsim",),
     "fs": ("fs", "kernelsim.attr", "kernelsim.kinds", "kernelsim.operation"),
+    "dpud/gpu": (
+        "dpud.gpu",
+        "dpud.errors",
+        *(f"kernelsim.{name}" for name in ("attr", "kinds", "operation", "wait", "jit")),
+    ),
     "dpud": ("dpud", "fs", "kernelsim"),
 }
 """Of our own modules, by file or package; the first that fits counts."""

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""Frames of one location: a binary buddy allocator over 2 KiB frames, and who owns each.
+
+Theory of operation
+    A page of 2^order frames is an aligned block (2 KiB: order 0, 4 KiB: 1, 64 KiB: 5, 2 MiB: 10). Free blocks of an
+    order form a doubly linked list through `next` and `prev`; `order_of` of a free block's first frame is its order,
+    and -1 everywhere else. `owner` is the key of the page that has a frame, in each of its frames, or FREE.
+
+Invariants
+    - A frame is either in exactly one free block or owned by exactly one page. (The page's own entry points back; the
+      address space's checks compare both.)
+    - No two free buddies of one order exist side by side.
+"""
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpud.gpu.address_space.pagetable import FRAME_BYTES, FRAME_SHIFT
+from kernelsim.jit import njit
+
+MAX_ORDER = 10
+FREE = -1
+
+Longs: TypeAlias = NDArray[np.int64]
+Orders: TypeAlias = NDArray[np.int8]
+
+
+@njit
+def _push(heads: Longs, nexts: Longs, prevs: Longs, order_of: Orders, frame: int, order: int) -> None:
+    order_of[frame] = order
+    head = heads[order]
+    nexts[frame], prevs[frame] = head, -1
+    if head >= 0:
+        prevs[head] = frame
+    heads[order] = frame
+
+
+@njit
+def _unlink(heads: Longs, nexts: Longs, prevs: Longs, order_of: Orders, frame: int) -> None:
+    order = order_of[frame]
+    if prevs[frame] >= 0:
+        nexts[prevs[frame]] = nexts[frame]
+    else:
+        heads[order] = nexts[frame]
+    if nexts[frame] >= 0:
+        prevs[nexts[frame]] = prevs[frame]
+    order_of[frame] = -1
+
+
+@njit
+def alloc_frame(heads: Longs, nexts: Longs, prevs: Longs, order_of: Orders, order: int) -> int:
+    """First frame of a block, split off a larger one where need be; -1 if there is none."""
+    at = order
+    while at <= MAX_ORDER and heads[at] < 0:
+        at += 1
+    if at > MAX_ORDER:
+        return -1
+    frame = heads[at]
+    _unlink(heads, nexts, prevs, order_of, frame)
+    while at > order:
+        at -= 1
+        _push(heads, nexts, prevs, order_of, frame + (1 << at), at)
+    return int(frame)
+
+
+@njit
+def free_frame(heads: Longs, nexts: Longs, prevs: Longs, order_of: Orders, frame: int, order: int) -> None:
+    """Give a block back and merge it with its buddies."""
+    while order < MAX_ORDER:
+        buddy = frame ^ (1 << order)
+        if buddy + (1 << order) > len(order_of) or order_of[buddy] != order:
+            break
+        _unlink(heads, nexts, prevs, order_of, buddy)
+        frame &= ~(1 << order)
+        order += 1
+    _push(heads, nexts, prevs, order_of, frame, order)
+
+
+class FramePool:
+    """The frames of one location's memory."""
+
+    def __init__(self, nr_bytes: int) -> None:
+        self.nr_frames = nr_bytes >> FRAME_SHIFT
+        self.nr_free = 0
+        self.owner: Longs = np.full(self.nr_frames, FREE, dtype=np.int64)
+        self._heads: Longs = np.full(MAX_ORDER + 1, -1, dtype=np.int64)
+        self._nexts: Longs = np.zeros(self.nr_frames, dtype=np.int64)
+        self._prevs: Longs = np.zeros(self.nr_frames, dtype=np.int64)
+        self._order_of: Orders = np.full(self.nr_frames, -1, dtype=np.int8)
+        self._lists = (self._heads, self._nexts, self._prevs, self._order_of)
+        for frame in range(0, self.nr_frames >> MAX_ORDER << MAX_ORDER, 1 << MAX_ORDER):
+            _push(*self._lists, frame, MAX_ORDER)
+            self.nr_free += 1 << MAX_ORDER
+        for order, at in _tail(self.nr_frames):
+            _push(*self._lists, at, order)
+            self.nr_free += 1 << order
+
+    @property
+    def nr_bytes(self) -> int:
+        return self.nr_frames * FRAME_BYTES
+
+    @property
+    def nr_free_bytes(self) -> int:
+        return self.nr_free * FRAME_BYTES
+
+    def alloc(self, order: int, key: int) -> int | None:
+        """First frame of a block for the page `key`; None where no block is large enough."""
+        frame = alloc_frame(*self._lists, order)
+        if frame < 0:
+            return None
+        self.owner[frame : frame + (1 << order)] = key
+        self.nr_free -= 1 << order
+        return frame
+
+    def free(self, frame: int, order: int, key: int) -> None:
+        """The page gives its block back."""
+        assert (self.owner[frame : frame + (1 << order)] == key).all(), "a frame of another page"
+        self.owner[frame : frame + (1 << order)] = FREE
+        self.nr_free += 1 << order
+        free_frame(*self._lists, frame, order)
+
+    def owners(self, frame: int, order: int) -> list[int]:
+        """Keys of the pages in a block, each once."""
+        keys = np.unique(self.owner[frame : frame + (1 << order)])
+        return [int(key) for key in keys if key != FREE]
+
+    def blocks_by_use(self, order: int) -> list[int]:
+        """First frames of all whole blocks of an order, least used first."""
+        nr_blocks = self.nr_frames >> order
+        used = (self.owner[: nr_blocks << order] != FREE).reshape(nr_blocks, -1).sum(axis=1)
+        return [int(block) << order for block in np.argsort(used, kind="stable")]
+
+    def free_blocks(self) -> list[int]:
+        """Number of free blocks of each order, as buddyinfo shows them."""
+        return [int(np.count_nonzero(self._order_of == order)) for order in range(MAX_ORDER + 1)]
+
+    def check(self) -> list[str]:
+        """What is wrong, if anything: free blocks are the frames nobody owns, each once, aligned and merged."""
+        covered = np.zeros(self.nr_frames, dtype=np.int64)
+        wrong = []
+        for order in range(MAX_ORDER + 1):
+            for frame in np.flatnonzero(self._order_of == order).tolist():
+                covered[frame : frame + (1 << order)] += 1
+                buddy = frame ^ (1 << order)
+                if order < MAX_ORDER and buddy < self.nr_frames and self._order_of[buddy] == order:
+                    wrong.append(f"buddies {frame} and {buddy} of order {order} are both free")
+        if not np.array_equal(covered, (self.owner == FREE).astype(np.int64)):
+            wrong.append("free lists and owners disagree")
+        if int(covered.sum()) != self.nr_free:
+            wrong.append(f"{self.nr_free} frames counted free, {int(covered.sum())} are")
+        return wrong
+
+
+def _tail(nr_frames: int) -> list[tuple[int, int]]:
+    """(order, first frame) of the blocks that cover what the largest ones leave over."""
+    at = nr_frames >> MAX_ORDER << MAX_ORDER
+    blocks = []
+    for order in range(MAX_ORDER - 1, -1, -1):
+        if nr_frames - at >= 1 << order:
+            blocks.append((order, at))
+            at += 1 << order
+    return blocks

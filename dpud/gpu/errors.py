@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: MIT
+"""How the data path says no: an errno and one line.
+
+ENOMEM     no memory of the kind that was asked for, and none can be made free
+EACCES     the client may not do that there
+EFAULT     nothing is mapped there
+EINVAL     a value that makes no sense
+EBUSY      not while it is in use
+EIO        the bytes are lost, and known to be: a checksum, a torn slot, a vanished file
+ENOSPC     a store behind the device is full
+EAGAIN     less was done than was asked for
+ETIMEDOUT  waited for, in vain
+"""
+
+import errno
+
+
+class GpuError(OSError):
+    """`errno` and a line of text. A file's reader or writer gets the same number."""
+
+    def __init__(self, number: int, why: str) -> None:
+        super().__init__(number, why)
+
+
+class CorruptPage(GpuError):
+    """The stored bytes of a page are not the ones that were put there. `key`: which page, or which of a batch."""
+
+    def __init__(self, key: int, why: str) -> None:
+        super().__init__(errno.EIO, f"page {key:#x}: {why}")
+        self.key = key

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""One memory that pages can be in: a device's, or the host's.
+
+All of the memory is one buffer of the hardware layer; frames.py cuts it into pages. Bytes move in as few transfers as
+the frames' places allow, and every method here returns when they are there.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpud.gpu.address_space.frames import FramePool
+from dpud.gpu.address_space.pagetable import FRAME_BYTES
+from dpud.gpu.hal.interface import Bytes, Device
+from dpud.gpu.policy import NewPolicy
+
+Frames = NDArray[np.int64]
+
+
+class Location:
+    """Frames of a memory, and the order in which pages leave it."""
+
+    def __init__(self, number: int, name: str, hardware: Device, new_policy: NewPolicy) -> None:
+        self.number = number
+        self.name = name
+        self.hardware = hardware
+        self.frames = FramePool(hardware.memory_bytes)
+        self.policy = new_policy()
+        self._stream = hardware.create_stream()
+        self._buffer = hardware.allocate(hardware.memory_bytes, self._stream)
+        self._stream.sync()
+
+    def load_pages(self, frames: Frames, page_bytes: int) -> Bytes:
+        """Bytes of pages, [page, byte]."""
+        out = np.empty((len(frames), page_bytes), dtype=np.uint8)
+        self._buffer.gather(frames * FRAME_BYTES, page_bytes, out, stream=self._stream)
+        self._stream.sync()
+        return out
+
+    def store_pages(self, frames: Frames, data: Bytes) -> None:
+        """The other way; data[page, byte]."""
+        self._buffer.scatter(frames * FRAME_BYTES, data.shape[1], data, stream=self._stream)
+        self._stream.sync()
+
+    def zero_pages(self, frames: Frames, page_bytes: int) -> None:
+        for at, nr_bytes, _ in _runs(frames, page_bytes, 0, len(frames) * page_bytes):
+            self._buffer.view(at, nr_bytes).fill(0, stream=self._stream)
+        self._stream.sync()
+
+    def load(self, frames: Frames, page_bytes: int, offset: int, out: Bytes) -> None:
+        """len(out) bytes from `offset` on in the pages taken together."""
+        for at, nr_bytes, done in _runs(frames, page_bytes, offset, len(out)):
+            self._buffer.view(at, nr_bytes).copy_to(out[done : done + nr_bytes].data, stream=self._stream)
+        self._stream.sync()
+
+    def store(self, frames: Frames, page_bytes: int, offset: int, data: Bytes) -> None:
+        """The other way."""
+        for at, nr_bytes, done in _runs(frames, page_bytes, offset, len(data)):
+            self._buffer.view(at, nr_bytes).copy_from(data[done : done + nr_bytes].data, stream=self._stream)
+        self._stream.sync()
+
+
+def _runs(frames: Frames, page_bytes: int, offset: int, nr_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """(byte in memory, bytes, bytes before) for each run of adjacent frames."""
+    breaks = np.flatnonzero(np.diff(frames) != page_bytes // FRAME_BYTES) + 1
+    starts = [0, *breaks.tolist()]
+    done, skip = 0, offset
+    for start, end in zip(starts, [*starts[1:], len(frames)], strict=True):
+        length = (end - start) * page_bytes
+        nr = min(length - skip, nr_bytes - done)
+        if nr > 0:
+            yield int(frames[start]) * FRAME_BYTES + skip, nr, done
+            done += nr
+        skip = max(skip - length, 0)

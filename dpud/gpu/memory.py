@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: MIT
+"""GpuMemory: the data path. Clients allocate, read, write and free; everything else is what it takes to do that.
+
+Theory of operation
+    Locations are devices 0..n-1 and the host, which is number n and also called HOST. Each has a memory, a page table
+    and a TLB. An access comes from a location (the client's device, unless it says otherwise) and goes page by page:
+    permission, translation, a fault where that leads nowhere (faults.py), then the bytes, from wherever they are.
+
+    An access of many pages is done in spans of at most 1 MiB, or a quarter of the smallest memory: only one span's
+    pages have to be in memory at once, so an access may be larger than the device. An access that fails has done the
+    spans before the one that failed.
+
+    Collaborators are passed in: a codec and a pool (compression/), swap, a replacement policy, a prefetcher (swap/), an
+    admission (overcommit/). Each may be left out; without pool and swap nothing can be evicted.
+
+Differs from hardware: `read` and `write` move bytes between memory and the caller, so their time is the link's even
+where the caller stands for a kernel on the device. A page has one home; several locations may reach it.
+"""
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpud.gpu.address_space.advice import Advice
+from dpud.gpu.address_space.pagetable import PTE_PRESENT, PTE_WRITE, frames_of, locations_of
+from dpud.gpu.address_space.permissions import READ, WRITE, Permission
+from dpud.gpu.address_space.regions import PageState, Region, RegionType
+from dpud.gpu.address_space.space import DEFAULT_BYTES, AddressSpace, Pages
+from dpud.gpu.blob import PageCodec
+from dpud.gpu.client import Client
+from dpud.gpu.clock import Clock, ManualClock
+from dpud.gpu.errors import GpuError
+from dpud.gpu.faults import CorruptAccess, FaultService, Prefetcher
+from dpud.gpu.hal.engine import DeviceProfile
+from dpud.gpu.hal.interface import Device
+from dpud.gpu.hal.simulated import SimulatedDevice
+from dpud.gpu.location import Location
+from dpud.gpu.policy import Lru, NewPolicy
+from dpud.gpu.residency import Residency
+from dpud.gpu.store import BackingStore, Pool, Swap
+from dpud.gpu.window import Window
+from kernelsim.operation import Operation, complete
+
+HOST = -1
+DEFAULT_PAGE_BYTES = 4096
+_SPAN_BYTES = 1 << 20
+
+HOST_PROFILE = DeviceProfile("host", 1 << 30, 25_600_000_000, 100, 25_600_000_000, 100)
+"""Host memory: one channel of DDR4-3200 (3200 MT/s x 8 bytes, JEDEC JESD79-4); its latency is uncalibrated."""
+
+
+class Admission(Protocol):
+    """overcommit.Admission, as far as the data path goes."""
+
+    def request(self, client: str, nr_bytes: int, priority: int, timeout_ns: int = 0) -> Operation[Any]: ...
+    def release(self, grant: Any, /) -> None: ...
+
+
+class GpuMemory:
+    """Memory of clients on devices and the host."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device] | None = None,
+        *,
+        host: Device | None = None,
+        clock: Clock | None = None,
+        codec: PageCodec | None = None,
+        pool: Pool | None = None,
+        swap: Swap | None = None,
+        new_policy: NewPolicy = Lru,
+        prefetcher: Prefetcher | None = None,
+        admission: Admission | None = None,
+        space_bytes: int = DEFAULT_BYTES,
+    ) -> None:
+        self.clock = clock or ManualClock()
+        hardware: list[Device] = [SimulatedDevice(clock=self.clock)] if devices is None else list(devices)
+        hardware.append(host or SimulatedDevice(HOST_PROFILE, self.clock, len(hardware)))
+        self.nr_devices = len(hardware) - 1
+        names = [*(f"device{number}" for number in range(self.nr_devices)), "host"]
+        self.locations = [
+            Location(number, name, each, new_policy)
+            for number, (name, each) in enumerate(zip(names, hardware, strict=True))
+        ]
+        self.space = AddressSpace(names, self.clock, space_bytes)
+        self.store = BackingStore(codec, pool, swap)
+        self.residency = Residency(self.space, self.locations, self.store)
+        self.faults = FaultService(self.residency, self.nr_devices, prefetcher)
+        self.admission = admission
+        self.clients: dict[str, Client] = {}
+        self.on_short: Callable[[], None] = lambda: None
+        """Called when an access left a location below its low watermark: for whoever runs `background`."""
+        smallest = min(location.frames.nr_bytes for location in self.locations)
+        self._span_bytes = min(_SPAN_BYTES, smallest // 4)
+
+    # Clients.
+
+    def client(self, name: str, device: int | None = None) -> Client:
+        """The client of that name, made where there is none. Raises GpuError(EINVAL) for a device that is not there."""
+        if device is not None and not 0 <= device < self.nr_devices:
+            raise GpuError(errno.EINVAL, f"no device {device}")
+        client = self.clients.setdefault(name, Client(name, device or 0))
+        if device is not None:
+            client.device = device
+        return client
+
+    def remove_client(self, name: str) -> None:
+        """The client ends: what it had is freed, what it was allowed elsewhere is gone."""
+        client = self.clients.pop(name)
+        for region in list(client.regions):
+            self._free(client, region)
+        for region in self.space.regions:
+            region.permissions.pop(name, None)
+
+    # Allocation.
+
+    def allocate(
+        self,
+        client: str,
+        size: int,
+        type: RegionType = RegionType.DEVICE,
+        permissions: Permission = READ | WRITE,
+        *,
+        page_size: int = DEFAULT_PAGE_BYTES,
+        priority: int = 0,
+        device: int | None = None,
+        timeout_ns: int = 0,
+    ) -> int:
+        """`size` bytes that read as zeros -> their address.
+
+        page_size   2048, 4096, 65536 or 2097152
+        device      where DEVICE memory is to be; else the client's
+        priority    for admission; larger is more important
+        timeout_ns  how long admission may make it wait
+
+        Raises GpuError: EINVAL, ENOMEM, ETIMEDOUT.
+        """
+        return complete(
+            self.allocation(
+                client,
+                size,
+                type,
+                permissions,
+                page_size=page_size,
+                priority=priority,
+                device=device,
+                timeout_ns=timeout_ns,
+            )
+        )
+
+    def allocation(
+        self,
+        client: str,
+        size: int,
+        type: RegionType,
+        permissions: Permission,
+        *,
+        page_size: int,
+        priority: int,
+        device: int | None,
+        timeout_ns: int,
+    ) -> Operation[int]:
+        """`allocate` as an operation, which yields while admission lets it wait."""
+        owner = self.client(client)
+        where = owner.device if device is None else device
+        if not 0 <= where < self.nr_devices:
+            raise GpuError(errno.EINVAL, f"no device {where}")
+        grant = None
+        if self.admission is not None and type is not RegionType.HOST:
+            grant = yield from self.admission.request(client, size, priority, timeout_ns)
+        try:
+            region = self._new_region(client, size, type, page_size, where)
+        except GpuError:
+            self._release(grant)
+            raise
+        region.grant, region.priority = grant, priority
+        self.space.protect(region, client, 0, region.nr_pages, permissions)
+        owner.regions.append(region)
+        return region.va
+
+    def free(self, va: int, client: str | None = None) -> None:
+        """Free what `allocate` gave. Raises GpuError(EFAULT); GpuError(EACCES) where it is another client's."""
+        region = self._at(va)
+        owner = self.clients[region.client]
+        self.space.owned(owner.name if client is None else client, va)
+        self._free(owner, region)
+
+    def _new_region(self, client: str, size: int, type: RegionType, page_size: int, device: int) -> Region:
+        region = self.space.reserve(client, size, type, page_size, device)
+        try:
+            self._check_fits(region)
+            if type is RegionType.PINNED:
+                self.faults.populate(region)
+        except GpuError:
+            self.space.release(region)
+            raise
+        return region
+
+    def _check_fits(self, region: Region) -> None:
+        """A page has to fit into the memory it is for, with room for others."""
+        for location in self.locations:
+            if region.page_bytes > location.frames.nr_bytes:
+                raise GpuError(errno.EINVAL, f"pages of {region.page_bytes} bytes do not fit into {location.name}")
+
+    def _free(self, client: Client, region: Region) -> None:
+        self.residency.forget(region)
+        self.space.release(region)
+        client.regions.remove(region)
+        self._release(region.grant)
+
+    def _release(self, grant: Any) -> None:
+        if grant is not None and self.admission is not None:
+            self.admission.release(grant)
+
+    # Access.
+
+    def read(self, client: str, va: int, nr_bytes: int, at: int | None = None) -> bytes:
+        """Bytes at an address. Raises GpuError: EFAULT, EACCES, EIO (lost), ENOMEM (no room to bring them in)."""
+        at, region = self._checked(client, va, nr_bytes, READ, at)
+        out = np.empty(nr_bytes, dtype=np.uint8)
+        for first, nr_pages, offset, span in self._spans(region, va, nr_bytes):
+            entries = self._reach(client, region, first, nr_pages, at, None)
+            self._load(region, entries, offset, out[span])
+        return out.tobytes()
+
+    def write(self, client: str, va: int, data: bytes | bytearray | memoryview, at: int | None = None) -> None:
+        """Put bytes at an address. Raises as `read` does."""
+        at, region = self._checked(client, va, len(data), WRITE, at)
+        source = np.frombuffer(data, dtype=np.uint8)
+        for first, nr_pages, offset, span in self._spans(region, va, len(data)):
+            nr_bytes = span.stop - span.start
+            entries = self._reach(client, region, first, nr_pages, at, _whole(region, nr_pages, offset, nr_bytes))
+            self._store(region, entries, offset, source[span])
+            self.space.set_dirty(region, first, nr_pages, at)
+
+    def access(self, client: str, va: int, permissions: Permission, at: int | None = None) -> Window:
+        """From `va` to the end of its region, once the first page is there. Raises as `read` and `write` do."""
+        at, region = self._checked(client, va, 1, permissions, at)
+        first, _ = self.space.page_range(region, va, 1)
+        whole = np.zeros(1, dtype=np.bool_) if permissions & WRITE else None
+        self._reach(client, region, first, 1, at, whole)
+        return Window(self, client, va, region.va + region.nr_bytes - va, at)
+
+    def sync(self, client: str, va: int, nr_bytes: int) -> int:
+        """Have the stores hold what the pages hold now, as msync(2) -> pages written. The pages stay in memory.
+
+        Raises GpuError: EFAULT, EACCES, ENOSPC.
+        """
+        _, region = self._checked(client, va, nr_bytes, READ, None)
+        first, end = self.space.page_range(region, va, nr_bytes)
+        return self.faults.write_back(region, np.arange(first, end))
+
+    def _checked(self, client: str, va: int, nr_bytes: int, wanted: Permission, at: int | None) -> tuple[int, Region]:
+        """Location and region of an access that is allowed."""
+        if at is None:
+            at = self.client(client).device
+        if not -1 <= at <= self.nr_devices or nr_bytes < 0:
+            raise GpuError(errno.EINVAL, f"{nr_bytes} bytes from location {at}")
+        at = self.nr_devices if at == HOST else at
+        return at, self.space.check_access(client, va, nr_bytes, wanted, at)
+
+    def _spans(self, region: Region, va: int, nr_bytes: int) -> Iterator[tuple[int, int, int, slice]]:
+        """(first page, pages, offset in the first, bytes of the access) piece by piece."""
+        shift, per_span = region.page_shift, max(1, self._span_bytes >> region.page_shift)
+        done = 0
+        while done < nr_bytes:
+            first, offset = divmod(va + done - region.va, 1 << shift)
+            nr = min(nr_bytes - done, (per_span << shift) - offset)
+            yield first, -(-(offset + nr) >> shift), offset, slice(done, done + nr)
+            done += nr
+
+    def _reach(
+        self, client: str, region: Region, first: int, nr_pages: int, at: int, whole: NDArray[np.bool_] | None
+    ) -> NDArray[np.uint64]:
+        """Entries of pages, once they can be read, or written (`whole` says which of them are overwritten whole)."""
+        entries = self.space.entries(region, first, nr_pages, at)
+        needed = PTE_PRESENT if whole is None else PTE_PRESENT | PTE_WRITE
+        lacking = entries & needed != needed
+        if lacking.any():
+            self._fault(client, region, first, at, whole, lacking)
+            entries = self.space.entries(region, first, nr_pages, at)
+        self._touch(region, first, entries)
+        return entries
+
+    def _fault(
+        self,
+        client: str,
+        region: Region,
+        first: int,
+        at: int,
+        whole: NDArray[np.bool_] | None,
+        lacking: NDArray[np.bool_],
+    ) -> None:
+        pages: Pages = first + np.flatnonzero(lacking)
+        key = region.first_key + first
+        overwritten = np.zeros(len(pages), dtype=np.bool_) if whole is None else whole[lacking]
+        wanted = READ if whole is None else WRITE
+        try:
+            self.faults.serve(region, pages, at, whole is not None, overwritten, range(key, key + len(lacking)))
+        except GpuError as error:
+            page = error.page if isinstance(error, CorruptAccess) else int(pages[0])
+            va = region.va + (page << region.page_shift)
+            self.space.refuse(client, va, wanted, at, error.errno or errno.EIO, str(error.strerror))
+        if self.residency.is_short:
+            self.on_short()
+
+    def _touch(self, region: Region, first: int, entries: NDArray[np.uint64]) -> None:
+        """Tell the policies."""
+        present = np.flatnonzero(entries & PTE_PRESENT)
+        for location in np.unique(locations_of(entries[present])).tolist():
+            access = self.locations[location].policy.access
+            here = present[locations_of(entries[present]) == location]
+            for key in (region.first_key + first + here).tolist():
+                access(key)
+
+    def _load(self, region: Region, entries: NDArray[np.uint64], offset: int, out: NDArray[np.uint8]) -> None:
+        for place, start, end in _stretches(entries):
+            piece = _piece(region, start, end, offset, len(out))
+            if place is None:
+                out[piece[1]] = 0
+            else:
+                frames = frames_of(entries[start:end])
+                self.locations[place].load(frames, region.page_bytes, piece[0], out[piece[1]])
+
+    def _store(self, region: Region, entries: NDArray[np.uint64], offset: int, data: NDArray[np.uint8]) -> None:
+        for place, start, end in _stretches(entries):
+            assert place is not None, "a page without a frame"
+            skip, part = _piece(region, start, end, offset, len(data))
+            self.locations[place].store(frames_of(entries[start:end]), region.page_bytes, skip, data[part])
+
+    # Changing regions.
+
+    def protect(self, client: str, va: int, nr_bytes: int, permissions: Permission, *, of: str | None = None) -> None:
+        """The owner sets permissions for a range of whole pages, its own or another client's (`of`).
+
+        Raises GpuError: EINVAL for a `va` within a page, EFAULT, EACCES.
+        """
+        region, first, end = self._range_of_owner(client, va, nr_bytes)
+        self.space.protect(region, of or client, first, end, permissions)
+
+    def advise(self, client: str, va: int, nr_bytes: int, advice: Advice, location: int | None = None) -> None:
+        """Say how a range of managed memory will be used. Raises GpuError: EINVAL, EFAULT, EACCES."""
+        region, first, end = self._range_of_owner(client, va, nr_bytes)
+        if region.type is not RegionType.MANAGED:
+            raise GpuError(errno.EINVAL, "advice is for managed memory")
+        if advice.takes_location != (location is not None):
+            raise GpuError(errno.EINVAL, f"{advice.value} with location {location}")
+        where = self._location(location).number if location is not None else 0
+        region.advice.give(first, end, advice, where)
+        self.faults.follow_advice(region, np.arange(first, end), advice, where)
+
+    def prefetch(self, client: str, va: int, nr_bytes: int, location: int) -> int:
+        """Move a range of managed memory to a location, as cudaMemPrefetchAsync -> pages moved or brought in."""
+        region, first, end = self._range_of_owner(client, va, nr_bytes)
+        if region.type is not RegionType.MANAGED:
+            raise GpuError(errno.EINVAL, "only managed memory moves")
+        return self.faults.prefetch_to(region, np.arange(first, end), self._location(location).number)
+
+    def _range_of_owner(self, client: str, va: int, nr_bytes: int) -> tuple[Region, int, int]:
+        region = self._at(va)
+        if region.client != client:
+            raise GpuError(errno.EACCES, f"the region at {region.va:#x} is {region.client}'s")
+        if (va - region.va) % region.page_bytes or nr_bytes < 0:
+            raise GpuError(errno.EINVAL, f"{va:#x} is not where a page begins")
+        if va + nr_bytes > region.end:
+            raise GpuError(errno.EFAULT, f"the region ends at {region.end:#x}")
+        return region, *self.space.page_range(region, va, nr_bytes)
+
+    def _at(self, va: int) -> Region:
+        region = self.space.regions.find(va)
+        if region is None:
+            raise GpuError(errno.EFAULT, f"nothing is mapped at {va:#x}")
+        return region
+
+    def _location(self, number: int) -> Location:
+        if not -1 <= number <= self.nr_devices:
+            raise GpuError(errno.EINVAL, f"no location {number}")
+        return self.locations[number]
+
+    # Translation and pressure.
+
+    def translate(self, va: int, at: int = 0) -> int:
+        """Physical address, location << 40 | byte, as `at` reaches it. Raises GpuError(EFAULT)."""
+        return self.space.translate(va, at)
+
+    def translate_bulk(self, vas: NDArray[np.int64], at: int = 0) -> NDArray[np.int64]:
+        """The same for many; NOT_RESIDENT (-1) or NOT_MAPPED (-2) where there is none."""
+        return self.space.translate_bulk(vas, at)
+
+    def evict(self, nr_bytes: int, location: int = 0) -> int:
+        """Take pages out of a location's memory, the policy's first ones first -> bytes that became free."""
+        place = self._location(location)
+        unit = place.frames.nr_bytes // place.frames.nr_frames
+        return self.residency.evict(place, -(-nr_bytes // unit)) * unit
+
+    def background(self, budget_bytes: int) -> int:
+        """What a kernel's kswapd does: evict up to `budget_bytes` where free memory is below its low watermark."""
+        return self.residency.background(budget_bytes)
+
+    def state_of(self, region: Region) -> dict[str, int]:
+        """Pages by state; `resident` also by location."""
+        found = {state.name.lower(): region.count(state) for state in PageState}
+        return found | {f"on_{place.name}": region.nr_resident(place.number) for place in self.locations}
+
+
+def _whole(region: Region, nr_pages: int, offset: int, nr_bytes: int) -> NDArray[np.bool_]:
+    """Pages of a span that a write covers from end to end."""
+    starts = np.arange(nr_pages) << region.page_shift
+    covered: NDArray[np.bool_] = (starts >= offset) & (starts + region.page_bytes <= offset + nr_bytes)
+    return covered
+
+
+def _stretches(entries: NDArray[np.uint64]) -> Iterator[tuple[int | None, int, int]]:
+    """(location, first, end) of entries that lie side by side in one memory; None for pages without a frame."""
+    places = np.where(entries & PTE_PRESENT != 0, locations_of(entries), -1)
+    breaks = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
+    for start, end in pairwise(breaks):
+        place = int(places[start])
+        yield None if place < 0 else place, start, end
+
+
+def _piece(region: Region, start: int, end: int, offset: int, nr_bytes: int) -> tuple[int, slice]:
+    """(offset in page `start`, bytes of the access) of pages [start, end) of a span."""
+    begin = max(0, (start << region.page_shift) - offset)
+    return (offset if start == 0 else 0), slice(begin, min(nr_bytes, (end << region.page_shift) - offset))

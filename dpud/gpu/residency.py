@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: MIT
+"""Who is in memory: frames are taken, pages are evicted to make room, and come back.
+
+Theory of operation
+    A frame is taken from the location's free blocks. Where there is none, pages are evicted in the policy's order until
+    there are enough frames; where the free frames then lie too scattered for a large page, the least used block of that
+    size is emptied (as NVIDIA's driver evicts a whole 2 MiB root chunk). Pages that the current access needs (`busy`)
+    and pinned ones are never chosen.
+
+    Eviction copies a page's bytes into the stores *before* it unmaps and frees it. If the stores have no room, the page
+    stays, and it is the one who asked for a frame that gets ENOMEM. A page whose bytes the stores have already
+    (`backed`) is unmapped and freed without a copy.
+
+    `background` keeps free memory between watermarks, so that accesses rarely wait: below `low` it evicts until `high`.
+
+Invariants
+    - A page that a policy knows is RESIDENT there (or has a copy there), is not pinned, and each such page is known.
+    - All of a page's bytes are in exactly one of: its frame, the stores (or both, while `backed`).
+"""
+
+import errno
+import logging
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpud.gpu.address_space.pagetable import FRAME_BYTES
+from dpud.gpu.address_space.regions import PageState, Region, RegionType
+from dpud.gpu.address_space.space import AddressSpace, Pages
+from dpud.gpu.errors import GpuError
+from dpud.gpu.location import Frames, Location
+from dpud.gpu.store import BackingStore, Place
+
+_BATCH_FRAMES = (4 << 20) // FRAME_BYTES
+_CLUSTER_FRAMES = (128 << 10) // FRAME_BYTES
+"""An access that has to wait for eviction evicts this much, so that the next few need not (SWAP_CLUSTER_MAX pages)."""
+
+_MAX_REFUSALS = 32
+"""Pages in a row that find no room in the stores before eviction gives up: another may compress better."""
+
+Busy = Collection[int]
+
+log = logging.getLogger("dpud.gpu.address_space")
+
+
+@dataclass
+class Watermarks:
+    """Free memory that `background` keeps in each location, in percent of it."""
+
+    low: int = 10
+    high: int = 15
+
+
+class Residency:
+    """Frames and pages of all locations."""
+
+    def __init__(self, space: AddressSpace, locations: Sequence[Location], store: BackingStore) -> None:
+        self.space, self.locations, self.store = space, locations, store
+        self.watermarks = Watermarks()
+        self.held: set[int] = set()
+        """Keys of pages that are not evicted for now, whatever their region (thrashing)."""
+        self.events: Counter[str] = Counter(
+            dict.fromkeys(("evicted", "evicted_clean", "evicted_copies", "refused", "corrupt", "blocks_emptied"), 0)
+        )
+
+    # Frames.
+
+    def take_frames(self, region: Region, pages: Pages, location: Location, busy: Busy) -> Frames:
+        """A frame for each page. Raises GpuError(ENOMEM), and has taken none."""
+        taken = np.empty(len(pages), dtype=np.int64)
+        keys = (region.first_key + pages).tolist()
+        busy = {*busy, *keys}
+        for index, key in enumerate(keys):
+            frame = self._take(region.order, key, len(pages) - index, location, busy)
+            if frame is None:
+                self.give_frames(region, pages[:index], location, taken[:index])
+                raise GpuError(errno.ENOMEM, f"{location.name} is full and nothing on it can be evicted")
+            taken[index] = frame
+        return taken
+
+    def give_frames(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
+        """Give frames back."""
+        for page, frame in zip(pages.tolist(), frames.tolist(), strict=True):
+            location.frames.free(frame, region.order, region.first_key + page)
+
+    def _take(self, order: int, key: int, nr_blocks: int, location: Location, busy: Busy) -> int | None:
+        frame = location.frames.alloc(order, key)
+        if frame is None:
+            self._make_room(order, nr_blocks, location, busy)
+            frame = location.frames.alloc(order, key)
+        return frame
+
+    def _make_room(self, order: int, nr_blocks: int, location: Location, busy: Busy) -> None:
+        """Evict for so many blocks; where that does not give even one, empty one."""
+        if location.frames.nr_frames >> order == 0:
+            return
+        lacking = (nr_blocks << order) - location.frames.nr_free
+        if lacking > 0:
+            self.evict(location, max(lacking, min(_CLUSTER_FRAMES, location.frames.nr_frames >> 4)), busy)
+        if any(location.frames.free_blocks()[order:]):
+            return
+        for block in location.frames.blocks_by_use(order):
+            keys = location.frames.owners(block, order)
+            if all(self._may_go(key, busy) for key in keys) and self._empty(location, keys):
+                self.events["blocks_emptied"] += 1
+                return
+
+    def _may_go(self, key: int, busy: Busy) -> bool:
+        return (
+            key not in busy
+            and key not in self.held
+            and self.space.regions.page_of(key)[0].type is not RegionType.PINNED
+        )
+
+    def _empty(self, location: Location, keys: list[int]) -> bool:
+        for key in keys:
+            location.policy.remove(key)
+        kept = self._evict_keys(location, keys)
+        for key in kept:
+            location.policy.insert(key)
+        return not kept
+
+    # Out.
+
+    def evict(self, location: Location, nr_frames: int, busy: Busy = ()) -> int:
+        """Take pages out of a location's memory until so many frames are free that were not -> how many were."""
+        before, skipped, nr_refused = location.frames.nr_free, list[int](), 0
+        while (freed := location.frames.nr_free - before) < nr_frames and nr_refused < _MAX_REFUSALS:
+            keys = self._pick(location, min(nr_frames - freed, _BATCH_FRAMES), busy, skipped)
+            if not keys:
+                break
+            kept = self._evict_keys(location, keys)
+            skipped += kept
+            nr_refused = nr_refused + len(kept) if len(kept) == len(keys) else 0
+        for key in skipped:
+            location.policy.insert(key)
+        return location.frames.nr_free - before
+
+    def evict_pages(self, region: Region, pages: Pages) -> int:
+        """Take these pages out of memory, copies too, where they are there and may go -> how many left."""
+        nr = 0
+        for location in self.locations:
+            here = pages[(region.state[pages] == PageState.RESIDENT) & (region.home[pages] == location.number)]
+            keys = [key for key in (region.first_key + here).tolist() if self._may_go(key, ())]
+            for start in range(0, len(keys), max(1, _BATCH_FRAMES >> region.order)):
+                batch = keys[start : start + max(1, _BATCH_FRAMES >> region.order)]
+                nr += len(batch)
+                for key in batch:
+                    location.policy.remove(key)
+                for key in self._evict_keys(location, batch):
+                    location.policy.insert(key)
+                    nr -= 1
+        return nr
+
+    def background(self, budget_bytes: int) -> int:
+        """Bring free memory up to the high watermark where it is below the low one -> bytes evicted."""
+        evicted = 0
+        for location in self.locations:
+            frames = location.frames
+            if frames.nr_free * 100 < frames.nr_frames * self.watermarks.low:
+                lacking = frames.nr_frames * self.watermarks.high // 100 - frames.nr_free
+                evicted += self.evict(location, min(lacking, (budget_bytes - evicted) // FRAME_BYTES)) * FRAME_BYTES
+        return evicted
+
+    @property
+    def is_short(self) -> bool:
+        """Whether `background` has something to do."""
+        low = self.watermarks.low
+        return any(place.frames.nr_free * 100 < place.frames.nr_frames * low for place in self.locations)
+
+    def _pick(self, location: Location, nr_frames: int, busy: Busy, skipped: list[int]) -> list[int]:
+        keys: list[int] = []
+        nr = 0
+        while nr < nr_frames and (key := location.policy.victim()) is not None:
+            if key in busy or key in self.held:
+                skipped.append(key)
+                continue
+            keys.append(key)
+            nr += 1 << self.space.regions.page_of(key)[0].order
+        return keys
+
+    def _evict_keys(self, location: Location, keys: Sequence[int]) -> list[int]:
+        """Evict pages that the policy has given out -> those for whom the stores had no room."""
+        by_region: dict[Region, list[int]] = {}
+        for key in keys:
+            region, page = self.space.regions.page_of(key)
+            if region.home[page] != location.number:
+                self._drop_copy(region, page, location)
+            else:
+                by_region.setdefault(region, []).append(page)
+        kept = []
+        for region, numbers in by_region.items():
+            pages = np.array(numbers, dtype=np.int64)
+            for page in self._evict_pages(region, pages, location).tolist():
+                kept.append(region.first_key + page)
+        self.events["refused"] += len(kept)
+        return kept
+
+    def _evict_pages(self, region: Region, pages: Pages, location: Location) -> Pages:
+        """Evict pages of one region -> those that stay."""
+        backed = region.backed[pages]
+        kept = self._save(region, pages[~backed], location)
+        gone = np.setdiff1d(pages, kept, assume_unique=True)
+        self.events["evicted"] += len(gone)
+        self.events["evicted_clean"] += int(np.count_nonzero(backed))
+        self.drop_copies(region, gone)
+        self.space.unmap_pages(region, gone)
+        self.give_frames(region, gone, location, region.frame[gone])
+        region.state[gone] = PageState.STORED
+        region.backed[gone] = True
+        return kept
+
+    def _save(self, region: Region, pages: Pages, location: Location) -> Pages:
+        """Put pages into the stores -> those that found no room. All at once, else one by one."""
+        if not len(pages):
+            return pages
+        rows = location.load_pages(region.frame[pages], region.page_bytes)
+        keys = (region.first_key + pages).tolist()
+        if self._put(keys, [row.data for row in rows]):
+            return pages[:0]
+        if len(keys) == 1:
+            return pages
+        stays = [not self._put([key], [row.data]) for key, row in zip(keys, rows, strict=True)]
+        refused: Pages = pages[np.array(stays)]
+        return refused
+
+    def _put(self, keys: Sequence[int], pages: Sequence[memoryview]) -> bool:
+        try:
+            self.store.put(keys, pages)
+        except GpuError as error:
+            if error.errno != errno.ENOSPC:
+                log.error("a store failed: %s", error)
+            return False
+        return True
+
+    # In.
+
+    def bring_in(self, region: Region, pages: Pages, location: Location, busy: Busy) -> Pages:
+        """STORED pages into a location's memory -> those that turned out to be corrupt.
+
+        Raises GpuError(ENOMEM), or what a tier raises, and nothing has changed.
+        """
+        frames = self.take_frames(region, pages, location, busy)
+        rows = np.empty((len(pages), region.page_bytes), dtype=np.uint8)
+        keys = (region.first_key + pages).tolist()
+        try:
+            bad = set(self.store.fetch(keys, [row.data for row in rows]))
+        except GpuError:
+            self.give_frames(region, pages, location, frames)
+            raise
+        good = np.array([key not in bad for key in keys], dtype=np.bool_)
+        location.store_pages(frames[good], rows[good])
+        self.give_frames(region, pages[~good], location, frames[~good])
+        self.settle(region, pages[good], location, frames[good])
+        region.backed[pages] = [self.store.place(key) is Place.SWAP for key in keys]
+        self._mark_corrupt(region, pages[~good])
+        return pages[~good]
+
+    def settle(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
+        """Pages are in these frames from now on; nobody reaches them yet."""
+        region.state[pages] = PageState.RESIDENT
+        region.home[pages] = location.number
+        region.frame[pages] = frames
+        region.backed[pages] = False
+        if region.type is not RegionType.PINNED:
+            for key in (region.first_key + pages).tolist():
+                location.policy.insert(key)
+
+    def _mark_corrupt(self, region: Region, pages: Pages) -> None:
+        region.state[pages] = PageState.CORRUPT
+        region.backed[pages] = False
+        self.events["corrupt"] += len(pages)
+        for page in pages.tolist():
+            log.error("page %#x at %#x is corrupt", region.first_key + page, region.va + (page << region.page_shift))
+
+    # Copies of read-mostly pages.
+
+    def drop_copies(self, region: Region, pages: Pages) -> int:
+        """Drop all copies of pages but the one at home -> how many pages had any."""
+        nr = 0
+        for page in pages.tolist() if region.replicas else ():
+            for number in list(region.replicas.get(page, ())):
+                self.locations[number].policy.remove(region.first_key + page)
+                self._drop_copy(region, page, self.locations[number])
+                nr += 1
+        return nr
+
+    def _drop_copy(self, region: Region, page: int, location: Location) -> None:
+        frame = region.replicas[page].pop(location.number)
+        if not region.replicas[page]:
+            del region.replicas[page]
+        self.space.unmap_pages(region, np.array([page]), [location.number])
+        location.frames.free(frame, region.order, region.first_key + page)
+        self.events["evicted_copies"] += 1
+
+    # Gone.
+
+    def forget(self, region: Region) -> None:
+        """A region is freed: frames and stored bytes go."""
+        pages = np.flatnonzero(region.state == PageState.RESIDENT)
+        self.drop_copies(region, pages)
+        self.space.unmap_pages(region, pages)
+        for page in pages.tolist():
+            location = self.locations[region.home[page]]
+            location.policy.remove(region.first_key + page)
+            location.frames.free(int(region.frame[page]), region.order, region.first_key + page)
+        for page in np.flatnonzero(region.backed).tolist():
+            self.store.drop(region.first_key + page)
+        self.held.difference_update(range(region.first_key, region.first_key + region.nr_pages))

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: MIT
+"""Behind the devices: the compressed pool, and swap tiers behind that.
+
+Theory of operation
+    Pages go into the pool. What the pool has no room for makes room first: its coldest pages move on to swap. Where
+    there is no pool, or it has no room even so, pages go to swap at once. Where there is no swap, a full pool is the
+    end. `put` does all or nothing: a page that found no room is still where it was, and nobody's bytes are lost.
+
+    A page that is fetched from the pool leaves it (memory is what it is short of); its copy in swap stays until the
+    page is written to or freed (`drop`), so that a page that was only read costs no second write.
+
+Invariant
+    `_places` has exactly the keys whose bytes are kept here, and each is in the store that it says.
+"""
+
+import errno
+from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
+
+from dpud.gpu.blob import Blob, PageCodec, PlainCodec
+from dpud.gpu.errors import CorruptPage, GpuError
+
+
+class Pool(Protocol):
+    """compression.CompressedPool, as far as the data path goes."""
+
+    def put(self, keys: Sequence[int], blobs: Sequence[Blob], /) -> None: ...
+    def get(self, key: int, /) -> Blob: ...
+    def drop(self, key: int, /) -> None: ...
+    def coldest(self, nr_bytes: int, /) -> Sequence[int]: ...
+
+    @property
+    def used_bytes(self) -> int: ...
+    @property
+    def stored_bytes(self) -> int: ...
+
+
+class Swap(Protocol):
+    """swap.SwapSpace, as far as the data path goes."""
+
+    def write(self, items: Sequence[tuple[int, Blob]], /) -> None: ...
+    def read(self, key: int, /) -> Blob: ...
+    def drop(self, key: int, /) -> None: ...
+
+    @property
+    def nr_free_bytes(self) -> int: ...
+
+
+class Place(Enum):
+    POOL = "pool"
+    SWAP = "swap"
+
+
+class BackingStore:
+    """Where pages are that are not in memory."""
+
+    def __init__(self, codec: PageCodec | None = None, pool: Pool | None = None, swap: Swap | None = None) -> None:
+        self.codec = codec or PlainCodec()
+        self.pool, self.swap = pool, swap
+        self._places: dict[int, Place] = {}
+        self.nr_stored = 0
+        self.nr_fetched = 0
+        self.nr_demoted = 0
+
+    @property
+    def exists(self) -> bool:
+        """Whether pages can leave memory at all."""
+        return self.pool is not None or self.swap is not None
+
+    def place(self, key: int) -> Place | None:
+        """Which store has a page."""
+        return self._places.get(key)
+
+    def put(self, keys: Sequence[int], pages: Sequence[memoryview]) -> None:
+        """Keep the bytes of pages. Raises GpuError(ENOSPC), and has kept none of them."""
+        if not self.exists:
+            raise GpuError(errno.ENOSPC, "there is nothing behind the devices")
+        blobs = self.codec.encode(pages)
+        place = Place.POOL if self._put_into_pool(keys, blobs) else Place.SWAP
+        if place is Place.SWAP:
+            if self.swap is None:
+                raise GpuError(errno.ENOSPC, "the pool is full and there is no swap")
+            self.swap.write(list(zip(keys, blobs, strict=True)))
+        self._places.update(dict.fromkeys(keys, place))
+        self.nr_stored += len(keys)
+
+    def fetch(self, keys: Sequence[int], outs: Sequence[memoryview]) -> list[int]:
+        """Bytes of pages -> keys of those that are corrupt; their `outs` mean nothing. They are dropped.
+
+        Raises GpuError of a tier that does not answer at all.
+        """
+        bad: list[int] = []
+        found: list[tuple[int, Blob, memoryview]] = []
+        for key, out in zip(keys, outs, strict=True):
+            try:
+                found.append((key, self._read(key), out))
+            except CorruptPage:
+                bad.append(key)
+        bad += self._decode(found)
+        for key in bad:
+            self.drop(key)
+        for key in keys:
+            if self._places.get(key) is Place.POOL:
+                self.drop(key)
+        self.nr_fetched += len(keys)
+        return bad
+
+    def drop(self, key: int) -> None:
+        """Forget a page, if it is here."""
+        place = self._places.pop(key, None)
+        if place is Place.POOL and self.pool is not None:
+            self.pool.drop(key)
+        elif place is Place.SWAP and self.swap is not None:
+            self.swap.drop(key)
+
+    def demote(self, nr_bytes: int) -> int:
+        """Move about that much of the pool's coldest to swap -> how many pages. Raises GpuError(ENOSPC)."""
+        if self.pool is None or self.swap is None:
+            return 0
+        keys = list(self.pool.coldest(nr_bytes))
+        if keys:
+            self.swap.write([(key, self.pool.get(key)) for key in keys])
+        for key in keys:
+            self.pool.drop(key)
+            self._places[key] = Place.SWAP
+        self.nr_demoted += len(keys)
+        return len(keys)
+
+    def _put_into_pool(self, keys: Sequence[int], blobs: Sequence[Blob]) -> bool:
+        if self.pool is None:
+            return False
+        try:
+            self.pool.put(keys, blobs)
+            return True
+        except GpuError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+        if not self._demote_for(sum(len(blob.data) for blob in blobs)):
+            return False
+        try:
+            self.pool.put(keys, blobs)
+        except GpuError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return False
+        return True
+
+    def _demote_for(self, nr_bytes: int) -> bool:
+        """Try to make room in the pool."""
+        try:
+            return self.demote(nr_bytes) > 0
+        except GpuError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return False
+
+    def _read(self, key: int) -> Blob:
+        if self._places[key] is Place.POOL:
+            assert self.pool is not None
+            return self.pool.get(key)
+        assert self.swap is not None
+        return self.swap.read(key)
+
+    def _decode(self, found: list[tuple[int, Blob, memoryview]]) -> list[int]:
+        """All at once; where that fails, one by one to find those that are wrong."""
+        try:
+            self.codec.decode([blob for _, blob, _ in found], [out for _, _, out in found])
+            return []
+        except CorruptPage:
+            return [key for key, blob, out in found if not self._is_good(blob, out)]
+
+    def _is_good(self, blob: Blob, out: memoryview) -> bool:
+        try:
+            self.codec.decode([blob], [out])
+        except CorruptPage:
+            return False
+        return True
+
+
+class HostPool:
+    """A pool in host memory that keeps blobs as they come, oldest first: what there is without compression."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._blobs: dict[int, Blob] = {}
+        self._used_bytes = 0
+
+    @property
+    def used_bytes(self) -> int:
+        return self._used_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(blob.raw_bytes for blob in self._blobs.values())
+
+    def put(self, keys: Sequence[int], blobs: Sequence[Blob]) -> None:
+        """Raises GpuError(ENOSPC), and has kept nothing."""
+        nr_bytes = sum(len(blob.data) for blob in blobs)
+        if self._used_bytes + nr_bytes > self.limit_bytes:
+            raise GpuError(errno.ENOSPC, f"{nr_bytes} bytes do not fit, {self._used_bytes} of {self.limit_bytes} used")
+        self._blobs.update(zip(keys, blobs, strict=True))
+        self._used_bytes += nr_bytes
+
+    def get(self, key: int) -> Blob:
+        return self._blobs[key]
+
+    def drop(self, key: int) -> None:
+        self._used_bytes -= len(self._blobs.pop(key).data)
+
+    def coldest(self, nr_bytes: int) -> list[int]:
+        keys, nr = [], 0
+        for key, blob in self._blobs.items():
+            if nr >= nr_bytes:
+                break
+            keys.append(key)
+            nr += len(blob.data)
+        return keys

@@ -16,7 +16,7 @@ from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.faults import FaultKind, FaultPlan
 from kernelsim import dpu_compact, fork
 from kernelsim.alloc_configfs import AllocGroup
-from kernelsim.attr import File, Operation
+from kernelsim.attr import File, Operation, complete
 from kernelsim.dpu_hw import U64, DpuResult
 from kernelsim.kconfig import Kconfig
 from kernelsim.machine import ALLOC_CONFIGFS as ALLOC_CONFIGFS
@@ -143,7 +143,7 @@ class Lab:
 
     def spawn(self, name: str, **settings: str) -> Process:
         """mkdir, then one echo for each setting, in order."""
-        process = self._group.make_item(name)
+        process = complete(self._group.make_item(name))
         assert isinstance(process, Process)
         self.registry.add(f"{MM_CONFIGFS}/{name}", process)
         self.set(name, **settings)

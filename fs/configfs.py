@@ -65,7 +65,8 @@ class Items:
         group = _group_of(parent)
         if group is None:
             raise error(RULES[parent.flavour].make, path)
-        self._registry.add(path, (yield from outcome(group.make_item(name))))
+        item = yield from outcome(group.make_item(name))
+        self._registry.add(path, item)
 
     def drop(self, path: str) -> Operation[bool]:
         """rmdir(2) -> False, and nothing done, while a request is inside. Not to be interrupted."""

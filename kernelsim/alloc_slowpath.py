@@ -9,6 +9,9 @@ A request first takes what it can above the low watermark. Then, in this order:
    reclaim. With __GFP_NORETRY a costly one gives up where compaction could not even run.
 3. Round after round: the lists, direct reclaim, direct compaction. NORETRY ends it after one round, so does a costly
    order without RETRY_MAYFAIL; else should_reclaim_retry() and should_compact_retry() decide.
+4. Before such a request fails for good, it waits for a compaction that holds free frames to give them back, and starts
+   over. On Linux a compaction holds few frames, and its request's own round ends with release_free_list(); here one
+   holds them from slice to slice, while others run. So many as MAX_RECLAIM_RETRIES compactions are waited for.
 
 Who may not block (no __GFP_DIRECT_RECLAIM: GFP_ATOMIC, GFP_NOWAIT, GFP_TRANSHUGE_LIGHT) never reclaims, never compacts
 and never touches the DPU. At each direct-compaction point the DPU comes first (try_dpu_compact_zone), then
@@ -114,6 +117,8 @@ class AllocContext:
     no_progress_loops: int = 0
     compaction_retries: int = 0
     compact_priority: int = DEF_COMPACT_PRIORITY
+    nr_waits: int = 0
+    """Compactions that it has waited for."""
     steps: list[str] = field(default_factory=list)
     """What was done for it, in order: reclaim, dpu, compact_async, compact."""
     device_ns: int = 0
@@ -209,9 +214,10 @@ class AllocSlowpath:
             progress = yield from self._direct_reclaim(ac)
             if self._any_zone_ok(ac):
                 return True
-            if not self._should_reclaim_retry(ac, progress):
-                self.report.warn_alloc(ac.gfp, 0, comm)
-                return False
+            if self._should_reclaim_retry(ac, progress) or (yield from self._wait_for_held_pages(ac)):
+                continue
+            self.report.warn_alloc(ac.gfp, 0, comm)
+            return False
 
     def _any_zone_ok(self, ac: AllocContext) -> bool:
         return any_zone_ok(self.vm.mem.zones, ac.zonelist, ac.order, WMARK_MIN, ac.highest_type, ac.movable)
@@ -270,7 +276,9 @@ class AllocSlowpath:
                 return -ENOMEM
             if self._should_reclaim_retry(ac, progress):
                 continue
-            if not (progress and ac.can_compact and self._should_compact_retry(ac)):
+            if progress and ac.can_compact and self._should_compact_retry(ac):
+                continue
+            if not (yield from self._wait_for_held_pages(ac)):
                 return -ENOMEM
 
     def _get_page(self, ac: AllocContext, wmark: int, reserve: int) -> int:
@@ -303,6 +311,24 @@ class AllocSlowpath:
             if zone_watermark_ok(zones, zone, ac.order, mark, ac.highest_type, ac.movable):
                 return True
         return False
+
+    def _wait_for_held_pages(self, ac: AllocContext) -> Operation[bool]:
+        """Let a compaction that holds free frames end, or give enough of them back; False: there is none to wait for.
+
+        Who holds the mutex never waits for a page with this (hugetlb.py asks with flags that may not block).
+        """
+        vm, mutex = self.vm, self.vm.compaction_mutex
+        if ac.nr_waits >= MAX_RECLAIM_RETRIES or not self._pages_are_held(ac):
+            return False
+        ac.nr_waits += 1
+        ac.no_progress_loops = 0
+        whose = mutex.nr_acquired
+        while mutex.nr_acquired == whose and self._pages_are_held(ac) and not self._any_zone_ok(ac):
+            yield vm.in_flight[0] if vm.in_flight else mutex.waiters
+        return True
+
+    def _pages_are_held(self, ac: AllocContext) -> bool:
+        return bool(self.vm.mem.zones["held_pages"][ac.zonelist].any())
 
     # Compaction.
 

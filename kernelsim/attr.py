@@ -259,8 +259,8 @@ class Kobject:
 class ConfigGroup(Kobject):
     """A configfs directory in which users make items: mkdir calls `make_item`, rmdir calls `drop_item`."""
 
-    def make_item(self, name: str) -> Kobject:
-        """The Kobject behind a new directory. Raises OSError where the name or the moment is wrong."""
+    def make_item(self, name: str) -> "Kobject | Operation[Kobject]":
+        """The Kobject behind a new directory, or the operation that makes it. OSError: a wrong name or moment."""
         raise NotImplementedError
 
     def drop_item(self, name: str, kobj: Kobject) -> object:

@@ -31,7 +31,7 @@ from kernelsim.attr import Attr, Int, Kobject, Text
 from kernelsim.contig import Contig
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmzone import MIGRATE_CMA, Mem, pageblock_nr_pages, pageblock_order
-from kernelsim.operation import Operation
+from kernelsim.operation import Mutex, Operation
 from kernelsim.page import PAGE_SHIFT
 from kernelsim.page_alloc import free_range
 from kernelsim.page_isolation import RangeBusy
@@ -114,6 +114,7 @@ class Cma(Kobject):
         self.nr_pages = nr_pages
         self.bits: NDArray[np.uint8] = np.zeros(nr_pages, dtype=np.uint8)
         self.being_emptied: tuple[int, int] | None = None
+        self._alloc_mutex = Mutex(vm.wait_queue())
         self.nr_pages_succeeded = self.nr_pages_failed = self.nr_pages_released = 0
         self._held: list[tuple[int, int]] = []  # (pfn, pages) of each allocation by way of debugfs
 
@@ -161,20 +162,20 @@ class Cma(Kobject):
     def _empty(self, pfn: int, count: int) -> LongOp:
         """Claim the bits, so that no one else tries the same pages, and have the pages emptied and taken."""
         at = slice(pfn - self.base, pfn - self.base + count)
-        while self.being_emptied:
-            yield None
-        if self.bits[at].any():
-            raise RangeBusy(pfn, "somebody else was faster")
-        self.bits[at] = 1
-        self.being_emptied = pfn, pfn + count
-        done = False
+        yield from self._alloc_mutex.acquire()
         try:
-            yield from self.contig.alloc_contig_range(pfn, pfn + count, cma=True)
-            done = True
+            if self.bits[at].any():
+                raise RangeBusy(pfn, "somebody else was faster")
+            self.bits[at] = 1
+            self.being_emptied = pfn, pfn + count
+            try:
+                yield from self.contig.alloc_contig_range(pfn, pfn + count, cma=True)
+            except BaseException:
+                self.bits[at] = 0
+                raise
         finally:
             self.being_emptied = None
-            if not done:
-                self.bits[at] = 0
+            self._alloc_mutex.release()
 
     def _account(self, pfn: int, count: int, error: int) -> None:
         events = self.vm.events

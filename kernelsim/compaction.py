@@ -62,7 +62,7 @@ __all__ = ["COMPACT_PRIO_ASYNC", "COMPACT_PRIO_SYNC_FULL", "COMPACT_PRIO_SYNC_LI
 
 COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT, COMPACT_PRIO_ASYNC = range(3)
 COMPACT_MAX_DEFER_SHIFT = 6
-SLICE = 1 << 18  # pages looked at: a few milliseconds
+SLICE_PAGES = 1 << 18  # pages looked at: a few milliseconds
 _SAMPLE = 1 << PAGE_ALLOC_COSTLY_ORDER  # every how many pages a pageblock is looked at when skip bits are cleared
 
 
@@ -307,7 +307,7 @@ class Compaction:
         try:
             self._set_up(cc)
             while True:
-                result = int(compact_zone_slice(vm_arrays(self.vm, self._src, self._dst), cc, SLICE))
+                result = int(compact_zone_slice(vm_arrays(self.vm, self._src, self._dst), cc, SLICE_PAGES))
                 if result != COMPACT_CONTINUE:
                     return result
                 yield None

@@ -3,8 +3,8 @@
 
 migrate_pages() follows mm/migrate.c for one batch: every folio gets a target and its PTEs become migration entries; one
 TLB flush for each mm; then contents, identity and PTEs pass to the targets, and the vacated pages are freed. A folio
-that somebody else holds goes back where it was. A large folio for which there is no target of its size is split, and
-its pages come last. If the targets run out, what has one is moved and the rest put back: on a real machine it is mostly
+that somebody else holds goes back where it was. A large folio that is mapped in part only, and so due to be split, is
+split first of all; one for which there is no target of its size is split too. Their pages come last. If the targets run out, what has one is moved and the rest put back: on a real machine it is mostly
 a dirty large folio of the page cache, which cannot be split, that ends a compaction so (`contended`).
 
 A freed page goes to the per-CPU lists of the compacting CPU where the machine has such lists (pcp.py), else to the
@@ -43,7 +43,7 @@ from kernelsim.mmzone import (
     pageblock_nr_pages,
     pageblock_order,
 )
-from kernelsim.page import PG_anon, PG_isolated, PG_lru, PG_private
+from kernelsim.page import PG_anon, PG_isolated, PG_lru, PG_partially_mapped, PG_private
 from kernelsim.page_alloc import (
     del_page_from_free_list,
     find_buddy_head,
@@ -231,28 +231,46 @@ def _take_split(v: VmArrays, cc: CompactControl, first: int, nr: int) -> None:
 
 
 @njit
-def _migrate_batch(v: VmArrays, cc: CompactControl) -> int:
-    """Move the folios of src, the last first, as far as there are targets. Returns how many pages failed.
+def _due_to_split(v: VmArrays, head: int) -> bool:
+    """An anonymous folio some of whose pages nobody maps any more, which waits to be split (_deferred_list)."""
+    return bool(v.pages[head].order > 1 and v.pages[head + 1].flags & PG_partially_mapped)
 
-    nr_src becomes the number of folios not tried; of these the last found no target. A folio that found none but could
-    be split has -1 - order in dst; its pages are isolated, and to be moved later.
+
+@njit
+def _unmap_batch(v: VmArrays, cc: CompactControl) -> tuple[int, int]:
+    """Give the folios of src targets, the last first, and unmap them; (the first that has one, how many were split).
+
+    A folio that was split has -1 - order in dst; its pages are isolated, and to be moved later.
     """
-    c = cc[0]
-    nr = int(c.nr_src)
-    first = nr  # src[first..nr-1] have a target, or were split
+    first = int(cc[0].nr_src)
+    nr_split = 0
     while first > 0:
         src = v.src[first - 1]
         order = int(v.pages[src].order)
-        dst = _compaction_alloc(v, cc, order)
+        split = _due_to_split(v, src) and _split_isolated(v, src)
+        dst = -1 if split else _compaction_alloc(v, cc, order)
         if dst >= 0:
             try_to_migrate(v.pages, v.zones, v.nodes, v.vmas, v.avcs, v.pt, v.touched, src)
-        elif _split_isolated(v, src):
+        elif split or _split_isolated(v, src):
             dst = -1 - order
+            nr_split += 1
         else:
             break
         first -= 1
         v.dst[first] = dst
     flush_touched(v.tlbs, v.events, v.touched)
+    return first, nr_split
+
+
+@njit
+def _migrate_batch(v: VmArrays, cc: CompactControl) -> tuple[int, int]:
+    """Move the folios of src, the last first, as far as there are targets. Returns (pages that failed, folios split).
+
+    nr_src becomes the number of folios not tried; of these the last found no target.
+    """
+    c = cc[0]
+    nr = int(c.nr_src)
+    first, nr_split = _unmap_batch(v, cc)
     nr_failed = 0
     for i in range(nr - 1, first - 1, -1):
         src = v.src[i]
@@ -267,28 +285,30 @@ def _migrate_batch(v: VmArrays, cc: CompactControl) -> int:
     c.nr_src = first
     if first > 0:
         nr_failed += 1 << v.pages[v.src[first - 1]].order  # the rest was not tried and does not count
-    return nr_failed
+    return nr_failed, nr_split
 
 
 @njit
 def migrate_pages(v: VmArrays, cc: CompactControl) -> tuple[int, bool]:
     """Move what is isolated, the last isolated first. Returns (pages that failed, whether targets ran out).
 
-    A large folio for which there is no target is split, if it can be, and its pages are tried once the others are done.
+    The pages of large folios that were split are tried once the others are done. As on Linux a folio that was split
+    counts as one failure, and its pages as none for that, whatever becomes of them; pgmigrate_fail has what failed.
     """
     c = cc[0]
     nr = int(c.nr_src)
-    nr_failed = _migrate_batch(v, cc)
+    nr_failed, nr_split = _migrate_batch(v, cc)
+    nr_reported = nr_failed + nr_split
     first = int(c.nr_src)
     no_targets = first > 0
     for i in range(first):
         putback_or_free(v.pages, v.zones, v.blocks, v.nodes, v.src[i])
     _take_split(v, cc, first, nr)
     if not no_targets:
-        nr_failed += _migrate_batch(v, cc)
+        nr_failed += _migrate_batch(v, cc)[0]
     putback_movable_pages(v, cc)
     v.events[0].pgmigrate_fail += nr_failed
-    return nr_failed, no_targets
+    return nr_reported, no_targets
 
 
 # The loop.

@@ -18,7 +18,7 @@ from kernelsim.jit import njit
 from kernelsim.lruvec import folio_isolate_lru, mod_nr_isolated
 from kernelsim.migrate import MOVABLE, count_migrated, flush_touched, folio_migrate, putback_or_free, why_not_movable
 from kernelsim.mmzone import MIGRATE_MOVABLE, Blocks, Nodes, Zones, pageblock_order
-from kernelsim.page import Pages, PG_anon, PG_held, PG_huge, PG_mlocked, compound_head
+from kernelsim.page import Pages, PG_anon, PG_held, PG_huge, PG_mlocked, PG_partially_mapped, compound_head
 from kernelsim.page_alloc import find_buddy_head, get_page_from_freelist, release_held
 from kernelsim.pgtable import PageTables
 from kernelsim.rmap import Avcs, Vmas, remove_migration_ptes, restore_pte, try_to_migrate
@@ -98,7 +98,8 @@ def isolate_moves(
 ) -> tuple[int, int, int]:
     """Isolate and unmap the movable folios from `pfn` (the start of one) on, each with a target; appends to `moves`.
 
-    A large folio moves whole; where no target of its size is left it is split first, as migrate_pages() does.
+    A large folio moves whole; where no target of its size is left, or where it is mapped in part only, it is split
+    first, as migrate_pages() does.
     Goes on until `end`, until `budget` pages or until `moves` is full. Returns (pfn reached, number of moves, 0 or
     -ENOMEM where there was no target).
     """
@@ -107,8 +108,10 @@ def isolate_moves(
     while pfn < end and nr_pages < budget and nr < len(moves):
         order = pages[pfn].order
         if why_not_movable(pages, pfn) == MOVABLE:
-            new = _take_target(pages, zones, blocks, zonelist, order)
+            split = order > 1 and pages[pfn + 1].flags & PG_partially_mapped != 0
+            new = -ENOMEM if split else _take_target(pages, zones, blocks, zonelist, order)
             if new < 0 and order > 0 and split_folio(pages, zones, blocks, nodes, vmas, avcs, pt, events, pfn) == 0:
+                events[0].thp_migration_fail += order >= pageblock_order
                 events[0].thp_migration_split += order >= pageblock_order
                 continue  # with what is now a single page
             if new < 0:

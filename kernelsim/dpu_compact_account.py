@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from kernelsim.dpu_compact_adaptive import Adaptive
-from kernelsim.dpu_compact_cpu import COMPACT_CLUSTER_MAX, CpuWork
+from kernelsim.dpu_compact_cpu import CpuWork, pages_in_cluster
 from kernelsim.dpu_compact_region import DpuCompactRegion
-from kernelsim.dpu_compact_stats import BatchStats, Ramp, RegionRecord, unavailable_ns
+from kernelsim.dpu_compact_stats import BatchStats, ClusterStep, Ramp, RegionRecord, unavailable_ns
 from kernelsim.dpu_hw import BatchTimes, Engine, HostWork
 from kernelsim.page import PAGE_SHIFT
 
@@ -44,7 +46,7 @@ class Accounts:
             RegionRecord(base, region.nr_fragments, result.nr_retired, engine.name, times, wall_ns, result.error)
         )
         if work.nr_pages:
-            unavailable = unavailable_ns(work.nr_pages, times, one_by_one=False)
+            unavailable = unavailable_ns(work.nr_pages, times)
             self.batches.add_pages(engine.name, unavailable, work.wall.unavailable_ns(work.nr_pages))
         self.adaptive.sample(work.number, engine.name, work.nr_pages, times.total_ns, wall_ns)
 
@@ -53,7 +55,7 @@ class Accounts:
         nr = work.nr_pages
         times = engine.times(
             HostWork(
-                nr_folios=nr,
+                nr_folios=work.nr_folios,
                 nr_scanned=region.region_size,
                 nr_flushes=work.nr_flushes,
                 nr_cpus=self._nr_cpus,
@@ -64,22 +66,22 @@ class Accounts:
         )
         base = region.base_pfn << PAGE_SHIFT
         self.modelled_ns += times.total_ns
-        self.batches.add(RegionRecord(base, nr, nr, engine.name, times, work.wall_ns, None))
+        self.batches.add(RegionRecord(base, work.nr_folios, work.nr_folios, engine.name, times, work.wall_ns, None))
         self._clusters(work, engine.name, times)
         self.adaptive.sample(region.work.number, engine.name, nr, times.total_ns, work.wall_ns)
 
     def _clusters(self, work: CpuWork, engine: str, times: BatchTimes) -> None:
         """Each cluster has its share of the region's times; by the wall clock, its pages are away all that time."""
-        nr_clusters = work.nr_clusters + len(work.rests)
-        sizes = [(COMPACT_CLUSTER_MAX, work.nr_clusters), *((rest, 1) for rest in work.rests)]
-        for size, nr in sizes:
-            share = size / work.nr_pages if work.nr_pages else 0.0
-            cluster = BatchTimes(
-                isolate_ns=0,
-                unmap_ns=round(times.unmap_ns * share),
-                flush_ns=round(times.flush_ns / nr_clusters) if nr_clusters else 0,
-                device_ns=round(times.device_ns * share),
-                remap_ns=round(times.remap_ns * share),
-            )
-            modelled = unavailable_ns(size, cluster, one_by_one=True)
-            self.batches.add_pages(engine, modelled, Ramp(work.wall_ns * share, 0.0, size), nr)
+        if not work.nr_pages:
+            return
+        step = ClusterStep(
+            unmap_ns=times.unmap_ns / work.nr_folios,
+            flush_ns=times.flush_ns / work.clusters.total(),
+            copy_ns=times.device_ns / work.nr_pages,
+            remap_ns=times.remap_ns / work.nr_folios,
+        )
+        for shape, nr in work.clusters.items():
+            orders = np.frombuffer(shape, dtype=np.uint8)
+            nr_pages = pages_in_cluster(orders)
+            wall = Ramp(work.wall_ns * nr_pages / work.nr_pages, 0.0, nr_pages)
+            self.batches.add_clusters(engine, orders, step, wall, nr)

@@ -10,7 +10,8 @@ in address order, and each page's identity has left its frame before the next is
 that fills it: a large one moves whole, and may make it larger than COMPACT_CLUSTER_MAX.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from kernelsim.dpu_compact_scan import (
     new_cursors,
     place_of,
 )
+from kernelsim.dpu_compact_stats import NO_FOLIO
 from kernelsim.huge_memory import split_folio
 from kernelsim.jit import njit
 from kernelsim.lruvec import folio_isolate_lru
@@ -153,15 +155,18 @@ def compact_range(
     touched: NDArray[np.uint8],
     cluster: Fragments,
     cursors: Cursors,
+    shapes: NDArray[np.uint8],
     pfn: int,
     end: int,
     budget: int,
-) -> tuple[int, int, int]:
+) -> tuple[int, int, int, int]:
     """Pack movable folios downwards in address order, cluster by cluster.
 
-    Goes on from `pfn`, with places given as `cursors` tell, until `end` or until `budget` pages have moved. Returns pfn
-    to go on with, and the pages and PTEs of this call; the caller releases the held frames at the end.
+    Goes on from `pfn`, with places given as `cursors` tell, until `end` or until `budget` pages have moved. `shapes`
+    uint8[clusters, COMPACT_CLUSTER_MAX], all NO_FOLIO, takes the orders of each cluster's folios. Returns pfn to go on
+    with, and the pages, PTEs and clusters of this call; the caller releases the held frames at the end.
     """
+    nr_clusters = 0
     nr_moved = 0
     nr_ptes = 0
     while pfn < end and nr_moved < budget:
@@ -173,9 +178,12 @@ def compact_range(
             pages, zones, blocks, nodes, vmas, avcs, pt, tlbs, events, memory, i_pages, touched, cluster, nr
         )  # fmt: skip
         nr_moved += nr_pages
+        for i in range(nr):
+            shapes[nr_clusters, i] = cluster[i].order
+        nr_clusters += nr > 0
         for order in range(len(cursors) if nr > 0 else 0):
             cursors[order, 0] = max(cursors[order, 0], cluster[nr - 1].new_pfn + (1 << cluster[nr - 1].order))
-    return pfn, nr_moved, nr_ptes
+    return pfn, nr_moved, nr_ptes, nr_clusters
 
 
 @njit
@@ -194,10 +202,18 @@ class CpuWork:
     nr_split: int = 0
     nr_ptes: int = 0
     nr_flushes: int = 0
-    nr_clusters: int = 0
-    """Full ones; the rest of the pages of a slice are a smaller one, whose sizes are in `rests`."""
-    rests: tuple[int, ...] = ()
+    clusters: Counter[bytes] = field(default_factory=Counter)
+    """How many clusters there were of folios of these orders, in this sequence, filled up with NO_FOLIO."""
     wall_ns: int = 0
+
+    @property
+    def nr_folios(self) -> int:
+        return sum((COMPACT_CLUSTER_MAX - shape.count(NO_FOLIO)) * nr for shape, nr in self.clusters.items())
+
+
+def pages_in_cluster(orders: NDArray[np.uint8]) -> int:
+    """Base pages of a cluster of folios of these orders."""
+    return int((1 << orders[orders != NO_FOLIO].astype(np.int64)).sum())
 
 
 class CpuPath:
@@ -219,9 +235,11 @@ class CpuPath:
         vm, mem = self._vm, self._vm.mem
         nr_thps, nr_split = (int(vm.events[name][0]) for name in ("thp_migration_success", "thp_migration_split"))
         begin_ns, nr_flushes = self._clock.wall_ns(), int(vm.events["nr_tlb_local_flush_all"][0])
-        pfn, nr_moved, nr_ptes = compact_range(
+        # each but the last has COMPACT_CLUSTER_MAX pages at least
+        shapes = np.full((CPU_SLICE_PAGES // COMPACT_CLUSTER_MAX + 2, COMPACT_CLUSTER_MAX), NO_FOLIO, dtype=np.uint8)
+        pfn, nr_moved, nr_ptes, nr_clusters = compact_range(
             mem.pages, mem.zones, mem.blocks, mem.nodes, vm.vmas, vm.avcs, vm.pt, vm.tlbs, vm.events, vm.memory,
-            vm.i_pages, vm.touched(), self._cluster, cursors, pfn, end, CPU_SLICE_PAGES,
+            vm.i_pages, vm.touched(), self._cluster, cursors, shapes, pfn, end, CPU_SLICE_PAGES,
         )  # fmt: skip
         vm.events["compact_isolated"] += nr_moved
         work.nr_pages += nr_moved
@@ -229,8 +247,6 @@ class CpuPath:
         work.nr_split += int(vm.events["thp_migration_split"][0]) - nr_split
         work.nr_ptes += nr_ptes
         work.nr_flushes += int(vm.events["nr_tlb_local_flush_all"][0]) - nr_flushes
-        full, rest = divmod(nr_moved, COMPACT_CLUSTER_MAX)
-        work.nr_clusters += full
-        work.rests += (rest,) if rest else ()
+        work.clusters.update(map(bytes, shapes[:nr_clusters]))
         work.wall_ns += self._clock.wall_ns() - begin_ns
         return int(pfn)

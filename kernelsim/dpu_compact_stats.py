@@ -8,9 +8,11 @@ again. In a batch the first page waits for all others:
 
     page i of n:  (n - i) unmap + flush + device + (i + 1) remap        unmap, remap: per page; device: of the batch
 
-and where the CPU goes through a cluster of n pages, for those before it only:
+and where the CPU goes through a cluster of n folios, for those before it only:
 
-    page i of n:  (n - i) unmap + flush + (i + 1) (copy + remap)
+    page of folio i of n:  (n - i) unmap + flush + (pages of folios 0 .. i) copy + (i + 1) remap
+
+unmap and remap are then per folio: all pages of a large one go and come together.
 
 A distribution keeps exact counts, sums and maxima; its quantiles are the upper edges of buckets that are 1/16 wide, and
 never above the maximum.
@@ -30,6 +32,19 @@ NR_LAST_REGIONS = 64
 _SUB_BITS = 4  # buckets per power of two: 16
 _NR_BUCKETS = 62 << _SUB_BITS
 QUANTILES = ((50, "p50"), (95, "p95"), (99, "p99"))
+
+
+NO_FOLIO = 0xFF
+
+
+@dataclass(frozen=True)
+class ClusterStep:
+    """What the parts of going through a cluster take: unmapping and remapping a folio, a flush, copying a page."""
+
+    unmap_ns: float
+    flush_ns: float
+    copy_ns: float
+    remap_ns: float
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,13 @@ class Distribution:
             last = ramp.first + ramp.step * (ramp.nr - 1)
             self.max = max(self.max, round(ramp.first), round(last))
 
+    def add_cluster(self, orders: NDArray[np.uint8], step: "ClusterStep", times: int = 1) -> None:
+        """Count each page of a cluster of folios so many times; `orders` ends with NO_FOLIO or with the array."""
+        sizes = 1 << orders[orders != NO_FOLIO].astype(np.int64)
+        longest = count_cluster(self._buckets, sizes, step.unmap_ns, step.flush_ns, step.copy_ns, step.remap_ns, times)
+        self.nr += int(sizes.sum()) * times
+        self.max = max(self.max, longest)
+
     def quantile(self, percent: int) -> int:
         """The value that `percent` percent are not above (nearest rank); 0 if there are none."""
         if not self.nr:
@@ -94,6 +116,30 @@ def count_ramp(buckets: NDArray[np.int64], first: float, step: float, nr: int, t
         while shift > 0 and value >> shift < 1 << _SUB_BITS:
             shift -= 1
         buckets[(shift << _SUB_BITS) + (value >> shift)] += times
+
+
+@njit
+def count_cluster(
+    buckets: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    unmap: float,
+    flush: float,
+    copy: float,
+    remap: float,
+    times: int,
+) -> int:
+    """Count how long each page of a cluster's folios is unavailable; returns the longest."""
+    longest = 0
+    since_flush = 0.0
+    for i in range(len(sizes)):
+        since_flush += copy * sizes[i] + remap
+        value = i64((len(sizes) - i) * unmap + flush + since_flush + 0.5)
+        shift = 0
+        while value >> shift >= 2 << _SUB_BITS:
+            shift += 1
+        buckets[(shift << _SUB_BITS) + (value >> shift)] += sizes[i] * times
+        longest = max(longest, value)
+    return longest
 
 
 def _upper_edge(bucket: int) -> int:
@@ -132,13 +178,9 @@ class Wall:
         return Ramp(first, (remap - unmap) / nr_pages, nr_pages)
 
 
-def unavailable_ns(nr_pages: int, times: BatchTimes, *, one_by_one: bool) -> Ramp:
-    """Of each page that was unmapped together with the others; `one_by_one` if each is remapped as soon as it was
-    copied, instead of after the last copy.
-    """
-    unmap, copy, remap = (part / nr_pages for part in (times.unmap_ns, times.device_ns, times.remap_ns))
-    if one_by_one:
-        return Ramp(times.unmap_ns + times.flush_ns + copy + remap, copy + remap - unmap, nr_pages)
+def unavailable_ns(nr_pages: int, times: BatchTimes) -> Ramp:
+    """Of each page that was unmapped together with the others and remapped after the last copy."""
+    unmap, remap = times.unmap_ns / nr_pages, times.remap_ns / nr_pages
     return Ramp(times.unmap_ns + times.flush_ns + times.device_ns + remap, remap - unmap, nr_pages)
 
 
@@ -172,6 +214,15 @@ class BatchStats:
         stats = self._of(engine)
         _find(stats.batch_size, "pages").add(modelled.nr, times)
         _find(stats.unavailable, "modelled").add_ramp(modelled, times)
+        _find(stats.unavailable, "wall").add_ramp(wall, times)
+
+    def add_clusters(
+        self, engine: str, orders: NDArray[np.uint8], modelled: ClusterStep, wall: Ramp, times: int = 1
+    ) -> None:
+        """So many times, a cluster of folios of these orders was unmapped together and remapped one by one."""
+        stats = self._of(engine)
+        _find(stats.batch_size, "pages").add(wall.nr, times)
+        _find(stats.unavailable, "modelled").add_cluster(orders, modelled, times)
         _find(stats.unavailable, "wall").add_ramp(wall, times)
 
     def _of(self, engine: str) -> EngineStats:

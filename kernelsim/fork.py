@@ -11,7 +11,7 @@ from kernelsim.huge_memory import copy_huge_pmd
 from kernelsim.jit import njit
 from kernelsim.memory import do_anonymous_page
 from kernelsim.mm_types import LongOp
-from kernelsim.mmap import SLICE_PAGES, Mm, Vma, wait_in_flight
+from kernelsim.mmap import SLICE_PAGES, Mm, Vma, alloc_root, wait_in_flight
 from kernelsim.mmzone import Blocks, Nodes, Zones
 from kernelsim.operation import Operation, complete
 from kernelsim.page import Pages, PG_dirty, compound_head, folio_maybe_dma_pinned
@@ -106,7 +106,8 @@ def dup_mm(parent: Mm, cpu: int) -> Operation[Mm]:
     yield from wait_in_flight(vm)
     vm.nr_forks += 1
     try:
-        child = Mm(vm, parent.node, cpu)
+        root = yield from alloc_root(vm, parent.node, parent.comm)
+        child = Mm(vm, parent.node, cpu, root)
         try:
             for vma in list(parent.vma):
                 yield from _dup_vma(vma, child)

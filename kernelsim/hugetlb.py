@@ -24,7 +24,7 @@ from kernelsim.gfp import _GFP_COMP, _GFP_NOWARN, _GFP_RECLAIM, _GFP_RETRY_MAYFA
 from kernelsim.jit import njit
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmzone import MAX_PAGE_ORDER, Blocks, Zones, pageblock_order
-from kernelsim.operation import Operation
+from kernelsim.operation import Mutex, Operation
 from kernelsim.page import PAGE_SIZE, Pages, PG_huge
 from kernelsim.page_alloc import free_pages, prep_compound_page
 
@@ -55,7 +55,7 @@ class Hstate:
         self.order = order
         self.pfns: list[int] = []
         self._nids = itertools.cycle(range(vm.mem.nr_nodes))
-        self._resizing = False
+        self._resize_lock = Mutex(vm.wait_queue())
 
     @property
     def name(self) -> str:
@@ -67,15 +67,13 @@ class Hstate:
 
     def set_max_huge_pages(self, count: int, nid: int | None = None) -> LongOp:
         """Grow or shrink the pool, or a node's share of it, to `count` huge pages as far as that goes."""
-        while self._resizing:
-            yield None
-        self._resizing = True
+        yield from self._resize_lock.acquire()
         try:
             yield from self._grow(count, nid)
             while self.nr_pages(nid) > count:
                 self._remove(next(pfn for pfn in reversed(self.pfns) if nid in (None, self._nid(pfn))))
         finally:
-            self._resizing = False
+            self._resize_lock.release()
 
     def _grow(self, count: int, nid: int | None) -> LongOp:
         failed: set[int] = set()

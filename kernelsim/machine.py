@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -45,8 +46,9 @@ from kernelsim.machine_files import NODES_SYSFS as NODES_SYSFS
 from kernelsim.machine_files import machine_files
 from kernelsim.mm_configfs import Process, check_name
 from kernelsim.mm_types import LongOp, Vm
-from kernelsim.mmap import Mm
+from kernelsim.mmap import Mm, alloc_root
 from kernelsim.mmzone import MAX_DMA32_PFN, MAX_DMA_PFN, ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, Mem
+from kernelsim.operation import Operation
 from kernelsim.page import PAGE_SIZE, AllocWords, PG_reserved, zeroed_words
 from kernelsim.page_alloc import free_range, init_range
 from kernelsim.page_reporting import Discard, PageReporting
@@ -173,7 +175,7 @@ class Machine:
         self.mem = mem or boot_mem(self.config, alloc_tables)
         self.cpus = self._number_cpus()
         nr_cpus = sum(len(cpus) for cpus in self.cpus)
-        self.vm = Vm(self.mem, self.config.words_per_page, nr_cpus, alloc_words)
+        self.vm = Vm(self.mem, self.config.words_per_page, nr_cpus, alloc_words, wait_queue)
         self.printk = Printk(self.clock.now_ns, wait_queue())
         self.registry = Registry()
         self.reporting = PageReporting(self.mem, discard)
@@ -181,8 +183,8 @@ class Machine:
         self.imported: dict[str, Mm] = {}
         self._next_pid = 1
         self._sharers: dict[int, int] = {}
-        self._forking: set[str] = set()
-        """Names of children to be."""
+        self._starting: set[str] = set()
+        """Names of processes to be."""
         total = int(self.mem.zones["managed"].sum()) * (PAGE_SIZE // 1024)
         self.printk(f"kernelsim: {len(self.cpus)} nodes, {nr_cpus} CPUs, {total} kB of memory")
         self.sysctl = DpuCompactSysctl()
@@ -297,27 +299,43 @@ class Machine:
         self._next_pid += 1
         return pid
 
-    def new_process(self, name: str) -> Process:
-        """Start a process, on the first node with a CPU. OSError(EEXIST): a fork under way has taken the name."""
-        if name in self._forking:
-            raise OSError(errno.EEXIST, "name is taken")
-        home = next(nid for nid, cpus in enumerate(self.cpus) if cpus)
-        process = Process(self, name, Mm(self.vm, home, self.cpus[home][0]))
+    def start_process(self, name: str) -> Operation[Process]:
+        """new_process() that waits for memory. OSError(EEXIST): another start under way has taken the name."""
+        with self._taking(name):
+            root = yield from alloc_root(self.vm, self._first_home, name)
+            return self.new_process(name, root)
+
+    def new_process(self, name: str, root: int | None = None) -> Process:
+        """A process on the first node with a CPU. `root`: as for Mm()."""
+        home = self._first_home
+        process = Process(self, name, Mm(self.vm, home, self.cpus[home][0], root))
         self.processes[name] = process
         return process
+
+    @property
+    def _first_home(self) -> int:
+        return next(nid for nid, cpus in enumerate(self.cpus) if cpus)
+
+    @contextmanager
+    def _taking(self, name: str) -> Iterator[None]:
+        """Nobody else may start a process of that name meanwhile. OSError(EEXIST): somebody is starting one."""
+        if name in self._starting:
+            raise OSError(errno.EEXIST, "name is taken")
+        self._starting.add(name)
+        try:
+            yield
+        finally:
+            self._starting.remove(name)
 
     def fork_process(self, parent: Process, name: str) -> LongOp:
         """Fork `parent`; the child's directory appears beside it."""
         check_name(name)
         path = f"{MM_CONFIGFS}/{name}"
-        if path in self.registry.nodes or name in self.processes or name in self._forking:
+        if path in self.registry.nodes or name in self.processes:
             raise OSError(errno.EEXIST, "name is taken")
         cpus = self.cpus[parent.mm.node] or [parent.mm.cpu]
-        self._forking.add(name)  # a finished child could not be taken down at once, were this interrupted
-        try:
+        with self._taking(name):  # a finished child could not be taken down at once, were this interrupted
             mm = yield from dup_mm(parent.mm, cpus[self._next_pid % len(cpus)])
-        finally:
-            self._forking.remove(name)
         child = Process(self, name, mm)
         child.files = list(parent.files)
         for file in child.files:

@@ -30,7 +30,7 @@ from kernelsim.attr import Attr, Bool, ConfigGroup, Int, Kobject, Size, Text
 from kernelsim.filemap import File
 from kernelsim.mm_types import LongOp
 from kernelsim.mmap import Mm, Vma, wait_in_flight
-from kernelsim.operation import Operation
+from kernelsim.operation import Mutex, Operation
 from kernelsim.page import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -108,15 +108,13 @@ def exclusive(
 
     @wraps(hook)
     def locked(process: "Process", /, *args: P.args, **kwargs: P.kwargs) -> Operation[R]:
-        while process.mmap_locked:
-            yield None
-        if process.ended:
-            raise OSError(errno.ESRCH, "the process has ended")
-        process.mmap_locked = True
+        yield from process.mmap_lock.acquire()
         try:
+            if process.ended:
+                raise OSError(errno.ESRCH, "the process has ended")
             return (yield from hook(process, *args, **kwargs))
         finally:
-            process.mmap_locked = False
+            process.mmap_lock.release()
 
     return locked
 
@@ -147,7 +145,7 @@ class Process(Kobject):
         self.mm = mm
         mm.comm = name
         self.node = mm.node
-        self.mmap_locked = False
+        self.mmap_lock = Mutex(mm.vm.wait_queue())
         self.ended = False
         self._pid = machine.take_pid()
         self.files: list[File] = []
@@ -305,9 +303,7 @@ class Process(Kobject):
     def _verify(self) -> Operation[Any]:
         bad = 0
         for vma in list(self.mm.vma):
-            for found in self.mm.count_wrong(vma):
-                bad += found
-                yield self.machine.vm.in_flight[0] if self.machine.vm.in_flight else None
+            bad += yield from self.mm.count_wrong(vma)
         return "ok" if bad == 0 else str(bad)
 
     @rss.show
@@ -328,9 +324,9 @@ class MmGroup(ConfigGroup):
     def __init__(self, machine: "Machine") -> None:
         self.machine = machine
 
-    def make_item(self, name: str) -> Kobject:
+    def make_item(self, name: str) -> Operation[Kobject]:
         check_name(name)
-        return self.machine.new_process(name)
+        return self.machine.start_process(name)
 
     def drop_item(self, name: str, kobj: Kobject) -> LongOp:
         assert isinstance(kobj, Process)

@@ -11,6 +11,7 @@ pages are held by a batch, yields the first of them and tries again.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -26,6 +27,7 @@ from kernelsim.pgtable import PTRS_PER_PT, PageTables
 from kernelsim.rmap import Avcs, avc_dtype, mm_dtype, vma_dtype
 from kernelsim.tlb import Tlbs, alloc_tlbs
 from kernelsim.vmstat import Events, alloc_events
+from kernelsim.wait import WaitQueue
 
 if TYPE_CHECKING:
     from kernelsim.cma import Cma
@@ -102,8 +104,16 @@ class FreeListsOnly:
 class Vm:
     """Virtual memory's tables around one `Mem`."""
 
-    def __init__(self, mem: Mem, words: int, nr_cpus: int, alloc_words: AllocWords = zeroed_words) -> None:
+    def __init__(
+        self,
+        mem: Mem,
+        words: int,
+        nr_cpus: int,
+        alloc_words: AllocWords = zeroed_words,
+        wait_queue: Callable[[], WaitQueue] = WaitQueue,
+    ) -> None:
         self.mem = mem
+        self.wait_queue = wait_queue
         self.memory: Memory = alloc_words(mem.nr_pages, words)
         tables = self.memory if words == WORDS_FULL else alloc_words(mem.nr_pages, PTRS_PER_PT)
         self.pt: PageTables = tables.reshape(-1)
@@ -114,7 +124,7 @@ class Vm:
         self._avcs = Table(avc_dtype)
         self.i_pages: NDArray[np.int64] = np.full(0, -1, dtype=np.int64)
         self.in_flight: list[Waitable] = []
-        self.compaction_mutex = Mutex()  # of those who hold free frames: one compaction at a time
+        self.compaction_mutex = Mutex(wait_queue())  # of those who hold free frames: one compaction at a time
         self.nr_forks = 0  # forks that are copying; no batch begins while there are any
         self.sequence = 0
         self.thp_enabled = "never"  # /sys/kernel/mm/transparent_hugepage/enabled

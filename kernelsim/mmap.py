@@ -21,7 +21,7 @@ from kernelsim.gup import pin_pages, unpin_pages
 from kernelsim.huge_memory import alloc_anon_thp, do_huge_pmd_anonymous_page, split_huge_pmd, thp_allowable
 from kernelsim.mlock import mlock_pages
 from kernelsim.mm_types import LongOp, Vm
-from kernelsim.operation import Operation, complete
+from kernelsim.operation import Operation
 from kernelsim.page_alloc import free_pages
 from kernelsim.pgtable import _PAGE_PSE, HPAGE_PMD_NR, HPAGE_PMD_ORDER, alloc_table, free_pgtables, walk_leaf
 from kernelsim.rmap import VM_HUGEPAGE, VM_LOCKED, VM_SHARED, VM_WRITE
@@ -151,18 +151,20 @@ class Mm:
         for part in vma.vpns_by(_VPNS_AT_ONCE) if vpns is None else (vpns,):
             yield from self._access(vma, part, True)
 
-    def count_wrong(self, vma: Vma) -> Iterator[int]:
-        """Read everything back: yields, slice by slice, how many pages differed from what was stored."""
+    def count_wrong(self, vma: Vma) -> Operation[int]:
+        """Read everything back; returns how many pages differed from what was stored."""
+        nr_wrong = 0
         for part in vma.vpns_by(SLICE_PAGES):
             done = 0
             while done < len(part):
                 nr, bad, error = self._access_slice(vma, part[done:], False)
                 done += nr
-                yield bad
-                if error == -errno.ENOMEM and complete(self.vm.page_alloc.make_room(self.node, self.comm)):
-                    continue
-                if error and error != -errno.EAGAIN:
-                    raise OSError(-error, "read")
+                nr_wrong += bad
+                if error:
+                    yield from self._wait_or_make_room(error, "read")
+                else:
+                    yield None
+        return nr_wrong
 
     def _access(self, vma: Vma, vpns: NDArray[np.int64], write: bool) -> LongOp:
         done = 0
@@ -176,14 +178,17 @@ class Mm:
                     nr, _, error = self._access_slice(vma, vpns[done : done + 1], write)
                     done += nr
             self.vm.page_alloc.wake_if_low(self.node)
-            if error and self.vm.in_flight:
-                yield self.vm.in_flight[0]
-            elif error == -errno.ENOMEM and (yield from self.vm.page_alloc.make_room(self.node, self.comm)):
-                continue
-            elif error:
-                raise OSError(-error, "page fault")
+            if error:
+                yield from self._wait_or_make_room(error, "page fault")
             else:
                 yield None
+
+    def _wait_or_make_room(self, error: int, what: str) -> LongOp:
+        """An access could not go on: wait for what is in flight, or have memory freed. OSError if neither helps."""
+        if self.vm.in_flight:
+            yield self.vm.in_flight[0]
+        elif error != -errno.ENOMEM or not (yield from self.vm.page_alloc.make_room(self.node, self.comm)):
+            raise OSError(-error, what)
 
     def _huge_fault(self, vma: Vma, vpn: int) -> Operation[bool]:
         """Map a 2 MiB page around a virtual page; False if there is none to be had: a small one must do."""
@@ -281,21 +286,20 @@ class Mm:
         """Pin present pages for long-term DMA, on top of those pinned before; shared ones are copied first."""
         pinned = np.empty(len(vpns), dtype=np.int64)
         while True:
-            self._unshare(vma, vpns)
+            yield from self._unshare(vma, vpns)
             nr = pin_pages(self.vm.vmas, self.vm.pt, self.vm.mem.pages, vma.id, vpns, pinned)
             if nr >= 0:
                 self.pinned = np.concatenate([self.pinned, pinned[:nr]])
                 return
             yield self.vm.in_flight[0]
 
-    def _unshare(self, vma: Vma, vpns: NDArray[np.int64]) -> None:
+    def _unshare(self, vma: Vma, vpns: NDArray[np.int64]) -> LongOp:
         vm, mem = self.vm, self.vm.mem
-        error = _memory.unshare_pages(
+        while error := _memory.unshare_pages(
             mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.vmas, vm.avcs, vm.mms, vm.pt, vm.tlbs,
             vm.events, vm.memory, vma.id, vpns,
-        )  # fmt: skip
-        if error:
-            raise OSError(-error, "pin")
+        ):  # fmt: skip
+            yield from self._wait_or_make_room(error, "pin")
 
     def unpin(self) -> None:
         """Drop all pins of this process."""
@@ -313,6 +317,19 @@ class Mm:
         flush_tlb_mm(vm.tlbs, vm.events, self.id)
         free_pgtables(mem.pages, mem.zones, mem.blocks, mem.nodes, vm.pt, self.root, 3)
         vm.release_mm(self.id)
+
+
+def alloc_root(vm: Vm, node: int, comm: str) -> Operation[int]:
+    """A frame for an mm's top-level page table (pgd_alloc), waiting or reclaiming for it. OSError(ENOMEM)."""
+    mem = vm.mem
+    while True:
+        root = int(alloc_table(mem.pages, mem.zones, mem.blocks, mem.nodes, mem.zonelist[node], vm.pt))
+        if root >= 0:
+            return root
+        if vm.in_flight:
+            yield vm.in_flight[0]
+        elif not (yield from vm.page_alloc.make_room(node, comm)):
+            raise OSError(errno.ENOMEM, "no page for the top-level page table")
 
 
 _NO_DISK: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)

@@ -11,6 +11,8 @@ Theory of operation
 from collections.abc import Generator
 from typing import Any, Protocol, TypeVar
 
+from kernelsim.wait import WaitQueue
+
 R = TypeVar("R")
 
 _WAIT_SLICE_S = 0.05
@@ -47,17 +49,22 @@ def outcome(result: Any) -> Operation[Any]:
 
 
 class Mutex:
-    """What two long operations must not do at the same time."""
+    """What two long operations must not do at the same time. Who waits sleeps on `waiters` until it is released."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiters: WaitQueue | None = None) -> None:
         self.locked = False
+        self.waiters = waiters or WaitQueue()
+        self.nr_acquired = 0
+        """Who has it is the so-manyth."""
 
     def acquire(self) -> Operation[None]:
         """Wait for it; release() it in a `finally`."""
         while self.locked:
-            yield None
+            yield self.waiters
         self.locked = True
+        self.nr_acquired += 1
 
     def release(self) -> None:
         assert self.locked
         self.locked = False
+        self.waiters.wake_up()

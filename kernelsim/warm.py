@@ -9,7 +9,6 @@ from kernelsim.compaction import COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COM
 from kernelsim.dpu_hw import DpuHardware
 from kernelsim.hostimage import HostImage
 from kernelsim.machine import ALLOC_CONFIGFS, MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, NodeConfig
-from kernelsim.mm_configfs import MmGroup
 from kernelsim.mmzone import MIGRATE_MOVABLE
 from kernelsim.operation import complete
 from kernelsim.page_alloc import free_pages
@@ -48,7 +47,7 @@ def _compact(machine: Machine) -> None:
 def _exercise(machine: Machine) -> None:
     """Everything a process can go through, and compaction by each who can copy."""
     read, write = machine.registry.read, machine.registry.write
-    machine.registry.add(f"{MM_CONFIGFS}/warm", MmGroup(machine).make_item("warm"))
+    machine.registry.add(f"{MM_CONFIGFS}/warm", machine.new_process("warm"))
     home = f"{MM_CONFIGFS}/warm"
     for name, text in (("anon", "24M"), ("file", "1M"), ("holes", "50 seed=1"), ("pin", "1"), ("mlock", "10")):
         write(f"{home}/{name}", text)
@@ -97,7 +96,7 @@ def _allocate(machine: Machine) -> None:
 def preload(hw: DpuHardware) -> None:
     """Load the compiled loops that a first compaction needs, so that it does not wait for the disk."""
     machine = Machine(MachineConfig(nodes=(_NODE,), bytes="stamp"), hw)
-    machine.registry.add(f"{MM_CONFIGFS}/warm", MmGroup(machine).make_item("warm"))
+    machine.registry.add(f"{MM_CONFIGFS}/warm", machine.new_process("warm"))
     for name, text in (("anon", "8M"), ("holes", "50"), ("touch", "10")):
         machine.registry.write(f"{MM_CONFIGFS}/warm/{name}", text)
     machine.registry.read(f"{MM_CONFIGFS}/warm/verify")

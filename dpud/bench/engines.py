@@ -13,7 +13,6 @@ from dpud.inject import LiveClock
 from kernelsim.dpu_compact_stats import Distribution
 from kernelsim.dpu_hw import ENGINES
 from kernelsim.machine import MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, NodeConfig
-from kernelsim.mm_configfs import MmGroup
 
 NODE_BYTES = 1 << 30
 FILLED = "800M"
@@ -25,7 +24,7 @@ ENGINE = "/sys/kernel/debug/dpu_compact/engine"
 def compacted(engine: str, driver: DpuDriver, filled: str = FILLED) -> Machine:
     """A machine with half of a process's pages freed at random, compacted by that engine."""
     machine = Machine(MachineConfig(nodes=(NodeConfig(NODE_BYTES),), bytes="stamp"), driver, LiveClock())
-    machine.registry.add(f"{MM_CONFIGFS}/bench", MmGroup(machine).make_item("bench"))
+    machine.registry.add(f"{MM_CONFIGFS}/bench", machine.new_process("bench"))
     for path, text in (
         (f"{MM_CONFIGFS}/bench/anon", filled),
         (f"{MM_CONFIGFS}/bench/holes", HOLES),

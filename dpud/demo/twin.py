@@ -9,7 +9,7 @@ from dpud.capture import DEMO, read_capture
 from dpud.demo.blockmap import BlockMap
 from dpud.dpu.driver import DpuDriver
 from dpud.physmem import PhysMem
-from kernelsim.attr import ConfigGroup, Dir
+from kernelsim.attr import ConfigGroup, Dir, complete, outcome
 from kernelsim.machine import Machine
 
 
@@ -34,7 +34,7 @@ class Twin:
         directory = registry.nodes[parent]
         assert isinstance(directory, Dir)
         group = next(kobj for kobj in directory.kobjs if isinstance(kobj, ConfigGroup))
-        registry.add(path, group.make_item(name))
+        registry.add(path, complete(outcome(group.make_item(name))))
 
     def map(self, buddyinfo: str) -> BlockMap:
         """The memory of the mounted machine, whose /proc/buddyinfo reads so. Raises RuntimeError if ours differs."""

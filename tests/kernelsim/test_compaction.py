@@ -253,7 +253,7 @@ def test_small_blocks_of_movable_pageblocks_are_captured_for_movable_requests_on
 
 def test_an_interrupted_request_keeps_nothing() -> None:
     patch = pytest.MonkeyPatch()
-    patch.setattr(compaction, "SLICE", 0)
+    patch.setattr(compaction, "SLICE_PAGES", 0)
     over, slices = False, 0
     while not over:
         board = scattered()
@@ -273,7 +273,7 @@ def test_an_interrupted_request_keeps_nothing() -> None:
 def test_targets_given_back_by_an_interrupted_request_are_not_captured() -> None:
     """Targets from an Unmovable pageblock, at full priority: too small to be stolen, large enough to be caught."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(compaction, "SLICE", 0)
+    patch.setattr(compaction, "SLICE_PAGES", 0)
     board = Board(10)
     board.kind(4, UNMOVABLE)
     board.movable(range(board.pfn(1), board.pfn(1, 6), 2))

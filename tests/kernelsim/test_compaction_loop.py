@@ -122,7 +122,7 @@ def test_a_zone_of_few_blocks(nr_blocks: int) -> None:
 def moves(board: Board, cc: Any, slices: int = 1) -> list[int]:
     """Pages moved in each of the first rounds of isolation and migration."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(compaction, "SLICE", 0)
+    patch.setattr(compaction, "SLICE_PAGES", 0)
     run, counts = board.compaction._compact_zone(cc), [0]
     for _ in range(slices):
         advance(run)

@@ -84,7 +84,7 @@ def test_by_hand_indices_deferral_and_skip_bits_do_not_count() -> None:
 
 def test_an_interrupted_write_stops_between_two_slices() -> None:
     patch = pytest.MonkeyPatch()
-    patch.setattr(compaction, "SLICE", 4096)
+    patch.setattr(compaction, "SLICE_PAGES", 4096)
     lab = fragmented()
     free = lab.mem.zones["free_pages"].tolist()
     run = lab.start(f"{VM}/compact_memory", "1")
@@ -104,7 +104,7 @@ def test_an_interrupted_write_stops_between_two_slices() -> None:
 def test_two_compactions_at_once_take_turns() -> None:
     """The second waits; together they leave what one would."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(compaction, "SLICE", 4096)
+    patch.setattr(compaction, "SLICE_PAGES", 4096)
     lab = fragmented()
     first, second = lab.start(f"{VM}/compact_memory", "1"), lab.start(NODE.format(1), "1")
     assert not advance(first)[0]

@@ -40,7 +40,7 @@ class CompactingWorld(World):
     ) -> None:
         """`fragmented`: few large blocks are left to begin with."""
         super().__init__(nodes, nr_ranks, patience, slice_pages, words)
-        self.patch.set(compaction, "SLICE", slice_pages * 16)
+        self.patch.set(compaction, "SLICE_PAGES", slice_pages * 16)
         self.captured: dict[int, int] = {}
         if fragmented:
             self.lab.set("a", anon="0")

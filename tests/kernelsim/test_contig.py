@@ -11,6 +11,7 @@ from dpud.dpu.faults import FaultKind
 from kernelsim import page_alloc as buddy
 from kernelsim.attr import complete
 from kernelsim.page_isolation import RangeBusy
+from kernelsim.pgtable import walk_leaf
 
 LRU, HUGE = 1 << 5, 1 << 17
 STATS = "/sys/kernel/debug/dpu_compact/contig_stats"
@@ -385,4 +386,23 @@ def test_a_device_that_fails_between_large_folios(kind: FaultKind) -> None:
     assert_taken(lab, start, 2048)
     assert stats(lab)["dpu_failures"] == 1
     assert lab.vmstat()["nr_anon_transparent_hugepages"] >= 5
+    lab.assert_at_rest()
+
+
+def test_a_large_folio_that_is_mapped_in_part_is_split_first() -> None:
+    """Though there is room for it as a whole; a pin kept it from being split when it lost its pages."""
+    lab = Lab((64,))
+    mm = lab.spawn("a", thp="1", anon="20M").mm
+    vma = mm.vma[0]
+    head = int(lab.vm.pt[walk_leaf(lab.vm.pt, mm.root, vma.start)]) >> 12
+    assert lab.mem.pages["order"][head] == 9
+    complete(mm.pin(vma, vma.vpns()[300:301]))
+    complete(mm.madvise_dontneed(vma, vma.vpns()[:150]))
+    assert lab.vmstat()["thp_split_page"] == 0
+    mm.unpin()
+    nr_moved = lab.vmstat()["pgmigrate_success"]
+    take(lab, head, 512)
+    assert_taken(lab, head, 512)
+    stat = lab.vmstat()
+    assert (stat["thp_migration_split"], stat["thp_split_page"], stat["pgmigrate_success"] - nr_moved) == (1, 1, 362)
     lab.assert_at_rest()

@@ -194,7 +194,7 @@ def test_an_interrupted_compaction_gives_up_the_calls_that_wait() -> None:
             assert lab.machine.check() == []
             compaction.close()
             lab.assert_at_rest()
-            assert not lab.machine.processes["a"].mmap_locked
+            assert not lab.machine.processes["a"].mmap_lock.locked
             if over:
                 return
     finally:

@@ -3,11 +3,12 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelsim.dpu_compact_stats import Distribution, Ramp, Wall, unavailable_ns
+from kernelsim.dpu_compact_stats import NO_FOLIO, ClusterStep, Distribution, Ramp, Wall, unavailable_ns
 from kernelsim.dpu_hw import BatchTimes
 
 
@@ -45,18 +46,36 @@ def test_a_ramp_is_the_sum_of_its_values(first: int, last: int, nr: int, times: 
 
 
 @pytest.mark.parametrize("nr", [1, 2, 7])
-@pytest.mark.parametrize("one_by_one", [False, True])
-def test_unavailable_is_the_time_between_unmap_and_remap(nr: int, one_by_one: bool) -> None:
+def test_unavailable_is_the_time_between_unmap_and_remap(nr: int) -> None:
     times = BatchTimes(isolate_ns=99, unmap_ns=10 * nr, flush_ns=500, device_ns=30 * nr, remap_ns=20 * nr)
     now, unmapped, expected = 0, [], []
     for _ in range(nr):
         unmapped.append(now)
         now += 10
-    now += 500 + (0 if one_by_one else 30 * nr)
+    now += 500 + 30 * nr
     for at in unmapped:
-        now += 20 + (30 if one_by_one else 0)
+        now += 20
         expected.append(now - at)
-    assert unavailable_ns(nr, times, one_by_one=one_by_one).values().tolist() == pytest.approx(expected)
+    assert unavailable_ns(nr, times).values().tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("orders", [(0,), (0,) * 32, (9,), (0, 0, 9), (4, 0, 5, 0)])
+def test_unavailable_in_a_cluster_is_the_time_from_a_folios_unmapping_to_its_remapping(orders: tuple[int, ...]) -> None:
+    """A walk through it: all are unmapped, one flush, then each is copied and remapped in turn."""
+    now, unmapped, expected = 0, [], []
+    for _ in orders:
+        unmapped.append(now)
+        now += 10
+    now += 500
+    for order, at in zip(orders, unmapped, strict=True):
+        now += 3 * 2**order + 20
+        expected += [now - at] * 2**order
+    shape = np.array([*orders, *[NO_FOLIO] * (32 - len(orders))], dtype=np.uint8)
+    counted, one_by_one = Distribution(), Distribution()
+    counted.add_cluster(shape, ClusterStep(unmap_ns=10, flush_ns=500, copy_ns=3, remap_ns=20), times=2)
+    for value in expected:
+        one_by_one.add(value, 2)
+    assert list(counted.cells()) == list(one_by_one.cells())
 
 
 def test_wall_of_the_first_and_the_last_page() -> None:

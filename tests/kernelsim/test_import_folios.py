@@ -28,7 +28,7 @@ def put_folio(built: captures.Machine, pfn: int, order: int, flags: int, counts:
     built.types[pfn // PAGES] = captures.MOVABLE
 
 
-def made_up(captured: bool) -> captures.Machine:
+def made_up(captured: bool, part_block: int = PART_BLOCK, nr_mapped: int = 20) -> captures.Machine:
     """A huge page, file folios of order 4 and an anonymous one of order 5 that is mapped in part, among single pages.
 
     `captured`: one process's page map tells where the huge page and the file folios are mapped.
@@ -39,21 +39,25 @@ def made_up(captured: bool) -> captures.Machine:
     put_folio(built, THP_BLOCK * PAGES, 9, captures.ANON_PAGE | MLOCKED, [2] * PAGES)
     for pfn in range(FILE_BLOCK * PAGES, FILE_BLOCK * PAGES + 256, 32):
         put_folio(built, pfn, 4, FILE_PAGE, [1] * 16)
-    put_folio(built, PART_BLOCK * PAGES + 64, 5, captures.ANON_PAGE, [1] * 20 + [0] * 12)
+    put_folio(built, part_block * PAGES + 64, 5, captures.ANON_PAGE, [1] * nr_mapped + [0] * (32 - nr_mapped))
     if captured:
         huge = [(0x2000 + i, THP_BLOCK * PAGES + i) for i in range(PAGES)]
         cache = [(0x4008 + i, FILE_BLOCK * PAGES + i) for i in range(256) if i % 32 < 16]
-        part = [(0x6000 + i, PART_BLOCK * PAGES + 64 + i) for i in range(20)]
+        part = [(0x6000 + i, part_block * PAGES + 64 + i) for i in range(nr_mapped)]
         built.tasks = [(41, "web", huge), (42, "db", huge + part), (43, "files", cache)]
     return built
 
 
-@pytest.fixture(params=[False, True], ids=["synthetic", "captured"])
-def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
-    image = read_capture(made_up(request.param).write(tmp_path / "capture"))
+def imported(built: captures.Machine, folder: Path) -> Machine:
+    image = read_capture(built.write(folder))
     machine = Machine.from_image(image, None, DpuDriver())
     assert machine.check() == []
     return machine
+
+
+@pytest.fixture(params=[False, True], ids=["synthetic", "captured"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
+    return imported(made_up(request.param), tmp_path / "capture")
 
 
 def head_of(machine: Machine, order: int) -> list[int]:
@@ -100,3 +104,22 @@ def test_linux_splits_what_finds_no_target_of_its_size(machine: Machine) -> None
     assert int(machine.vm.events["pgmigrate_success"][0]) > moved + 100
     assert len(head_of(machine, 4)) < 8
     assert THP_BLOCK * PAGES in head_of(machine, 9)
+
+
+@pytest.mark.parametrize("nr_mapped", [20, 32])
+@pytest.mark.parametrize("captured", [False, True], ids=["synthetic", "captured"])
+def test_linux_splits_what_is_mapped_in_part_before_it_moves_it(captured: bool, nr_mapped: int, tmp_path: Path) -> None:
+    """Only its mapped pages move; one that is mapped as a whole finds room of its size and moves whole."""
+    built = made_up(captured, 4, nr_mapped)
+    roomy = slice(22 * PAGES + 256, 23 * PAGES)
+    built.flags[roomy], built.counts[roomy] = captures.BUDDY, 0
+    machine = imported(built, tmp_path / "capture")
+    (folio,) = head_of(machine, 5)
+    stamps = machine.vm.memory[folio : folio + nr_mapped, 0].tolist()
+    machine.registry.write("/proc/sys/vm/compact_memory", "1")
+    assert machine.check() == []
+    lru = machine.mem.pages["flags"][: machine.mem.nr_pages] & np.uint32(captures.LRU | TAIL) != 0
+    now = np.flatnonzero(lru & np.isin(machine.vm.memory[: machine.mem.nr_pages, 0], stamps)).tolist()
+    assert len(now) == nr_mapped
+    assert min(now) >= 22 * PAGES
+    assert head_of(machine, 5) == ([] if nr_mapped == 20 else now[:1])

@@ -8,7 +8,6 @@ import pytest
 from dpud.dpu.debugfs import DEBUGFS_PATH, add_fault_files
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from kernelsim.machine import MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, NodeConfig
-from kernelsim.mm_configfs import MmGroup
 
 
 @pytest.fixture
@@ -16,7 +15,7 @@ def machine() -> Iterator[Machine]:
     driver = DpuDriver(DpuConfig(nr_ranks=1))
     machine = Machine(MachineConfig(nodes=(NodeConfig(64 << 20, 1),), bytes="stamp"), driver)
     add_fault_files(machine.registry, driver)
-    machine.registry.add(f"{MM_CONFIGFS}/a", MmGroup(machine).make_item("a"))
+    machine.registry.add(f"{MM_CONFIGFS}/a", machine.new_process("a"))
     machine.registry.write("/proc/sys/vm/dpu_compact_region_order", "14")
     yield machine
     driver.close()

@@ -206,11 +206,12 @@ class TraceReader:
 
     def _alloc(self, head: tuple[int, int], fields: dict[str, str]) -> tuple[int, ...]:
         time_ns, cpu = head
+        what = "mm_page_alloc"
         gfp = fields.get("gfp_flags")
         if not gfp:
-            raise _BadLine("mm_page_alloc without gfp_flags")
-        migratetype = _number(fields, "mm_page_alloc", "migratetype", MAX_MIGRATETYPE)
-        return time_ns, _pfn(fields, "mm_page_alloc"), 0, self._mask(gfp), cpu, ALLOC, _order(fields, "mm_page_alloc"), migratetype  # fmt: skip
+            raise _BadLine(f"{what} without gfp_flags")
+        migratetype = _number(fields, what, "migratetype", MAX_MIGRATETYPE)
+        return time_ns, _pfn(fields, what), 0, self._mask(gfp), cpu, ALLOC, _order(fields, what), migratetype
 
     def _free(self, head: tuple[int, int], fields: dict[str, str]) -> tuple[int, ...]:
         time_ns, cpu = head
@@ -271,5 +272,3 @@ def _pfn(fields: dict[str, str], event: str) -> int:
     """-1 for no page: the kernel prints pfn 0 then, and a page that is null."""
     pfn = _number(fields, event, "pfn", MAX_PFN - 1)
     return -1 if pfn == 0 and fields.get("page", "").strip("0x()") in ("", "null", "nil") else pfn
-
-

@@ -165,7 +165,7 @@ def _read_cpu(text: Text, start: int, at: int, row: Events) -> bool:
     gap = at
     while at > start and text[at - 1] == _SPACE:
         at -= 1
-    if at == gap or at == start:
+    if at in (gap, start):
         return False
     if text[at - 1] != _CLOSE:
         while at > start and text[at - 1] not in (_SPACE, _OPEN, _CLOSE):

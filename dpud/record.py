@@ -32,7 +32,7 @@ EVENTS = (
     "kmem/mm_page_alloc_extfrag",
     "compaction/mm_compaction_migratepages",
 )
-BUFFER_MB = 16
+BUFFER_MB = 32
 """Of each CPU, at first."""
 ZSTD_LEVEL = 3
 PAUSE_S = 0.02

@@ -11,6 +11,7 @@ in the trace already.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from dpud.physmem import PhysMem
 from dpud.proctext import ZoneKey, parse_buddyinfo, parse_pagesets
 from dpud.trace_text import TraceNotes, TraceReader
 from kernelsim.alloc_slowpath import AllocContext
+from kernelsim.dpu_compact_direct import MAX_REGION_ORDER
 from kernelsim.hostimage import HostImage
 from kernelsim.kswapd import Kswapd
 from kernelsim.kthread import Kthreads
@@ -113,11 +115,13 @@ def replay(options: ReplayOptions, told: Told | None = None) -> Outcome:
     try:
         image = read_capture(source)
         real_after = None if after is None else _read_after(after)
+        begin = time.perf_counter()
         with ExitStack() as stack:
             player = Player(image, options, stack)
             outcome = player.play(TraceReader(trace), told or (lambda _done: None))
     except CaptureError as error:
         raise UserError(str(error)) from error
+    outcome.wall_s = time.perf_counter() - begin
     outcome.real_before = parse_buddyinfo(image.buddyinfo) if image.buddyinfo else {}
     if real_after is not None:
         outcome.real_after, outcome.real_pcp = real_after
@@ -220,6 +224,8 @@ class Player:
 
     def _enable_compaction(self) -> None:
         machine, slowpath = self.machine, self.machine.slowpath
+        if self._options.compaction == "dpu":  # regions of 2 MiB, the default, could not free a block of that size
+            machine.registry.write("/proc/sys/vm/dpu_compact_region_order", str(MAX_REGION_ORDER))
         if self._options.proactiveness is not None:
             machine.registry.write("/proc/sys/vm/compaction_proactiveness", str(self._options.proactiveness))
         slowpath.reclaim = NoReclaim(machine.vm, machine.compaction)

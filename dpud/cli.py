@@ -7,7 +7,8 @@ What a command needs is imported inside it, so that `dpud --help` does not wait 
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,12 +120,20 @@ def snapshot(directory: str, compact: bool, fragment: str | None, mb: int, keep:
 
     With --compact, capture it before and after a compaction by the real kernel, for `bench fidelity DIR`.
     """
+    if fragment and not compact:
+        raise UserError("--fragment is for --compact")
+    with _capturing() as told:
+        report = _captured(Path(directory), (fragment, mb, keep) if compact else None, told)
+    click.echo(report)
+
+
+@contextmanager
+def _capturing() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar; whatever this host does not let itself be read for is the user's to know."""
     from rich.progress import Progress
 
     from dpud.proctext import CaptureError
 
-    if fragment and not compact:
-        raise UserError("--fragment is for --compact")
     try:
         with Progress(transient=True) as progress:
             task = progress.add_task("Reading memory", total=1.0)
@@ -133,10 +142,9 @@ def snapshot(directory: str, compact: bool, fragment: str | None, mb: int, keep:
             def told(what: str, done: float) -> None:
                 show(description=what, completed=done)
 
-            report = _captured(Path(directory), (fragment, mb, keep) if compact else None, told)
+            yield told
     except CaptureError as error:
         raise UserError(str(error)) from error
-    click.echo(report)
 
 
 def _captured(
@@ -151,6 +159,79 @@ def _captured(
     pattern, mb, keep = compact
     how = realcompact.Fragmentation(pattern, mb, keep) if pattern else None
     return realcompact.snapshot_compact(directory, how, progress=progress)
+
+
+@cli.command("record", context_settings={"allow_interspersed_args": False})
+@click.argument("directory", metavar="DIR")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="How long, without CMD; else until Ctrl-C.")
+@click.option(
+    "--buffer", "buffer_mb", type=click.IntRange(1, 4096), default=32, show_default=True, help="MiB for each CPU."
+)
+def record_(directory: str, command: tuple[str, ...], seconds: float | None, buffer_mb: int) -> None:
+    """Record this host's page allocations into DIR, while CMD runs, for `dpud replay DIR`. Needs root.
+
+    DIR/before and DIR/after are captures as `dpud snapshot` makes them, DIR/trace.zst is between them. It is traced in
+    an instance of its own, so other tracing goes on undisturbed, and nothing is left behind.
+
+    The exit code is CMD's. Options come before DIR.
+    """
+    from dpud.record import Recording, record
+
+    if command and seconds is not None:
+        raise UserError("--seconds is for recording without CMD")
+    signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))
+    with _capturing() as told:
+        report = record(Path(directory), Recording(command, seconds, buffer_mb), progress=told)
+    click.echo(report)
+    sys.exit(report.exit_code)
+
+
+@cli.command("replay")
+@click.argument("trace", metavar="DIR|TRACE")
+@click.option("--from", "source", metavar="DIR", help="Capture to begin with; DIR/before of a recording.")
+@click.option("--after", metavar="DIR", help="Capture to compare the end with; DIR/after of a recording.")
+@click.option("--traditional", "compaction", flag_value="traditional", help="Have the kernel's own compaction run.")
+@click.option("--dpu", "compaction", flag_value="dpu", help="Have compaction run that asks the DPU first.")
+@click.option(
+    "--compact-at", type=click.FloatRange(0), multiple=True, metavar="SECONDS", help="Also compact everything then."
+)
+@click.option(
+    "--proactiveness", type=click.IntRange(0, 100), help="vm.compaction_proactiveness; 20 if left out, as on Linux."
+)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures to it.")
+def replay_(
+    trace: str,
+    source: str | None,
+    after: str | None,
+    compaction: str | None,
+    compact_at: tuple[float, ...],
+    proactiveness: int | None,
+    json_file: Path | None,
+) -> None:
+    """Do a real machine's page allocations again in the emulated kernel, and show how fragmentation develops.
+
+    DIR is what `dpud record` made. TRACE is the text of ftrace, `trace-cmd report` or `perf script` with
+    kmem:mm_page_alloc and kmem:mm_page_free events, .zst or not; it needs --from.
+
+    Without --traditional or --dpu the emulated machine does not compact.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from dpud import replay_report
+    from dpud.replay import ReplayOptions, replay
+
+    if compaction is None and (compact_at or proactiveness is not None):
+        raise UserError("--compact-at and --proactiveness are for --traditional or --dpu")
+    before, end = (None if folder is None else Path(folder) for folder in (source, after))
+    options = ReplayOptions(Path(trace), before, end, compaction, compact_at, proactiveness)
+    with Progress(transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("Replaying", total=1.0)
+        outcome = replay(options, lambda done: progress.update(task, completed=done))
+    Console(width=None if sys.stdout.isatty() else 110).print(replay_report.report(outcome), highlight=False)
+    if json_file is not None:
+        json_file.write_text(replay_report.as_json(outcome))
 
 
 @cli.command()

@@ -10,6 +10,8 @@ only, as the files in /proc are: it shows where every process' memory lies.
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,14 +93,21 @@ def files_of(live: LiveCapture) -> dict[str, bytes]:
 
 def write_whole(directory: Path, files: dict[str, bytes]) -> int:
     """Make the folder with these files, by names that may have one folder in them; all or nothing. Returns its size."""
-    place = directory.resolve()
-    draft = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    try:
+    with drafted(directory) as draft:
         for name, content in files.items():
             (draft / name).parent.mkdir(exist_ok=True)
             (draft / name).write_bytes(content)
+    return sum(map(len, files.values()))
+
+
+@contextmanager
+def drafted(directory: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `directory` when the block ends; nothing is left if the block raises."""
+    place = directory.resolve()
+    draft = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        yield draft
         os.rename(draft, place)  # takes the place of an empty folder
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    return sum(map(len, files.values()))

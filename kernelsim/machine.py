@@ -215,9 +215,11 @@ class Machine:
         alloc_words: AllocWords = zeroed_words,
         discard: Discard | None = None,
         wait_queue: Callable[[], WaitQueue] = WaitQueue,
+        owners: Callable[[Vm, HostImage], list[tuple[str, Mm]]] = import_processes,
     ) -> Machine:
         """A machine with a real one's memory. Of `config` only CPUs and switches count; contents are always stamps.
 
+        `owners` gives its pages owners and returns the processes among them, by name.
         ValueError if the capture cannot be built.
         """
         nr_nodes = max(zone.node for zone in image.zones) + 1
@@ -226,7 +228,7 @@ class Machine:
         config = replace(config or MachineConfig(), nodes=nodes, bytes="stamp", distance=())
         mem = import_mem(image, default_distance(nr_nodes))
         machine = cls(config, hw, clock, mem=mem, alloc_words=alloc_words, discard=discard, wait_queue=wait_queue)
-        for name, mm in import_processes(machine.vm, image):
+        for name, mm in owners(machine.vm, image):
             mm.comm = name
             machine.imported[name] = mm
         return machine

@@ -16,8 +16,10 @@ inferred here:
   order-10 blocks; so the blocks are shuffled (by a fixed seed) and the pages within one are not.
 - Processes that ended between the two reads, as those of the capture itself do: an anonymous page that is mapped
   in kpageflags and not in kpagecount is free by now, and the last that was freed.
-- References. Buffer-cache pages (PG_private, not PG_uptodate) that nobody has touched since the last idle mark
-  are held by a file system since it was mounted, as ext4 does with its group descriptors. They cannot move.
+- References. ext4 reads its group descriptors one after the other when it is mounted, and holds their buffers ever
+  after: they cannot move. So they are still where they were, in consecutive frames, while others of the buffer cache
+  (PG_private, not PG_uptodate) come and go and are moved apart. A run of these that nobody has touched since the last
+  idle mark is taken for them, if it is long, or shorter but in the same pageblock as a long one.
 
 The files are read one after the other on a running machine, so they contradict each other a little.
 kpageflags wins; `HostImage.notes` says in plain words what was inferred and what did not fit.
@@ -79,6 +81,7 @@ VM_READ, VM_WRITE, VM_EXEC, VM_SHARED, VM_GROWSDOWN = 1, 2, 4, 8, 0x100  # inclu
 _KPF_LOW = (1 << 27) - 1  # kpageflags bits that page.py numbers alike
 _MAPCOUNT_MAX = (1 << 31) - 1
 LAST_FEW = pageblock_nr_pages // 8
+_FEW_HELD, _MANY_HELD = 3, 8  # a group descriptor block describes 64 groups, which is 8 GiB of disk
 _HIGH_BITS = np.array(list(KPF_HIGH.items()), dtype=np.int64)  # (kpageflags bit, PG_ mask)
 
 
@@ -360,10 +363,19 @@ def _shuffle_blocks(pfns: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 
 def _pinned_pages(flags: NDArray[np.uint32], notes: list[str]) -> NDArray[np.int64]:
-    asked = np.uint32(PG_lru | PG_private | PG_idle | PG_referenced | PG_uptodate | PG_anon | PG_head | PG_tail)
-    pinned = np.flatnonzero(flags & asked == np.uint32(PG_lru | PG_private | PG_idle))
+    asked = np.uint32(PG_lru | PG_private | PG_uptodate | PG_anon | PG_head | PG_tail)
+    cached = np.flatnonzero(flags & asked == np.uint32(PG_lru | PG_private))
+    idle = flags[cached] & np.uint32(PG_idle | PG_referenced) == np.uint32(PG_idle)
+    run = np.cumsum(np.diff(cached, prepend=-2) != 1)
+    length = np.bincount(run)[run] if len(run) else run
+    in_a_row = (np.bincount(run, ~idle)[run] == 0) & (length >= _FEW_HELD) if len(run) else idle
+    blocks = cached[in_a_row & (length >= _MANY_HELD)] >> pageblock_order
+    pinned = cached[in_a_row & np.isin(cached >> pageblock_order, blocks)]
     if len(pinned):
-        notes.append(f"{len(pinned)} idle buffer-cache pages are taken to be held by a file system: they cannot move")
+        notes.append(
+            f"{len(pinned)} idle buffer-cache pages in consecutive frames are taken to be held by a file system since it "
+            "was mounted: they cannot move"
+        )
     return pinned
 
 

@@ -104,8 +104,8 @@ def _relative(real: int, ours: int) -> str:
 def _about_the_ending(outcome: Outcome) -> Iterator[str]:
     yield (
         "real before, real after: /proc/buddyinfo of the captures. Small orders are served from per-CPU lists, which "
-        "a capture shows only as counts: there the two may differ without either being more fragmented. Orders that did "
-        "not change are left out."
+        "a capture shows only as counts: there the two may differ without either being more fragmented. Orders that "
+        "did not change are left out."
     )
     if outcome.options.compaction is not None:
         yield "ours includes compaction that the real machine did not do."

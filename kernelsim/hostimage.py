@@ -370,7 +370,7 @@ def _pinned_pages(flags: NDArray[np.uint32], notes: list[str]) -> NDArray[np.int
     length = np.bincount(run)[run] if len(run) else run
     in_a_row = (np.bincount(run, ~idle)[run] == 0) & (length >= _FEW_HELD) if len(run) else idle
     blocks = cached[in_a_row & (length >= _MANY_HELD)] >> pageblock_order
-    pinned = cached[in_a_row & np.isin(cached >> pageblock_order, blocks)]
+    pinned: NDArray[np.int64] = cached[in_a_row & np.isin(cached >> pageblock_order, blocks)]
     if len(pinned):
         notes.append(
             f"{len(pinned)} idle buffer-cache pages in consecutive frames are taken to be held by a file system since it "

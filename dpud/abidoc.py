@@ -13,6 +13,7 @@ from dpud.dpu.sysfs import add_rank_files
 from kernelsim.attr import Attr, Registry, Stub
 from kernelsim.dpu_compact_inject import KINDS
 from kernelsim.machine import MM_CONFIGFS, Machine, MachineConfig, NodeConfig
+from kernelsim.trace_events import SYSTEMS
 
 HEAD = """\
 # Files
@@ -21,14 +22,23 @@ HEAD = """\
 
 Every file of the emulated tree, from its declaration. Paths are below the mount point (`dpud run`), or as they stand
 (`dpud exec`, `dpud shell`). `*` is a number: one directory for each node or rank. `NAME` is what was given to mkdir.
-`KIND` is one of {kinds}.
+`KIND` is one of {kinds}. `SYSTEM` and `EVENT` are listed in `/sys/kernel/tracing/available_events`;
+events of `ftrace` cannot be switched. `/sys/kernel/debug/tracing` is a link to `/sys/kernel/tracing`.
 
 A mode of 0200 cannot be read, not even by root. A value outside its range, or a text that is none, is refused with
 `Invalid argument` and changes nothing. Where there is no default, the file shows a state or starts something.
 """
 
 _KINDS = [kind.value for kind in FaultKind if kind is not FaultKind.CORRUPT] + list(KINDS)
-_ALIKE = {r"/node0/": "/node*/", r"/dpu_rank0/": "/dpu_rank*/", rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/"}
+_ALIKE = {
+    r"/node0/": "/node*/",
+    r"/dpu_rank0/": "/dpu_rank*/",
+    rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/",
+    r"/per_cpu/cpu0/": "/per_cpu/cpu*/",
+    rf"/events/({'|'.join(SYSTEMS)})/(?=[^/]+$)": "/events/SYSTEM/",
+    rf"/events/({'|'.join(SYSTEMS)})/[^/]+/": "/events/SYSTEM/EVENT/",
+    r"/events/ftrace/[^/]+/": "/events/ftrace/EVENT/",
+}
 _ROW = "| {} | {} | {} | {} | {} | {} |"
 
 

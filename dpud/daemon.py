@@ -39,11 +39,13 @@ from dpud.owner import Owner
 from dpud.pacer import Pacer
 from dpud.physmem import PhysMem, alloc_tables
 from fs.fuse_ops import mount
-from fs.kernfs import Tree
+from fs.kernfs import Cred, RunAs, Tree
 from fs.mountpoint import MountError
 from kernelsim.hostimage import HostImage
 from kernelsim.machine import Machine, MachineConfig, NodeConfig
+from kernelsim.operation import Operation
 from kernelsim.printk import KERN_ERR
+from kernelsim.task import Task
 from kernelsim.warm import preload
 
 SWITCH_INTERVAL_S = 0.001
@@ -83,8 +85,18 @@ def run(options: RunOptions) -> None:
         preload(DpuDriver())
         add_device_files(machine, driver)
         ready = Readiness(options.ready_fd, path, _describe(options, machine))
-        tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid())
+        tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid(), run_as=_requests_of(machine))
         _serve(tree, path, options.config, ready)
+
+
+def _requests_of(machine: Machine) -> RunAs:
+    """Requests are worked on in the name of who makes them; the machine does so on its first CPU."""
+    current = machine.vm.trace.current
+
+    def run_as(cred: Cred, operation: Operation[Any]) -> Operation[Any]:
+        return current.run_as(Task(cred.pid, cred.comm, entry="do_syscall_64"), operation)
+
+    return run_as
 
 
 def _leave(_signum: int, _frame: FrameType | None) -> None:

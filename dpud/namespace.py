@@ -18,6 +18,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 
 from dpud.errors import UserError
 
@@ -36,6 +37,7 @@ _SHARED = frozenset(
         "/dev",
         "/proc",
         "/proc/sys",
+        "/proc/sys/kernel",
         "/sys",
         "/sys/class",
         "/sys/devices",
@@ -45,8 +47,10 @@ _SHARED = frozenset(
     )
 )
 
-_COVERED = ("/proc/sys/vm", "/sys/devices/system/node", "/sys/kernel/debug")
+_COVERED = ("/proc/sys/vm", "/sys/devices/system/node", "/sys/kernel/debug", "/sys/kernel/tracing")
 """Directories that are never the real kernel's: empty where the emulated one was configured without them."""
+
+_TRACEFS = "/sys/kernel/tracing"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -87,10 +91,21 @@ def step_aside() -> None:
 
 def cover(emulated: str) -> None:
     """Make the real paths show the emulated tree at `emulated`. Raises OSError if a mount is refused."""
+    _mount_tracefs()
     lay_over(emulated)
     for path in _COVERED:
         if os.path.isdir(path) and not os.path.lexists(emulated + path):
             mount("dpud", path, "tmpfs", flags=MS_RDONLY, data="mode=555")
+
+
+def _mount_tracefs() -> None:
+    """Put the real tracefs where the emulated one will cover it, if this system lets us.
+
+    libtracefs goes by the type of what is mounted. Finding no tracefs it would mount one itself, over the emulated
+    files, and trace the real kernel.
+    """
+    with suppress(OSError):
+        mount("dpud", _TRACEFS, "tracefs")
 
 
 def lay_over(emulated: str, real: str = "/") -> None:

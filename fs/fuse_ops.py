@@ -190,8 +190,13 @@ class FuseOps:
     def chown(self, path: str, _uid: int, _gid: int) -> NoReturn:
         self._tree.chown(path)
 
-    def truncate(self, _path: str | None, _length: int, _fi: Any = None) -> int:
-        """Shells truncate before they write; the value stays what it is until the write."""
+    @operation
+    def truncate(self, path: str | None, _length: int, fi: Any = None) -> int:
+        """Shells truncate before they write; for most files that changes nothing."""
+        if path is None:
+            self._open_files[fi.fh].truncate(self._cred())
+        else:
+            self._tree.truncate(path, self._cred())
         return 0
 
     def utimens(self, _path: str | None, _times: Any = None) -> int:
@@ -202,7 +207,8 @@ class FuseOps:
 
     def _cred(self) -> Cred:
         context = self._binding._libfuse.fuse_get_context().contents
-        return Cred(context.uid, context.gid, self._groups)
+        pid = context.pid
+        return Cred(context.uid, context.gid, self._groups, pid, lambda: _comm_of(pid))
 
     def _groups(self) -> frozenset[int]:
         """Supplementary groups of the caller; none where libfuse cannot tell."""
@@ -212,6 +218,15 @@ class FuseOps:
 
     def _interrupted(self) -> bool:
         return bool(self._fuse_interrupted()) or bool(self._session_exited(self._session))
+
+
+def _comm_of(pid: int) -> str:
+    """Name of a thread that waits for its answer; "" if it is not there to be seen."""
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return file.read().decode("utf-8", "replace").removesuffix("\n")
+    except OSError:
+        return ""
 
 
 class _CallableFuseOps(FuseOps):

@@ -60,12 +60,23 @@ class Cred:
     gid: int = 0
     groups: Callable[[], frozenset[int]] = field(default=frozenset, compare=False)
     """Supplementary groups; asked for only where the answer depends on them."""
+    pid: int = 0
+    """Thread that asks, and its name; 0 and "" where that is not known."""
+    comm: Callable[[], str] = field(default=str, compare=False)
 
     def in_group(self, gid: int) -> bool:
         return gid == self.gid or gid in self.groups()
 
 
 ROOT = Cred()
+
+
+RunAs = Callable[[Cred, Operation[Any]], Operation[Any]]
+
+
+def _run(_cred: Cred, operation: Operation[Any]) -> Operation[Any]:
+    """The RunAs of a machine that does not care who asks."""
+    return operation
 
 
 class Stat(NamedTuple):
@@ -126,17 +137,19 @@ class OpenFile:
             raise error(self._rules.no_read, node.path)
         if attr.is_stream:
             try:
-                return self._read_stream(size, offset, nonblock, interrupted)
+                return self._read_stream(size, offset, nonblock, cred, interrupted)
             except StreamOverrun as overrun:
                 self._skipped = overrun.resume - offset
                 if offset:
                     raise  # the reader is told once; one that only begins has missed nothing
-                return self._read_stream(size, offset, nonblock, interrupted)
-        return self._seq.read(lambda: self._render(interrupted), size, offset)
+                return self._read_stream(size, offset, nonblock, cred, interrupted)
+        return self._seq.read(lambda: self._render(cred, interrupted), size, offset)
 
-    def _read_stream(self, size: int, offset: int, nonblock: bool, interrupted: Callable[[], bool]) -> bytes:
+    def _read_stream(
+        self, size: int, offset: int, nonblock: bool, cred: Cred, interrupted: Callable[[], bool]
+    ) -> bytes:
         hook, args = self.node.attr.read_stream, (offset + self._skipped, size, nonblock)
-        data: bytes = self._tree.call(self._tree.operate, self.node, hook, *args, interrupted=interrupted)
+        data: bytes = self._tree.call(self._tree.operate, cred, self.node, hook, *args, interrupted=interrupted)
         return data
 
     def write(self, data: bytes, offset: int, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> int:
@@ -152,12 +165,17 @@ class OpenFile:
             raise error(self._rules.no_write, node.path)
         data = data[: self._rules.write_window]
         hook, args = (attr.write_stream, (data,)) if attr.is_stream else (attr.write_text, (data, node.flavour))
-        nr_taken: int = self._tree.call(self._tree.operate, node, hook, *args, interrupted=interrupted)
+        nr_taken: int = self._tree.call(self._tree.operate, cred, node, hook, *args, interrupted=interrupted)
         return nr_taken
 
-    def _render(self, interrupted: Callable[[], bool]) -> bytes:
+    def truncate(self, cred: Cred = ROOT) -> None:
+        """ftruncate(2), and what open(2) with O_TRUNC comes to."""
+        if self.node.attr.truncatable:
+            self._tree.call(self._tree.operate, cred, self.node, self.node.attr.truncate_file)
+
+    def _render(self, cred: Cred, interrupted: Callable[[], bool]) -> bytes:
         node = self.node
-        text: bytes = self._tree.call(self._tree.operate, node, node.attr.read_text, interrupted=interrupted)
+        text: bytes = self._tree.call(self._tree.operate, cred, node, node.attr.read_text, interrupted=interrupted)
         return text[: self._rules.file_size - 1] if self._rules.file_size else text
 
 
@@ -168,12 +186,21 @@ class Tree:
     call        runs what needs the machine
     uid, gid    who the files belong to: whoever runs the emulated kernel is its root
     now_ns      shown as the time of every node
+    run_as      drives an operation on behalf of whoever asks
     """
 
     def __init__(
-        self, registry: Registry, call: Call = call_directly, *, uid: int = 0, gid: int = 0, now_ns: int = 0
+        self,
+        registry: Registry,
+        call: Call = call_directly,
+        *,
+        uid: int = 0,
+        gid: int = 0,
+        now_ns: int = 0,
+        run_as: RunAs = _run,
     ) -> None:
         self.call = call
+        self._run_as = run_as
         self._registry = registry
         self._nodes = registry.nodes
         self._items = Items(registry)
@@ -219,7 +246,7 @@ class Tree:
         return node.target
 
     def open(self, path: str, flags: int, cred: Cred = ROOT) -> OpenFile:
-        """open(2) of a file that is there; O_TRUNC has no effect, as on the real ones. Raises EACCES."""
+        """open(2) of a file that is there. O_TRUNC is for `OpenFile.truncate`, as FUSE asks for it. Raises EACCES."""
         node = self._lookup(path)
         if not isinstance(node, File):
             raise error(errno.EISDIR if isinstance(node, Dir) else errno.ELOOP, path)
@@ -251,6 +278,12 @@ class Tree:
         while not self.call(self._items.drop, path):
             self.call(self._items.idle, path, interrupted=interrupted)
 
+    def truncate(self, path: str, cred: Cred = ROOT) -> None:
+        """truncate(2) of a file; most have nothing that could be."""
+        node = self._lookup(path)
+        if isinstance(node, File):
+            OpenFile(self, node, os.O_WRONLY).truncate(cred)
+
     def chmod(self, path: str, mode: int) -> None:
         """chmod(2) of a file. Raises EPERM for sysctls and directories."""
         node = self._lookup(path)
@@ -264,12 +297,13 @@ class Tree:
 
     # For open files.
 
-    def operate(self, file: File, hook: Callable[..., Operation[R]], *args: Any) -> Operation[R]:
+    def operate(self, cred: Cred, file: File, hook: Callable[..., Operation[R]], *args: Any) -> Operation[R]:
         """One request on an attribute. Raises the flavour's `gone` error once it was removed."""
         if not file.alive:
             raise error(RULES[file.flavour].gone, file.path)
         with self._items.inside(file):
-            return (yield from hook(file.kobj, *args))
+            result: R = yield from self._run_as(cred, hook(file.kobj, *args))
+            return result
 
     def check_again(self, file: File, cred: Cred, access: int) -> None:
         """sysctl asks for permission at each read and write, whoever opened the file. Raises EPERM."""

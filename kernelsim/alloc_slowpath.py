@@ -28,8 +28,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelsim import trace_events
 from kernelsim.compact_control import COMPACT_DEFERRED, COMPACT_SKIPPED, COMPACT_SUCCESS
 from kernelsim.compaction import COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT
+from kernelsim.ftrace import traced
 from kernelsim.gfp import (
     _GFP_DIRECT_RECLAIM,
     _GFP_FS,
@@ -191,6 +193,7 @@ class AllocSlowpath:
         """A block of 2^order pages, node `nid` first; its pfn (refcount 1) or -ENOMEM, which is then in the log."""
         return (yield from self.alloc(self.context(gfp, order, nid, comm)))
 
+    @traced("__alloc_pages")
     def alloc(self, ac: AllocContext) -> Operation[int]:
         """The same for a request that was set up before; `ac.steps` tells afterwards what it took."""
         pfn = self._get_page(ac, WMARK_LOW, ALLOC_NO_RESERVE)
@@ -198,6 +201,7 @@ class AllocSlowpath:
             pfn = yield from self._slowpath(ac)
         if pfn < 0:
             self.report.warn_alloc(ac.gfp, ac.order, ac.comm)
+        self.vm.trace(trace_events.mm_page_alloc, max(pfn, trace_events.NO_PFN), ac.order, ac.gfp, ac.migratetype)
         return pfn
 
     def make_room(self, nid: int, comm: str) -> Operation[bool]:
@@ -233,6 +237,7 @@ class AllocSlowpath:
 
     # The slow path.
 
+    @traced("__alloc_pages_slowpath")
     def _slowpath(self, ac: AllocContext) -> Operation[int]:
         if len(ac.zonelist) == 0:
             return -ENOMEM
@@ -245,6 +250,7 @@ class AllocSlowpath:
             if pfn >= 0:
                 return pfn
             if ac.costly and ac.gfp & _GFP_NORETRY:
+                self.vm.pr_debug("%s: order %d, async compaction: %d\n", ac.comm, ac.order, ac.compact_result)
                 if ac.compact_result in (COMPACT_SKIPPED, COMPACT_DEFERRED) or ac.gfp & _GFP_THISNODE:
                     return -ENOMEM
                 ac.compact_priority = COMPACT_PRIO_ASYNC
@@ -281,6 +287,7 @@ class AllocSlowpath:
             if not (yield from self._wait_for_held_pages(ac)):
                 return -ENOMEM
 
+    @traced("get_page_from_freelist")
     def _get_page(self, ac: AllocContext, wmark: int, reserve: int) -> int:
         mem = self.vm.mem
         if len(ac.zonelist) == 0:
@@ -289,6 +296,7 @@ class AllocSlowpath:
             mem.pages, mem.zones, mem.blocks, ac.zonelist, ac.order, ac.migratetype, ac.highest_type, wmark, reserve
         )
 
+    @traced("wake_all_kswapds")
     def _wake_all_kswapds(self, ac: AllocContext) -> None:
         if ac.gfp & _GFP_KSWAPD_RECLAIM:
             for nid in dict.fromkeys(self.vm.mem.zones["node"][ac.zonelist].tolist()):
@@ -296,10 +304,12 @@ class AllocSlowpath:
 
     # Reclaim.
 
+    @traced("__alloc_pages_direct_reclaim")
     def _direct_reclaim(self, ac: AllocContext) -> Operation[int]:
         ac.steps.append("reclaim")
         return (yield from self.reclaim.try_to_free_pages(ac.zonelist, ac.order, ac.highest_type))
 
+    @traced("should_reclaim_retry")
     def _should_reclaim_retry(self, ac: AllocContext, progress: int) -> bool:
         """Another round could succeed if everything reclaimable were free; not after 16 rounds without progress."""
         ac.no_progress_loops = 0 if progress and not ac.costly else ac.no_progress_loops + 1
@@ -332,6 +342,7 @@ class AllocSlowpath:
 
     # Compaction.
 
+    @traced("__alloc_pages_direct_compact")
     def _direct_compact(self, ac: AllocContext, prio: int) -> Operation[int]:
         """__alloc_pages_direct_compact(), the DPU first. Sets ac.compact_result."""
         ac.compact_result = COMPACT_SKIPPED
@@ -360,6 +371,7 @@ class AllocSlowpath:
             helped = yield from self.dpu.try_dpu_compact_zone(zone, ac.order, ac.highest_type, ac.movable)
             ac.device_ns += self.dpu.modelled_ns() - before_ns
             ac.steps.append("dpu")
+            self.vm.pr_debug("%s: order %d, the DPU helped zone %d: %d\n", ac.comm, ac.order, zone, helped)
             pfn = self._get_page(ac, WMARK_MIN, ac.reserve) if helped else -ENOMEM
             if pfn >= 0:
                 ac.compact_result = COMPACT_SUCCESS
@@ -380,6 +392,7 @@ class AllocSlowpath:
             self.compaction.compaction_defer_reset(zone, ac.order, True)
         return pfn
 
+    @traced("should_compact_retry")
     def _should_compact_retry(self, ac: AllocContext) -> bool:
         """Compaction that worked is repeated some times; one that did not is tried harder, but not for ever."""
         if ac.order == 0 or self.compaction is None:

@@ -85,6 +85,7 @@ class Attr(Generic[T]):
         self._read: Callable[[Any, int, int, bool], Any] | None = None
         self._write: Callable[[Any, bytes], Any] | None = None
         self._size: Callable[[Any], int] | None = None
+        self._truncate: Callable[[Any], Any] | None = None
 
     # The descriptor: the value lives in the instance's own dictionary.
 
@@ -136,6 +137,11 @@ class Attr(Generic[T]):
         self._size = hook
         return hook
 
+    def truncate(self, hook: Callable[[K], R]) -> Callable[[K], R]:
+        """`(self)` when the file is opened with O_TRUNC or truncated; without it nothing happens then."""
+        self._truncate = hook
+        return hook
+
     # What the file can do.
 
     @property
@@ -149,6 +155,10 @@ class Attr(Generic[T]):
     @property
     def writable(self) -> bool:
         return self.default is not None or self._store is not None or self._write is not None
+
+    @property
+    def truncatable(self) -> bool:
+        return self._truncate is not None
 
     @property
     def mode(self) -> int:
@@ -195,6 +205,11 @@ class Attr(Generic[T]):
         assert self._write is not None
         yield from outcome(self._write(kobj, data))
         return len(data)
+
+    def truncate_file(self, kobj: "Kobject") -> Operation[None]:
+        """open(2) with O_TRUNC, which a shell's `>` does before it writes anything; or truncate(2)."""
+        if self._truncate is not None:
+            yield from outcome(self._truncate(kobj))
 
     def stream_size(self, kobj: "Kobject") -> int:
         """Bytes in the stream so far; 0 where nobody counts them."""
@@ -375,6 +390,11 @@ class Registry:
         """One write(2), run to its end -> bytes taken. Raises KeyError; OSError as the file does."""
         node = self._file(path)
         return complete(node.attr.write_text(node.kobj, text.encode(), node.flavour))
+
+    def truncate(self, path: str) -> None:
+        """What a shell's `>` does to a file before it writes. Raises KeyError; OSError as the file does."""
+        node = self._file(path)
+        complete(node.attr.truncate_file(node.kobj))
 
     def _file(self, path: str) -> File:
         node = self.nodes[path]

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from kernelsim.attr import Attr, Int, Kobject, Text
 from kernelsim.contig import Contig
+from kernelsim.ftrace import traced
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmzone import MIGRATE_CMA, Mem, pageblock_nr_pages, pageblock_order
 from kernelsim.operation import Mutex, Operation
@@ -120,8 +121,10 @@ class Cma(Kobject):
 
     # What the kernel's other parts call.
 
+    @traced("cma_alloc")
     def cma_alloc(self, count: int) -> Operation[int]:
         """Allocate `count` contiguous pages -> the first pfn, or -1 (and the reason in the log)."""
+        self.vm.pr_debug("cma %s: %d pages wanted\n", self.name, count)
         if not 0 < count <= self.nr_pages:
             return -1
         pfn, error = -1, errno.ENOMEM
@@ -132,6 +135,7 @@ class Cma(Kobject):
                 pfn = self.base + at
             except RangeBusy as busy:
                 error = errno.EBUSY
+                self.vm.pr_debug("cma %s: range at 0x%lx is busy, trying again\n", self.name, busy.pfn)
                 at = self._find_next_zero_area(max(busy.pfn - self.base, at) + 1, count)
             except OSError as failure:
                 error = failure.errno or errno.ENOMEM
@@ -139,8 +143,10 @@ class Cma(Kobject):
         self._account(pfn, count, error)
         return pfn
 
+    @traced("cma_release")
     def cma_release(self, pfn: int, count: int) -> None:
         """Give pages back that cma_alloc() gave."""
+        self.vm.pr_debug("cma %s: %d pages released at 0x%lx\n", self.name, count, pfn)
         self.contig.free_contig_range(pfn, count)
         at = pfn - self.base
         self.bits[at : at + count] = 0

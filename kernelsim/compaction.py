@@ -20,9 +20,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from kernelsim import extfrag
+from kernelsim import extfrag, trace_events
 from kernelsim.compact_control import (
     COMPACT_COMPLETE,
+    COMPACT_CONTENDED,
     COMPACT_CONTINUE,
     COMPACT_DEFERRED,
     COMPACT_NOT_SUITABLE_ZONE,
@@ -40,6 +41,7 @@ from kernelsim.compact_control import (
 from kernelsim.compaction_free import pageblock_start_pfn
 from kernelsim.compaction_loop import compact_zone_slice, release_free_list, zone_blocks_ok
 from kernelsim.compaction_sysctl import CompactionSysctl
+from kernelsim.ftrace import traced
 from kernelsim.gfp import _GFP_FS, _GFP_IO
 from kernelsim.jit import njit
 from kernelsim.mm_types import LongOp, Vm
@@ -57,6 +59,7 @@ from kernelsim.mmzone import (
 from kernelsim.operation import Operation
 from kernelsim.page import Pages, PG_buddy, PG_lru, PG_nopage
 from kernelsim.page_alloc import PAGE_ALLOC_COSTLY_ORDER, free_pages, zone_watermark_ok
+from kernelsim.tracepoint import TraceEvent
 
 __all__ = ["COMPACT_PRIO_ASYNC", "COMPACT_PRIO_SYNC_FULL", "COMPACT_PRIO_SYNC_LIGHT", "Compaction"]
 
@@ -88,11 +91,13 @@ class Compaction:
 
     # By hand.
 
+    @traced("compact_nodes")
     def compact_nodes(self) -> LongOp:
         """Everything (compact_memory)."""
         for nid in range(self.vm.mem.nr_nodes):
             yield from self.compact_node(nid)
 
+    @traced("compact_node")
     def compact_node(self, nid: int) -> LongOp:
         """All zones of a node, whatever skip bits and indices say."""
         for zone in self._populated(nid):
@@ -103,6 +108,7 @@ class Compaction:
 
     # For kcompactd.
 
+    @traced("proactive_compact_node")
     def proactive_compact_node(self, nid: int) -> LongOp:
         """Each zone until its score is down at the low mark."""
         mark = self.fragmentation_score_wmark(True)
@@ -125,6 +131,7 @@ class Compaction:
         finally:
             self._count_daemon(cc)
 
+    @traced("fragmentation_score_node")
     def fragmentation_score_node(self, nid: int) -> int:
         return extfrag.fragmentation_score_node(self.vm.mem, nid)
 
@@ -137,6 +144,7 @@ class Compaction:
 
     # For an allocation.
 
+    @traced("try_to_compact_pages")
     def try_to_compact_pages(
         self, gfp: int, order: int, prio: int, zonelist: Iterable[int], highest_type: int, migratetype: int
     ) -> Operation[tuple[int, int]]:
@@ -147,6 +155,7 @@ class Compaction:
         best = COMPACT_SKIPPED
         if not gfp & _GFP_IO:
             return best, -1
+        self.vm.trace(trace_events.mm_compaction_try_to_compact_pages, order, gfp, prio)
         for zone in zonelist:
             if prio > COMPACT_PRIO_SYNC_FULL and self.compaction_deferred(zone, order):
                 best = max(best, COMPACT_DEFERRED)
@@ -196,6 +205,7 @@ class Compaction:
 
     # Whether it is worth trying.
 
+    @traced("compact_zone_order")
     def _compact_zone_for_order(self, cc: CompactControl, mark: int) -> Operation[int]:
         """Compact unless a block is there already or cannot be made (compaction_suit_allocation_order)."""
         zone, order, highest_type = (int(cc[name][0]) for name in ("zone", "order", "highest_type"))
@@ -205,6 +215,7 @@ class Compaction:
         else:
             enough = zone_watermark_ok(self.vm.mem.zones, zone, order, mark, highest_type, cma)
         if enough:
+            self.vm.pr_debug("zone %d: a block of order %d is there already\n", zone, order)
             return COMPACT_SUCCESS
         if not self.compaction_suitable(zone, order, highest_type):
             return COMPACT_SKIPPED
@@ -212,9 +223,14 @@ class Compaction:
             self._reset_isolation_suitable(zone)
         return (yield from self._compact_zone(cc))
 
+    @traced("compaction_suitable")
     def compaction_suitable(self, zone: int, order: int, highest_type: int) -> bool:
         """Free memory for the copies, and fragmentation, not lack of memory, as the trouble."""
-        return self.suitability(zone, order, highest_type) == COMPACT_CONTINUE
+        result = self.suitability(zone, order, highest_type)
+        if self.vm.trace.is_on(trace_events.mm_compaction_suitable):
+            nid, zone_type = (int(self.vm.mem.zones[name][zone]) for name in ("node", "type"))
+            self.vm.trace(trace_events.mm_compaction_suitable, nid, zone_type, order, result)
+        return result == COMPACT_CONTINUE
 
     def suitability(self, zone: int, order: int, highest_type: int) -> int:
         """COMPACT_CONTINUE, or why not: COMPACT_SKIPPED, COMPACT_NOT_SUITABLE_ZONE."""
@@ -231,13 +247,17 @@ class Compaction:
 
     # Deferral.
 
+    @traced("defer_compaction")
     def defer_compaction(self, zone: int, order: int) -> None:
         """Compaction failed: skip the next attempts, twice as many as after the failure before."""
         record = self.vm.mem.zones[zone]
         record["compact_considered"] = 0
         record["compact_defer_shift"] = min(record["compact_defer_shift"] + 1, COMPACT_MAX_DEFER_SHIFT)
         record["compact_order_failed"] = min(record["compact_order_failed"], order)
+        self._trace_defer(trace_events.mm_compaction_defer_compaction, zone, order)
+        self.vm.pr_debug("zone %d: order %d failed, shift %d\n", zone, order, record["compact_defer_shift"])
 
+    @traced("compaction_deferred")
     def compaction_deferred(self, zone: int, order: int) -> bool:
         """Whether this attempt is to be skipped; counts it."""
         record = self.vm.mem.zones[zone]
@@ -248,14 +268,23 @@ class Compaction:
         if record["compact_considered"] >= limit:
             record["compact_considered"] = limit
             return False
+        self._trace_defer(trace_events.mm_compaction_deferred, zone, order)
         return True
 
+    @traced("compaction_defer_reset")
     def compaction_defer_reset(self, zone: int, order: int, alloc_success: bool) -> None:
         """Compaction helped; after an allocation that did succeed there is nothing to skip any more."""
         record = self.vm.mem.zones[zone]
         if alloc_success:
             record["compact_considered"] = record["compact_defer_shift"] = 0
         record["compact_order_failed"] = max(record["compact_order_failed"], order + 1)
+        self._trace_defer(trace_events.mm_compaction_defer_reset, zone, order)
+
+    def _trace_defer(self, event: TraceEvent, zone: int, order: int) -> None:
+        if self.vm.trace.is_on(event):
+            names = ("node", "type", "compact_considered", "compact_defer_shift", "compact_order_failed")
+            nid, zone_type, considered, shift, failed = (int(self.vm.mem.zones[name][zone]) for name in names)
+            self.vm.trace(event, nid, zone_type, order, considered, shift, failed)
 
     def _compaction_restarting(self, zone: int, order: int) -> bool:
         """The longest deferral has just ended."""
@@ -267,16 +296,19 @@ class Compaction:
             and record["compact_considered"] >= 1 << shift
         )
 
+    @traced("reset_isolation_suitable")
     def reset_isolation_suitable(self, nid: int) -> None:
         """Forget skip bits where a direct compaction went all the way (kswapd going to sleep)."""
         for zone in self._populated(nid):
             self._reset_isolation_suitable(zone)
 
+    @traced("__reset_isolation_suitable")
     def _reset_isolation_suitable(self, zone: int) -> None:
         mem = self.vm.mem
         if not mem.zones["compact_blockskip_flush"][zone]:
             return
         mem.zones["compact_blockskip_flush"][zone] = 0
+        self.vm.pr_debug("zone %d: skip bits cleared\n", zone)
         _clear_skip_bits(mem.pages, mem.zones, mem.blocks, mem.skip, zone)
 
     # One zone.
@@ -301,11 +333,14 @@ class Compaction:
             return self.cpu
         return int(pagesets["count"].sum(axis=0).argmax()) if pagesets.shape[1] else 0
 
+    @traced("compact_zone")
     def _compact_zone(self, cc: CompactControl) -> Operation[int]:
         """Run the loop in slices; an interrupted run leaves no page behind."""
         yield from self.vm.compaction_mutex.acquire()
+        result = COMPACT_CONTENDED
         try:
             self._set_up(cc)
+            self._trace_span(trace_events.mm_compaction_begin, cc)
             while True:
                 result = int(compact_zone_slice(vm_arrays(self.vm, self._src, self._dst), cc, SLICE_PAGES))
                 if result != COMPACT_CONTINUE:
@@ -318,7 +353,16 @@ class Compaction:
             release_free_list(vm_arrays(self.vm, self._src, self._dst), cc)
             self.vm.events["compact_migrate_scanned"] += cc["total_migrate_scanned"]
             self.vm.events["compact_free_scanned"] += cc["total_free_scanned"]
+            self._trace_span(
+                trace_events.mm_compaction_end, cc, COMPACT_CONTENDED if result == COMPACT_CONTINUE else result
+            )
             self.vm.compaction_mutex.release()
+
+    def _trace_span(self, event: TraceEvent, cc: CompactControl, *status: int) -> None:
+        if self.vm.trace.is_on(event):
+            zone, migrate_pfn, free_pfn, mode = (int(cc[n][0]) for n in ("zone", "migrate_pfn", "free_pfn", "mode"))
+            start, end = (int(self.vm.mem.zones[edge][zone]) for edge in ("start_pfn", "end_pfn"))
+            self.vm.trace(event, start, migrate_pfn, free_pfn, end, mode != MIGRATE_ASYNC, *status)
 
     def _set_up(self, cc: CompactControl) -> None:
         """Where the scanners start: at the ends, or where the last run left off."""

@@ -38,6 +38,12 @@ from kernelsim.page import (
     PG_nopage,
 )
 from kernelsim.page_alloc import del_page_from_free_list, free_list, set_pageblock_migratetype, zone_watermark_ok
+from kernelsim.trace_key import (
+    MM_COMPACTION_FAST_ISOLATE_FREEPAGES,
+    MM_COMPACTION_ISOLATE_FREEPAGES,
+    trace_key,
+    trace_row,
+)
 
 BLOCK_MASK = pageblock_nr_pages - 1
 
@@ -113,6 +119,7 @@ def isolate_free_page(v: VmArrays, pfn: int) -> int:
 def _isolate_freepages_block(v: VmArrays, cc: CompactControl, pfn: int, end: int, stride: int) -> tuple[int, int]:
     """Take free blocks from pfn on until there are as many targets as pages to move; (pfn reached, pages taken)."""
     c = cc[0]
+    start = pfn
     nr_scanned = 0
     total = 0
     while pfn < end:
@@ -133,6 +140,8 @@ def _isolate_freepages_block(v: VmArrays, cc: CompactControl, pfn: int, end: int
             nr_scanned += (1 << page.order) - 1
             pfn += (1 << page.order) - 1
         pfn += stride
+    if trace_key() & MM_COMPACTION_ISOLATE_FREEPAGES:
+        trace_row(MM_COMPACTION_ISOLATE_FREEPAGES, start, min(pfn, end), nr_scanned, total)
     c.total_free_scanned += nr_scanned
     v.events[0].compact_isolated += total
     return min(pfn, end), total
@@ -271,6 +280,7 @@ def fast_isolate_freepages(v: VmArrays, cc: CompactControl) -> None:
     highest = 0
     found = -1
     nr_scanned = 0
+    nr_isolated = 0
     c.search_order = min(c.order - 1, c.search_order)
     order = int(c.search_order)
     while found < 0 and order >= 0:
@@ -282,6 +292,7 @@ def fast_isolate_freepages(v: VmArrays, cc: CompactControl) -> None:
                 taken = isolate_free_page(v, found)
                 if taken:
                     nr_scanned += taken - 1
+                    nr_isolated += taken
                     c.nr_freepages += taken
                     v.events[0].compact_isolated += taken
                 else:
@@ -293,6 +304,8 @@ def fast_isolate_freepages(v: VmArrays, cc: CompactControl) -> None:
             if order_scanned >= limit:
                 limit = max(1, limit >> 1)
         order = _next_search_order(cc, order)
+    if trace_key() & MM_COMPACTION_FAST_ISOLATE_FREEPAGES:
+        trace_row(MM_COMPACTION_FAST_ISOLATE_FREEPAGES, min_pfn, c.free_pfn, nr_scanned, nr_isolated)
     if found < 0:
         found = _fast_search_failed(v, cc, scan_start, highest, min_pfn)
     if highest and highest >= zone.compact_cached_free_pfn:

@@ -54,7 +54,17 @@ from kernelsim.page_alloc import (
 )
 from kernelsim.pcp import drain_pages_zone, free_frozen_page
 from kernelsim.rmap import remove_migration_ptes, try_to_migrate
+from kernelsim.trace_key import (
+    MM_COMPACTION_FINISHED,
+    MM_COMPACTION_MIGRATEPAGES,
+    MM_MIGRATE_PAGES,
+    MM_MIGRATE_PAGES_START,
+    MM_PAGE_FREE,
+    trace_key,
+    trace_row,
+)
 
+_MR_COMPACTION = 0  # enum migrate_reason
 _MIGRATE_COST = 64  # moving a page takes about as long as looking at so many
 
 
@@ -115,6 +125,8 @@ def _free_held(v: VmArrays, cc: CompactControl, pfn: int, order: int) -> None:
         free_frozen_page(v.pages, v.zones, v.blocks, v.nodes, v.pagesets, int(cc[0].cpu), pfn)
     else:
         v.zones[zone].pgfree += 1 << order
+        if trace_key() & MM_PAGE_FREE:
+            trace_row(MM_PAGE_FREE, pfn, order)
         free_one_page(v.pages, v.zones, v.blocks, pfn, order)
     if cc[0].capture_wanted and cc[0].captured < 0:
         _capture(v, cc, pfn)
@@ -298,6 +310,10 @@ def migrate_pages(v: VmArrays, cc: CompactControl) -> tuple[int, bool]:
     """
     c = cc[0]
     nr = int(c.nr_src)
+    if trace_key() & MM_MIGRATE_PAGES_START:
+        trace_row(MM_MIGRATE_PAGES_START, c.mode, _MR_COMPACTION)
+    before = c.nr_succeeded
+    nr_thps, nr_thp_splits = v.events[0].thp_migration_success, v.events[0].thp_migration_split
     nr_failed, nr_split = _migrate_batch(v, cc)
     nr_reported = nr_failed + nr_split
     first = int(c.nr_src)
@@ -309,6 +325,11 @@ def migrate_pages(v: VmArrays, cc: CompactControl) -> tuple[int, bool]:
         nr_failed += _migrate_batch(v, cc)[0]
     putback_movable_pages(v, cc)
     v.events[0].pgmigrate_fail += nr_failed
+    if trace_key() & MM_MIGRATE_PAGES:
+        nr_thps = v.events[0].thp_migration_success - nr_thps
+        nr_thp_splits = v.events[0].thp_migration_split - nr_thp_splits
+        moved = c.nr_succeeded - before
+        trace_row(MM_MIGRATE_PAGES, moved, nr_failed, nr_thps, 0, nr_thp_splits, nr_split, c.mode, _MR_COMPACTION)
     return nr_reported, no_targets
 
 
@@ -388,7 +409,11 @@ def _one_round(v: VmArrays, cc: CompactControl) -> int:
             return COMPACT_CONTINUE
         c.update_cached = 0
         c.last_migrated_pfn = max(int(v.zones[c.zone].start_pfn), pageblock_start_pfn(c.migrate_pfn - 1))
+        nr_migratepages, before = c.nr_migratepages, c.nr_succeeded
         nr_failed, no_targets = migrate_pages(v, cc)
+        if trace_key() & MM_COMPACTION_MIGRATEPAGES:
+            moved = c.nr_succeeded - before
+            trace_row(MM_COMPACTION_MIGRATEPAGES, moved, nr_migratepages - moved)
         c.nr_failed += nr_failed
         if no_targets and not compact_scanners_met(cc):
             return COMPACT_CONTENDED
@@ -427,6 +452,9 @@ def compact_zone_slice(v: VmArrays, cc: CompactControl, budget: int) -> int:
     result = COMPACT_CONTINUE
     while True:
         result = compact_finished(v, cc)
+        if trace_key() & MM_COMPACTION_FINISHED:
+            zone = v.zones[c.zone]
+            trace_row(MM_COMPACTION_FINISHED, zone.node, zone.type, c.order, result)
         if result == COMPACT_NO_SUITABLE_PAGE:
             result = COMPACT_CONTINUE
         if result != COMPACT_CONTINUE:

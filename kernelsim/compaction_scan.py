@@ -48,6 +48,7 @@ from kernelsim.page import (
     PG_writeback,
 )
 from kernelsim.page_alloc import PAGE_ALLOC_COSTLY_ORDER, free_list
+from kernelsim.trace_key import MM_COMPACTION_ISOLATE_MIGRATEPAGES, trace_key, trace_row
 
 _NO_FAST_START = -1
 
@@ -190,6 +191,7 @@ def isolate_migratepages_block(v: VmArrays, cc: CompactControl, low_pfn: int, en
     Async direct compaction gives an aligned chunk of the wanted order up at the first page in it that must stay.
     """
     c = cc[0]
+    start = low_pfn
     nr_scanned = 0
     nr_isolated = 0
     block = low_pfn >> pageblock_order
@@ -240,6 +242,8 @@ def isolate_migratepages_block(v: VmArrays, cc: CompactControl, low_pfn: int, en
         if hinted:
             v.skip[block] = 1
         _update_cached_migrate(v, cc, low_pfn)
+    if trace_key() & MM_COMPACTION_ISOLATE_MIGRATEPAGES:
+        trace_row(MM_COMPACTION_ISOLATE_MIGRATEPAGES, start, low_pfn, nr_scanned, nr_isolated)
     c.total_migrate_scanned += nr_scanned
     v.events[0].compact_isolated += nr_isolated
     c.migrate_pfn = low_pfn

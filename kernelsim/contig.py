@@ -32,6 +32,7 @@ from kernelsim import contig_move as loops
 from kernelsim.attr import Attr, Kobject, Text
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
 from kernelsim.dpu_hw import U64, DpuCompletion, DpuHardware
+from kernelsim.ftrace import traced
 from kernelsim.migrate import MOVABLE, SKIP_FREE, SKIP_KERNEL, skip_reasons
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.operation import Operation, complete
@@ -123,22 +124,26 @@ class Contig(Kobject):
 
     # The three calls of the kernel.
 
+    @traced("alloc_contig_range")
     def alloc_contig_range(self, start: int, end: int, *, cma: bool = False) -> LongOp:
         """Allocate exactly the pages start .. end-1, all of one zone. `cma`: for the CMA area they belong to.
 
         RangeBusy: something in the range cannot move, or not now. OSError(ENOMEM).
         """
         yield from self.vm.compaction_mutex.acquire()
+        self.vm.pr_debug("contiguous range 0x%lx-0x%lx wanted\n", start, end)
         self.stats.ranges += 1
         try:
             yield from self._alloc_range(start, end, cma)
         except OSError as error:
+            self.vm.pr_debug("contiguous range 0x%lx-0x%lx: %s\n", start, end, error.strerror)
             self.stats.ranges_busy += error.errno == errno.EBUSY
             self.stats.ranges_nomem += error.errno == errno.ENOMEM
             raise
         finally:
             self.vm.compaction_mutex.release()
 
+    @traced("free_contig_range")
     def free_contig_range(self, start: int, nr_pages: int) -> None:
         """Free pages that alloc_contig_range() gave."""
         mem = self.vm.mem
@@ -146,6 +151,7 @@ class Contig(Kobject):
         for pfn in range(start, start + nr_pages):
             free_pages(mem.pages, mem.zones, mem.blocks, pfn, 0)
 
+    @traced("alloc_contig_pages")
     def alloc_contig_pages(self, nr_pages: int, nid: int, *, this_node: bool = False) -> Operation[int]:
         """Allocate `nr_pages` (a power of 2) aligned pages wherever a range can be emptied -> the first pfn.
 
@@ -183,6 +189,7 @@ class Contig(Kobject):
         finally:
             undo_isolate_page_range(mem, isolated)
 
+    @traced("__alloc_contig_migrate_range")
     def _alloc_contig_migrate_range(self, start: int, end: int) -> LongOp:
         """Move out what can be moved; returns with the range empty or after the fifth try."""
         reasons = np.zeros(len(skip_reasons), dtype=np.int64)
@@ -215,6 +222,7 @@ class Contig(Kobject):
             if error:
                 return
             self.stats.hugepages_replaced += 1
+            self.vm.pr_debug("huge page at 0x%lx replaced\n", huge)
             _, huge = loops.survey_range(self.vm.mem.pages, start, end, reasons)
 
     def _take(self, start: int, end: int) -> None:
@@ -252,6 +260,7 @@ class Contig(Kobject):
 
     # The CPU.
 
+    @traced("dpu_contig_move_by_cpu")
     def _move_by_cpu(self, start: int, end: int) -> LongOp:
         """Move what can be moved, a slice at a time: between two slices nothing is under way.
 
@@ -264,6 +273,7 @@ class Contig(Kobject):
             loops.copy_moves(self.vm.memory, batch.moves, 0, batch.nr)
             self.stats.cpu_pages_moved += self._commit(batch, 0, batch.nr, batch.nr)
             if error and not self.vm.in_flight:
+                self.vm.pr_debug("range at 0x%lx: no room to move to\n", pfn)
                 raise OSError(errno.ENOMEM, "no room to move to")
             yield self.vm.in_flight[0] if error else None
 
@@ -274,6 +284,7 @@ class Contig(Kobject):
         """There is a device, and the engine that was chosen lets it copy."""
         return self.hw is not None and self.hw.engine.copier == "device"
 
+    @traced("dpu_contig_move")
     def _move_by_dpu(self, start: int, end: int) -> Operation[bool]:
         """Move what can be moved in batches; False if the device failed and the CPU must go on."""
         while self.vm.nr_forks:
@@ -283,6 +294,7 @@ class Contig(Kobject):
             batch = MoveBatch(np.empty(min(BATCH_PAGES, end - pfn), dtype=loops.move_dtype))
             pfn, error = yield from self._move_batch(batch, pfn, end)
             if not batch.all_retired:
+                self.vm.pr_debug("range at 0x%lx: the device failed, the CPU goes on\n", pfn)
                 return False
             if error:
                 break  # no room: the CPU path finds out whether there will be some

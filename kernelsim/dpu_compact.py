@@ -43,13 +43,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim import dpu_compact_scan as scan
+from kernelsim import trace_events
 from kernelsim.dpu_compact_account import Accounts
 from kernelsim.dpu_compact_cpu import CpuPath, CpuWork, copy_fragments
 from kernelsim.dpu_compact_failures import DpuFailures
 from kernelsim.dpu_compact_inject import DpuCompactInject
 from kernelsim.dpu_compact_region import DpuCompactRegion, DpuCompactState, DpuCompactStats
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
+from kernelsim.dpu_compact_trace import TracedRun, trace_complete
 from kernelsim.dpu_hw import NO_DEVICE, DpuHardware, DpuResult, Engine
+from kernelsim.ftrace import traced
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmzone import pageblock_order
 from kernelsim.operation import complete
@@ -121,6 +124,7 @@ class DpuCompact:
 
     # Whole nodes and zones.
 
+    @traced("dpu_compact_node")
     def compact_node(self, nid: int) -> LongOp:
         """Compact every populated zone of a node."""
         drain_all_pages(self.vm.mem)
@@ -128,6 +132,7 @@ class DpuCompact:
             if self.vm.mem.zones["managed"][zone]:
                 yield from self.dpu_compact_memory(zone)
 
+    @traced("dpu_compact_memory")
     def dpu_compact_memory(
         self, zone: int, region_order: int | None = None, until: Callable[[], bool] = _never
     ) -> LongOp:
@@ -136,21 +141,27 @@ class DpuCompact:
         In regions of dpu_compact_region_order if None is given. No region is begun once `until()` is true.
         """
         yield from self.vm.compaction_mutex.acquire()
-        nr_huge = self._nr_free_huge(zone)
+        nr_huge, region_order = self._nr_free_huge(zone), region_order or self.sysctl.dpu_compact_region_order
+        run = TracedRun(self.vm, self.stats, zone)
+        run.begin(region_order, self.engine.name)
+        self.vm.pr_debug("zone %d: regions of order %d, engine %s\n", zone, region_order, self.engine.name)
         try:
-            yield from self._compact_zone(zone, region_order or self.sysctl.dpu_compact_region_order, until)
+            yield from self._compact_zone(zone, region_order, until)
             waiting = self.inject.take_waiting()
         finally:
             self.inject.give_up()
             self.vm.compaction_mutex.release()
             self.stats.runs += 1
-            self.stats.huge_pages_gained += self._nr_free_huge(zone) - nr_huge
+            nr_gained = self._nr_free_huge(zone) - nr_huge
+            self.stats.huge_pages_gained += nr_gained
+            run.end(nr_gained)
         yield from self.inject.settle(waiting)
 
     def _nr_free_huge(self, zone: int) -> int:
         """Huge pages that could be had of a zone as it is."""
         return nr_free_pages_blocks(self.vm.mem.zones[zone]) >> pageblock_order
 
+    @traced("dpu_compact_zone")
     def _compact_zone(self, zone: int, region_order: int, until: Callable[[], bool]) -> LongOp:
         pending: deque[DpuCompactRegion] = deque()
         start, end = (int(self.vm.mem.zones[edge][zone]) for edge in ("start_pfn", "end_pfn"))
@@ -169,7 +180,9 @@ class DpuCompact:
                 region = self.dpu_compact_region_create(zone, max(base, start), min(base + size, end))
                 if region is None:
                     continue
-                if not self._worth_a_batch(region):
+                worth_a_batch = self._worth_a_batch(region)
+                self.vm.trace(trace_events.dpu_compact_region, *region.span, worth_a_batch, region.engine.name)
+                if not worth_a_batch:
                     while pending and self.sysctl.dpu_compact_adaptive:  # see dpu_compact_adaptive.py on lag
                         yield from self._finish(pending.popleft())
                     yield from self._compact_by_cpu(region)
@@ -197,6 +210,7 @@ class DpuCompact:
                 return True
         elif self.sysctl.dpu_compact_enabled:
             self.stats.too_few_fragments += 1
+            self.vm.pr_debug("region 0x%lx: %d movable pages are too few\n", region.base_pfn, region.max_pages)
         return False
 
     def _engine_is_faster(self, region: DpuCompactRegion) -> bool:
@@ -208,12 +222,14 @@ class DpuCompact:
 
     # Stage 1.
 
+    @traced("dpu_compact_region_create")
     def dpu_compact_region_create(self, zone: int, start: int, end: int) -> DpuCompactRegion | None:
         """Survey start .. end-1 and set up a region, or None where no page could move down."""
         mem = self.vm.mem
         begin_ns = self.clock.wall_ns()
         first, last, nr, nr_pages = scan.survey_region(mem.pages, mem.blocks, start, end)
         if nr == 0:
+            self.vm.pr_debug("region 0x%lx-0x%lx: nothing can move down\n", start, end)
             return None
         fragments = np.empty(nr, dtype=scan.fragment_dtype)
         region = DpuCompactRegion(zone, start, end - start, first, last, fragments, self.engine, nr_pages)
@@ -221,6 +237,7 @@ class DpuCompact:
         region.work.prepare_ns = self.clock.wall_ns() - begin_ns
         return region
 
+    @traced("dpu_compact_isolate_pages")
     def dpu_compact_isolate_pages(self, region: DpuCompactRegion) -> LongOp:
         """Hold the region's free pages and isolate its fragments, slice by slice."""
         region.state = DpuCompactState.PREPARING
@@ -230,7 +247,12 @@ class DpuCompact:
             pfn = self._isolate_slice(region, pfn)
             if pfn < region.last:
                 yield None
+        work = region.work
+        values = region.first, region.nr_fragments, work.nr_pages, work.nr_flushes
+        self.vm.trace(trace_events.dpu_compact_isolated, *values)
+        self.vm.pr_debug("region 0x%lx: %d fragments, %d pages, %d flushes\n", *values)
 
+    @traced("dpu_compact_isolate_range")
     def _isolate_slice(self, region: DpuCompactRegion, pfn: int) -> int:
         vm, mem, work = self.vm, self.vm.mem, region.work
         nr_before, nr_flushes = region.nr_fragments, int(vm.events["nr_tlb_local_flush_all"][0])
@@ -255,6 +277,7 @@ class DpuCompact:
 
     # Stage 2.
 
+    @traced("dpu_compact_execute")
     def dpu_compact_execute(self, region: DpuCompactRegion) -> None:
         """Lay the region out and have the device move it; `region.completion` tells when, if that goes on.
 
@@ -264,21 +287,30 @@ class DpuCompact:
         assert self.hw is not None
         skip_runs = self._prepare_execute(region)
         batch = (region.first << PAGE_SHIFT, region.dpu_addr_list, region.nr_fragments, skip_runs)
+        nr_in_flight = len(self.vm.in_flight)
+        self.vm.trace(trace_events.dpu_batch_submit, batch[0], batch[2], len(skip_runs), nr_in_flight)
         if region.work.nr_pages <= SYNCHRONOUS_FRAGMENTS and len(self.vm.in_flight) == 1:
             region.result = self.hw.dpu_hw_compact_execute(*batch)
         else:
             region.completion = self.hw.submit(*batch)
 
+    @traced("dpu_compact_layout")
     def _prepare_execute(self, region: DpuCompactRegion) -> NDArray[np.uint64]:
         region.state = DpuCompactState.EXECUTING
         nr = region.nr_fragments
         skip_runs = np.empty((nr + 1, 2), dtype=np.uint64)
         nr_runs = scan.list_skip_runs(region.fragments, nr, region.first, skip_runs)
-        region.dpu_addr_list = np.empty(nr, dtype=np.uint64)
-        scan.build_addr_list(region.fragments, nr, region.dpu_addr_list)
+        self._build_addr_list(region)
+        self.vm.pr_debug("region 0x%lx: %d skip runs among %d fragments\n", region.base_pfn, nr_runs, nr)
         self.printk(f"{region.copier}: Compacting {nr} fragments at base {region.first << PAGE_SHIFT:#x}")
         return skip_runs[:nr_runs]
 
+    @traced("dpu_compact_build_addr_list")
+    def _build_addr_list(self, region: DpuCompactRegion) -> None:
+        region.dpu_addr_list = np.empty(region.nr_fragments, dtype=np.uint64)
+        scan.build_addr_list(region.fragments, region.nr_fragments, region.dpu_addr_list)
+
+    @traced("dpu_compact_copy_by_cpu")
     def _copy_by_cpu(self, region: DpuCompactRegion) -> LongOp:
         """The same as dpu_compact_execute, slice by slice. What was copied when it is closed counts as retired."""
         self._prepare_execute(region)
@@ -299,6 +331,9 @@ class DpuCompact:
     def _executed(self, region: DpuCompactRegion, result: DpuResult) -> None:
         """Account a finished batch, and log it."""
         region.result = result
+        trace_complete(self.vm, region, result)
+        nrs = result.nr_retired, region.nr_fragments
+        self.vm.pr_debug("region 0x%lx: %d of %d fragments retired, error %s\n", region.base_pfn, *nrs, result.reason)
         if region.engine.copier == "device":
             self._count_device(result)
         nr_pages, _ = scan.count_pages(region.fragments, 0, result.nr_retired)
@@ -326,6 +361,7 @@ class DpuCompact:
 
     # Stage 3.
 
+    @traced("dpu_compact_update_mappings")
     def dpu_compact_update_mappings(self, region: DpuCompactRegion) -> LongOp:
         """Commit what retired, put the rest back, give the free frames to the buddy lists."""
         assert region.result is not None
@@ -342,6 +378,7 @@ class DpuCompact:
                 yield None
         self._updated(region, nr_retired)
 
+    @traced("dpu_compact_commit")
     def _commit_slice(self, region: DpuCompactRegion, first: int, nr_retired: int) -> int:
         vm, mem = self.vm, self.vm.mem
         last = min(first + COMMIT_SLICE_PAGES, region.nr_fragments)
@@ -365,10 +402,12 @@ class DpuCompact:
         else:
             stats.cpu_pages_moved += nr_moved
             stats.cpu_ptes_updated += nr_ptes
+        self.vm.trace(trace_events.dpu_compact_updated, region.base_pfn, nr_moved, nr_ptes, update_ns)
         self.printk(f"{region.copier} mapping update completed: {nr_ptes} PTEs updated in {update_ns} ns")
 
     # A region's way through the stages.
 
+    @traced("dpu_compact_start_region")
     def _start(self, region: DpuCompactRegion) -> LongOp:
         """Stages 1 and, without waiting for it, 2."""
         with self.inject.busy_page(region):
@@ -389,6 +428,7 @@ class DpuCompact:
     def _no_device(self, error: OSError) -> None:
         self.printk(f"DPU: {error.strerror}, using the CPU", KERN_WARNING)
 
+    @traced("dpu_compact_finish_region")
     def _finish(self, region: DpuCompactRegion) -> LongOp:
         """Wait for a region's batch, stage 3, and the CPU path where the batch did not do it all."""
         reap = self._reap(region)
@@ -429,11 +469,14 @@ class DpuCompact:
             raise AssertionError(f"DPU layout differs from the kernel's at base {region.first << PAGE_SHIFT:#x}")
         return result
 
+    @traced("dpu_compact_put_back")
     def _put_back(self, region: DpuCompactRegion) -> None:
         """Undo stage 1."""
+        self.vm.pr_debug("region 0x%lx: %d fragments put back\n", region.base_pfn, region.nr_fragments)
         for first in range(0, region.nr_fragments, COMMIT_SLICE_PAGES):
             self._commit_slice(region, first, 0)
 
+    @traced("dpu_compact_fallback")
     def _compact_by_cpu(self, region: DpuCompactRegion) -> LongOp:
         """The CPU path over the same pages: in clusters, in the same order, to the same places."""
         if region.engine.copier != "cpu":
@@ -441,6 +484,8 @@ class DpuCompact:
             self.vm.events["dpu_compact_fallback"] += 1
         mem = self.vm.mem
         work = CpuWork()
+        self.vm.trace(trace_events.dpu_compact_fallback, *region.span)
+        self.vm.pr_debug("region 0x%lx: the CPU compacts %d pages\n", region.base_pfn, region.max_pages)
         self.vm.in_flight.append(region)  # who finds no memory meanwhile waits for the frames that are held
         try:
             yield from self._cpu.compact(region.first, region.last, work)

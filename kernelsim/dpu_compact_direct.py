@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from kernelsim.compaction import COMPACT_MAX_DEFER_SHIFT
 from kernelsim.dpu_compact import DpuCompact
+from kernelsim.ftrace import traced
 from kernelsim.mmzone import WMARK_MIN, Mem
 from kernelsim.operation import Operation
 from kernelsim.page_alloc import PAGE_ALLOC_COSTLY_ORDER, zone_watermark_ok
@@ -67,6 +68,7 @@ class DpuDirectCompaction:
         on = bool(dpu.sysctl.dpu_compact_enabled) and dpu.engine.copier == "device"
         return on and dpu.hw is not None and dpu.hw.nr_present > 0
 
+    @traced("dpu_compact_suitable")
     def worth_trying(self, zone: int, order: int, highest_type: int, movable: bool) -> bool:
         """Not a small order, and the pages for such a block are free, if scattered."""
         if order < DPU_MIN_DIRECT_ORDER or not self.available():
@@ -80,10 +82,12 @@ class DpuDirectCompaction:
         """Modelled time since boot, of batches and of the mapping updates after them."""
         return self.dpu.stats.device_ns + self.dpu.stats.update_ns
 
+    @traced("try_dpu_compact_zone")
     def try_dpu_compact_zone(self, zone: int, order: int, highest_type: int, movable: bool) -> Operation[bool]:
         """Pack the zone until it has a block of the order and stays above min; True if it then has."""
         if not self.worth_trying(zone, order, highest_type, movable) or self.deferral[zone].deferred(order):
             return False
+        self.dpu.vm.pr_debug("zone %d: packing for order %d\n", zone, order)
         zones = self.mem.zones
 
         def done() -> bool:
@@ -98,4 +102,5 @@ class DpuDirectCompaction:
             self.deferral[zone].reset(order)
         else:
             self.deferral[zone].defer(order)
+            self.dpu.vm.pr_debug("zone %d: no block of order %d came of it\n", zone, order)
         return helped

@@ -65,6 +65,11 @@ class DpuCompactRegion:
     def __post_init__(self) -> None:
         self.cursors = new_cursors(self.first)
 
+    @property
+    def span(self) -> tuple[int, int, int]:
+        """First and last+1 pfn of the region, and how many of its pages were found movable."""
+        return self.base_pfn, self.base_pfn + self.region_size, self.max_pages
+
     def wait(self, timeout_s: float, /) -> bool:
         """For those who meet one of its pages: wait for the device, if it is at work."""
         return self.completion is None or self.completion.wait(timeout_s)

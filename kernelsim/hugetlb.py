@@ -20,6 +20,7 @@ import itertools
 from kernelsim.alloc_slowpath import AllocSlowpath
 from kernelsim.attr import Attr, Int, Kobject
 from kernelsim.contig import Contig
+from kernelsim.ftrace import traced
 from kernelsim.gfp import _GFP_COMP, _GFP_NOWARN, _GFP_RECLAIM, _GFP_RETRY_MAYFAIL, _GFP_THISNODE, GFP_HIGHUSER_MOVABLE
 from kernelsim.jit import njit
 from kernelsim.mm_types import LongOp, Vm
@@ -65,9 +66,11 @@ class Hstate:
         """Huge pages in the pool, or those of one node."""
         return len(self.pfns) if nid is None else sum(self._nid(pfn) == nid for pfn in self.pfns)
 
+    @traced("set_max_huge_pages")
     def set_max_huge_pages(self, count: int, nid: int | None = None) -> LongOp:
         """Grow or shrink the pool, or a node's share of it, to `count` huge pages as far as that goes."""
         yield from self._resize_lock.acquire()
+        self.vm.pr_debug("%s: %d pages wanted, %d there\n", self.name, count, self.nr_pages(nid))
         try:
             yield from self._grow(count, nid)
             while self.nr_pages(nid) > count:
@@ -83,6 +86,7 @@ class Hstate:
             if grown % _GROW_SLICE == _GROW_SLICE - 1:
                 yield None
 
+    @traced("alloc_pool_huge_folio")
     def _alloc_pool_huge_page(self, nid: int | None, failed: set[int]) -> Operation[bool]:
         """One more page for the pool, of node `nid` or of the next one that has any; `failed`: nodes that had none."""
         for _ in range(self.vm.mem.nr_nodes if nid is None else 1):
@@ -93,8 +97,10 @@ class Hstate:
                 self._add(pfn)
                 return True
             failed.add(node)
+            self.vm.pr_debug("%s: node %d has none\n", self.name, node)
         return False
 
+    @traced("alloc_fresh_hugetlb_folio")
     def alloc_fresh_huge_page(self, nid: int, gfp: int) -> Operation[int]:
         """A new huge page's first pfn from one node, or -ENOMEM: the one place where the pools get their memory."""
         if self.order > MAX_PAGE_ORDER:
@@ -106,6 +112,7 @@ class Hstate:
         self.vm.events["htlb_buddy_alloc_success" if pfn >= 0 else "htlb_buddy_alloc_fail"] += 1
         return pfn
 
+    @traced("isolate_or_dissolve_huge_folio")
     def isolate_or_dissolve(self, pfn: int) -> Operation[int]:
         """Put a new page of the node in the place of the unused one at `pfn`; 0, -EBUSY (not ours) or -ENOMEM."""
         if pfn not in self.pfns:

@@ -16,9 +16,11 @@ positions, which are hints: the worst is a block that is looked at twice.
 
 from typing import Protocol
 
+from kernelsim import trace_events
 from kernelsim.compact_control import COMPACT_COMPLETE, COMPACT_PARTIAL_SKIPPED, COMPACT_SUCCESS
 from kernelsim.compaction import COMPACT_MAX_DEFER_SHIFT
 from kernelsim.dpu_compact_direct import MAX_REGION_ORDER, DpuDirectCompaction
+from kernelsim.ftrace import traced
 from kernelsim.kswapd import Kswapd
 from kernelsim.kthread import Kthread
 from kernelsim.mm_types import LongOp, Vm
@@ -64,9 +66,8 @@ class Kcompactd(Kthread):
         dpu: DpuDirectCompaction | None,
         kswapd: Kswapd,
     ) -> None:
-        super().__init__(f"kcompactd{nid}")
+        super().__init__(f"kcompactd{nid}", nid)
         self.vm = vm
-        self.nid = nid
         self.compaction = compaction
         self.sysctl = sysctl
         self.dpu = dpu
@@ -76,10 +77,12 @@ class Kcompactd(Kthread):
         self._next_check_ns: int | None = None
         self._triggered = False
 
+    @traced("wakeup_kcompactd")
     def wakeup_kcompactd(self, order: int, highest_type: int) -> None:
         """Ask for blocks of an order; nothing happens for order 0 or where no zone is suitable."""
         if order == 0 or not self._suitable(order, highest_type):
             return
+        self.vm.trace(trace_events.mm_compaction_wakeup_kcompactd, self.nid, order, highest_type)
         wanted_order, wanted_type = self._wanted or (0, 0)
         self._wanted = max(order, wanted_order), max(highest_type, wanted_type)
 
@@ -87,6 +90,7 @@ class Kcompactd(Kthread):
         """compaction_proactiveness was written, not 0: look at once."""
         self._triggered = True
 
+    @traced("kcompactd_node_suitable")
     def _suitable(self, order: int, highest_type: int) -> bool:
         """kcompactd_node_suitable()."""
         zones = self.vm.mem.zones
@@ -114,17 +118,26 @@ class Kcompactd(Kthread):
             return self.do_work(order, highest_type)
         self._triggered = False
         self._next_check_ns = now_ns + HPAGE_FRAG_CHECK_INTERVAL_NS
-        return self._proactive(now_ns) if self._should_proactive_compact() else None
+        if self._should_proactive_compact():
+            return self._proactive(now_ns)
+        self._sleep()
+        return None
 
+    def _sleep(self) -> None:
+        self.vm.trace(trace_events.mm_compaction_kcompactd_sleep, self.nid)
+
+    @traced("kcompactd_do_work")
     def do_work(self, order: int, highest_type: int) -> LongOp:
         """kcompactd_do_work(): blocks of an order, from every zone that may have them."""
         self.vm.events["compact_daemon_wake"] += 1
+        self.vm.trace(trace_events.mm_compaction_kcompactd_wake, self.nid, order, highest_type)
         for zone in self._zones:
             if self.vm.mem.zones["type"][zone] > highest_type or self.compaction.compaction_deferred(zone, order):
                 continue
             if not self.compaction.compaction_suitable(zone, order, highest_type):
                 continue
             yield from self._compact_zone(zone, order, highest_type)
+        self._sleep()
 
     def _compact_zone(self, zone: int, order: int, highest_type: int) -> LongOp:
         helped = False
@@ -147,11 +160,14 @@ class Kcompactd(Kthread):
 
     def _proactive(self, now_ns: int) -> LongOp:
         before = self.compaction.fragmentation_score_node(self.nid)
+        self.vm.pr_debug("node %d: proactive compaction, score %d\n", self.nid, before)
         yield from self._proactive_by_dpu()
         if self.compaction.fragmentation_score_node(self.nid) > self.compaction.fragmentation_score_wmark(True):
             yield from self.compaction.proactive_compact_node(self.nid)
         if self.compaction.fragmentation_score_node(self.nid) >= before:
             self._next_check_ns = now_ns + (HPAGE_FRAG_CHECK_INTERVAL_NS << COMPACT_MAX_DEFER_SHIFT)
+            self.vm.pr_debug("node %d: proactive compaction did not help, next look in 32 s\n", self.nid)
+        self._sleep()
 
     def _proactive_by_dpu(self) -> LongOp:
         """The largest regions free the most blocks; zone by zone until the node is below its low mark."""

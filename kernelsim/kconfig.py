@@ -73,6 +73,18 @@ OPTIONS: Mapping[str, Option] = {
         ),
         Option("CONFIG_HUGETLB_PAGE", "The pool of 2 MiB pages: nr_hugepages, HugePages_* in meminfo."),
         Option("CONFIG_DEBUG_FS", "/sys/kernel/debug."),
+        Option("CONFIG_FTRACE", "/sys/kernel/tracing, its events, and the link to it in debugfs."),
+        Option(
+            "CONFIG_FUNCTION_TRACER",
+            "The tracer `function`: current_tracer, set_ftrace_filter, sysctl ftrace_enabled.",
+            depends_on=("CONFIG_FTRACE",),
+        ),
+        Option(
+            "CONFIG_FUNCTION_GRAPH_TRACER",
+            "The tracer `function_graph`.",
+            depends_on=("CONFIG_FUNCTION_TRACER",),
+        ),
+        Option("CONFIG_DYNAMIC_DEBUG", "dynamic_debug/control, in debugfs and /proc; pr_debug() can be switched on."),
         Option("CONFIG_DEBUG_VM", "Check every invariant after each step, and log what is violated.", default=False),
     )
 }

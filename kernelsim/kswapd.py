@@ -13,6 +13,7 @@ reclaim frees something there. Differences from Linux: no watermark boost, no sh
 from collections.abc import Callable
 
 from kernelsim.compaction import Compaction, compact_gap
+from kernelsim.ftrace import traced
 from kernelsim.gfp import _GFP_DIRECT_RECLAIM
 from kernelsim.kthread import Kthread
 from kernelsim.mm_types import LongOp, Vm
@@ -39,15 +40,15 @@ class Kswapd(Kthread):
         compaction: Compaction | None,
         wakeup_kcompactd: WakeupKcompactd,
     ) -> None:
-        super().__init__(f"kswapd{nid}")
+        super().__init__(f"kswapd{nid}", nid)
         self.vm = vm
         self.reclaim = reclaim
-        self.nid = nid
         self._compaction = compaction
         self._wakeup_kcompactd = wakeup_kcompactd
         self._zones = vm.mem.zones_of(nid)
         self._wanted: tuple[int, int] | None = None  # order and highest zone type of who woke it
 
+    @traced("wakeup_kswapd")
     def wakeup_kswapd(self, gfp: int, order: int, highest_type: int) -> None:
         """A request found no zone above low. A balanced node leaves one that may not compact itself to kcompactd."""
         if not any(self.vm.mem.zones["managed"][zone] for zone in self._zones):
@@ -92,6 +93,7 @@ class Kswapd(Kthread):
                 self._compaction.reset_isolation_suitable(self.nid)
             self._wakeup_kcompactd(self.nid, order, highest_type)
 
+    @traced("balance_pgdat")
     def balance_pgdat(self, order: int, highest_type: int) -> Operation[int]:
         """Reclaim until the node is balanced or the pressure is at its highest; returns the order that is left."""
         self.vm.events["pageoutrun"] += 1
@@ -112,4 +114,5 @@ class Kswapd(Kthread):
                 priority -= 1
         if nr_reclaimed == 0 and not self.balanced(order, highest_type):
             self.reclaim.failures[self.nid] += 1
+            self.vm.pr_debug("kswapd%d freed nothing, %d times in a row\n", self.nid, self.reclaim.failures[self.nid])
         return order

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from kernelsim.mm_types import LongOp
 from kernelsim.operation import complete
+from kernelsim.task import Current, Task
 
 Spawn = Callable[[LongOp, str], object]
 """(round, thread name): see that the operation gets run."""
@@ -26,8 +27,10 @@ def run_at_once(operation: LongOp, _name: str) -> None:
 class Kthread:
     """One thread. Subclasses say when they want to run (`due_ns`) and what they do then (`work`)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, nid: int) -> None:
         self.name = name
+        self.nid = nid
+        self.task = Task(0, lambda: name, entry="kthread")
         self.running = False
         self.nr_rounds = 0
 
@@ -43,9 +46,10 @@ class Kthread:
 class Kthreads:
     """All threads of one machine."""
 
-    def __init__(self, threads: Sequence[Kthread], spawn: Spawn = run_at_once) -> None:
+    def __init__(self, threads: Sequence[Kthread], spawn: Spawn = run_at_once, current: Current | None = None) -> None:
         self.threads = list(threads)
         self.spawn = spawn
+        self._current = current or Current()
 
     def peek(self, now_ns: int) -> int | None:
         """When the next thread wants to run."""
@@ -57,10 +61,11 @@ class Kthreads:
         for thread in self.threads:
             due_ns = None if thread.running else thread.due_ns(now_ns)
             if due_ns is not None and due_ns <= now_ns:
-                work = thread.work(now_ns)
+                with self._current.as_task(thread.task):
+                    work = thread.work(now_ns)
                 if work is not None:
                     thread.running = True
-                    self.spawn(_round(thread, work), thread.name)
+                    self.spawn(self._current.run_as(thread.task, _round(thread, work)), thread.name)
 
 
 def _round(thread: Kthread, work: LongOp) -> LongOp:

@@ -56,6 +56,7 @@ from kernelsim.printk import Printk
 from kernelsim.reclaim import Reclaim
 from kernelsim.show_mem import AllocFailure
 from kernelsim.timer import Clock, ManualClock
+from kernelsim.tracing import Tracing
 from kernelsim.wait import WaitQueue
 
 _MIN_NODE_BYTES = 32 << 20
@@ -177,11 +178,12 @@ class Machine:
         nr_cpus = sum(len(cpus) for cpus in self.cpus)
         self.vm = Vm(self.mem, self.config.words_per_page, nr_cpus, alloc_words, wait_queue)
         self.printk = Printk(self.clock.now_ns, wait_queue())
+        self.tracing = Tracing(self.vm, self.clock, self.config.kconfig, self.printk, wait_queue())
         self.registry = Registry()
         self.reporting = PageReporting(self.mem, discard)
         self.processes: dict[str, Process] = {}
         self.imported: dict[str, Mm] = {}
-        self._next_pid = 1
+        self._next_pid = 2  # init is the first
         self._sharers: dict[int, int] = {}
         self._starting: set[str] = set()
         """Names of processes to be."""
@@ -201,6 +203,7 @@ class Machine:
         self.vm.cma_areas = cma_init_reserved_areas(self.vm, self.contig)
         if self.has("DPU_COMPACTION"):
             self.dpu.dpu_compact_init()
+        self._add_tracing(hw)
         for path, kobj in machine_files(self):
             self.add_files(path, kobj)
 
@@ -257,11 +260,26 @@ class Machine:
             if compaction is not None
         ]
         self.compaction_sysctl.proactiveness_written = self._trigger_kcompactd
-        self.kthreads = Kthreads([*self.kswapds, *self.kcompactds])
+        self.kthreads = Kthreads([*self.kswapds, *self.kcompactds], current=self.vm.trace.current)
+        for thread in self.kthreads.threads:
+            thread.task.pid = self.take_pid()
+            thread.task.cpu = next(iter(self.cpus[thread.nid]), 0)
         report = AllocFailure(self.mem, self.printk, self.clock.now_ns, lambda nid: self.kswapds[nid].hopeless)
         self.slowpath = AllocSlowpath(vm, self.reclaim, self.kswapds, compaction, self.dpu_direct, report)
         self.direct_blocks = vm.direct_blocks = DirectBlocks(vm)
         vm.page_alloc = self.slowpath
+
+    def _add_tracing(self, hw: DpuHardware | None) -> None:
+        """What can be traced, and the place in debugfs where tracing used to be."""
+        pools = [*self.hugetlb.hstates, *self.vm.cma_areas]
+        core = [self.slowpath, self.reclaim, *self.kthreads.threads, self.contig, *pools]
+        if self.has("COMPACTION"):
+            core.append(self.compaction)
+        if self.has("DPU_COMPACTION"):
+            core += [self.dpu_direct, self.dpu, hw]
+        self.tracing.add(core)
+        if self.has("FTRACE") and self._has("DEBUG_FS"):
+            self.registry.link(f"{DEBUGFS}/tracing", "../tracing")
 
     def _wakeup_kcompactd(self, nid: int, order: int, highest_type: int) -> None:
         if self.kcompactds:

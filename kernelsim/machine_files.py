@@ -48,6 +48,7 @@ def machine_files(machine: Machine) -> Files:
     yield from _sysctl(machine)
     yield from _kernel_mm(machine)
     yield from _debugfs(machine)
+    yield from machine.tracing.files()
     if machine.has("NUMA"):
         yield from _nodes(machine)
 

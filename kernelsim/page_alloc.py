@@ -22,6 +22,7 @@ import errno
 import numpy as np
 from numpy.typing import NDArray
 
+from kernelsim.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL_ACCOUNT
 from kernelsim.jit import njit
 from kernelsim.list_head import list_add, list_del
 from kernelsim.mmzone import (
@@ -42,6 +43,14 @@ from kernelsim.mmzone import (
     pageblock_order,
 )
 from kernelsim.page import Pages, PG_buddy, PG_head, PG_held, PG_lru, PG_tail
+from kernelsim.trace_key import (
+    MM_PAGE_ALLOC,
+    MM_PAGE_ALLOC_EXTFRAG,
+    MM_PAGE_ALLOC_ZONE_LOCKED,
+    MM_PAGE_FREE,
+    trace_key,
+    trace_row,
+)
 
 ENOMEM = errno.ENOMEM
 
@@ -151,6 +160,8 @@ def free_pages(pages: Pages, zones: Zones, blocks: Blocks, pfn: int, order: int)
     """Free an allocated block, whatever its refcount says: the caller held the last reference."""
     for page in range(pfn, pfn + (1 << order)):
         clear_page(pages, page)
+    if trace_key() & MM_PAGE_FREE:
+        trace_row(MM_PAGE_FREE, pfn, order)
     zones[pages[pfn].zone].pgfree += 1 << order
     free_one_page(pages, zones, blocks, pfn, order)
 
@@ -185,6 +196,8 @@ def _rmqueue_smallest(pages: Pages, zones: Zones, blocks: Blocks, zone: int, ord
         pfn = int(pages[free_list(pages, zone, current, migratetype)].next)
         del_page_from_free_list(pages, zones, blocks, pfn)
         _expand(pages, zones, blocks, pfn, order, current)
+        if trace_key() & MM_PAGE_ALLOC_ZONE_LOCKED:
+            trace_row(MM_PAGE_ALLOC_ZONE_LOCKED, pfn, order, migratetype)
         return pfn
     return -1
 
@@ -274,6 +287,9 @@ def _rmqueue_fallback(pages: Pages, zones: Zones, blocks: Blocks, zone: int, ord
                 continue
             pfn = int(pages[free_list(pages, zone, current, fallback)].next)
             _claim(pages, zones, blocks, zone, pfn, wanted)
+            if trace_key() & MM_PAGE_ALLOC_EXTFRAG:
+                owned = int(blocks[pfn >> pageblock_order] == wanted)
+                trace_row(MM_PAGE_ALLOC_EXTFRAG, pfn, order, current, wanted, fallback, owned)
             del_page_from_free_list(pages, zones, blocks, pfn)
             _expand(pages, zones, blocks, pfn, order, current)
             return pfn
@@ -382,6 +398,9 @@ def get_page_from_freelist(
             pages, zones, blocks, zonelist, order, migratetype, highest_type, wmark, ALLOC_NO_RESERVE
         )
         if pfn >= 0:
+            if trace_key() & MM_PAGE_ALLOC:
+                gfp = GFP_HIGHUSER_MOVABLE if migratetype == MIGRATE_MOVABLE else GFP_KERNEL_ACCOUNT
+                trace_row(MM_PAGE_ALLOC, pfn, order, gfp, migratetype)
             return pfn
     return -ENOMEM
 

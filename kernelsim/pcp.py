@@ -35,6 +35,7 @@ from kernelsim.mmzone import (
 )
 from kernelsim.page import Pages
 from kernelsim.page_alloc import free_one_page
+from kernelsim.trace_key import MM_PAGE_FREE, MM_PAGE_PCPU_DRAIN, trace_key, trace_row
 
 _PCP_BATCH_SCALE_MAX = 5  # CONFIG_PCP_BATCH_SCALE_MAX
 
@@ -88,6 +89,8 @@ def _free_pcppages_bulk(
             pfn = int(pages[head].prev)
             list_del(pages, pfn)
             free_one_page(pages, zones, blocks, pfn, 0)
+            if trace_key() & MM_PAGE_PCPU_DRAIN:
+                trace_row(MM_PAGE_PCPU_DRAIN, pfn, 0, migratetype)
             pagesets[zone, cpu].count -= 1
             nr -= 1
         migratetype = (migratetype + 1) % NR_PCP_TYPES
@@ -100,6 +103,8 @@ def free_frozen_page(
     """Free one cleared page on a CPU (free_frozen_page_commit)."""
     zone = int(pages[pfn].zone)
     zones[zone].pgfree += 1
+    if trace_key() & MM_PAGE_FREE:
+        trace_row(MM_PAGE_FREE, pfn, 0)
     migratetype = int(blocks[pfn >> pageblock_order])
     if pagesets.shape[1] == 0 or migratetype == MIGRATE_ISOLATE:
         free_one_page(pages, zones, blocks, pfn, 0)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from kernelsim import vmscan
 from kernelsim.compaction import Compaction, compact_gap
 from kernelsim.filemap import File
+from kernelsim.ftrace import traced
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmzone import (
     LRU_ACTIVE_FILE,
@@ -50,6 +51,7 @@ class Reclaim:
         lru = self.vm.mem.nodes["nr_lru"][nid]
         return int(lru[LRU_INACTIVE_FILE] + lru[LRU_ACTIVE_FILE])
 
+    @traced("shrink_node")
     def shrink_node(
         self, nid: int, priority: int, highest_type: int, nr_wanted: int, by: str = "direct"
     ) -> Operation[int]:
@@ -74,6 +76,7 @@ class Reclaim:
         vm.events["pgsteal_file"] += nr_reclaimed
         return nr_reclaimed
 
+    @traced("try_to_free_pages")
     def try_to_free_pages(self, zonelist: NDArray[np.int32], order: int, highest_type: int) -> Operation[int]:
         """Direct reclaim for a request; returns the pages freed, or 1 where compaction can go on without more."""
         self.vm.events[allocstall_names[min(highest_type, MAX_NR_ZONES - 1)]] += 1
@@ -90,6 +93,7 @@ class Reclaim:
                     self.failures[nid] = 0
             if nr_reclaimed >= SWAP_CLUSTER_MAX:
                 break
+        self.vm.pr_debug("direct reclaim for order %d freed %lu pages\n", order, nr_reclaimed)
         return nr_reclaimed
 
     def _nodes_of(self, zonelist: NDArray[np.int32]) -> list[int]:
@@ -129,6 +133,7 @@ class Reclaim:
             for zone in zonelist
         )
 
+    @traced("drop_pagecache_sb")
     def drop_pagecache(self) -> LongOp:
         """Drop every cached page that nobody maps, file by file (fs/drop_caches.c)."""
         for file in list(self.vm.files):

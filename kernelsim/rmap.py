@@ -19,9 +19,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from kernelsim.jit import njit
+from kernelsim.jit import i64, njit
 from kernelsim.mmzone import Nodes, Zones
-from kernelsim.page import Pages, PG_anon, PG_dirty, PG_partially_mapped
+from kernelsim.page import PAGE_SHIFT, Pages, PG_anon, PG_dirty, PG_partially_mapped
 from kernelsim.pgtable import (
     _PAGE_DIRTY,
     _PAGE_FLAGS,
@@ -29,6 +29,7 @@ from kernelsim.pgtable import (
     _PAGE_PRESENT,
     _PAGE_PSE,
     HPAGE_PMD_NR,
+    HPAGE_PMD_ORDER,
     PageTables,
     leaf_pfn,
     mk_pte,
@@ -37,6 +38,7 @@ from kernelsim.pgtable import (
     walk_leaf,
     walk_pte,
 )
+from kernelsim.trace_key import REMOVE_MIGRATION_PTE, SET_MIGRATION_PTE, trace_key, trace_row
 
 Vmas: TypeAlias = Any
 """Record array of `vma_dtype`; VMA 0 is none."""
@@ -179,6 +181,8 @@ def try_to_migrate(
             if pt[ptep] & _PAGE_DIRTY:
                 pages[pfn].flags |= PG_dirty
             pt[ptep] = (pt[ptep] & ~_PAGE_PRESENT) | _PAGE_MIGRATION
+            if trace_key() & SET_MIGRATION_PTE:
+                trace_row(SET_MIGRATION_PTE, vpn << PAGE_SHIFT, i64(pt[ptep]), 0)
             remove_rmap(pages, zones, nodes, pfn)
             touched[vmas[vma].mm] = 1
             if nr == 0:
@@ -214,6 +218,9 @@ def _try_to_migrate_large(
                 if entry & _PAGE_DIRTY:
                     pages[head].flags |= PG_dirty
                 pt[at] = (entry & ~_PAGE_PRESENT) | _PAGE_MIGRATION
+                if trace_key() & SET_MIGRATION_PTE:
+                    order = HPAGE_PMD_ORDER if entry & _PAGE_PSE else 0
+                    trace_row(SET_MIGRATION_PTE, vpn << PAGE_SHIFT, i64(pt[at]), order)
                 if entry & _PAGE_PSE:
                     remove_rmap_pmd(pages, zones, nodes, head)
                 else:
@@ -254,6 +261,8 @@ def remove_migration_ptes(
         vpn = vma_address(vmas, vma, index)
         ptep = walk_pte(pt, vmas[vma].root, vpn) if vpn >= 0 else -1
         if ptep >= 0 and restore_pte(pages, zones, nodes, pt, ptep, old, new):
+            if trace_key() & REMOVE_MIGRATION_PTE:
+                trace_row(REMOVE_MIGRATION_PTE, vpn << PAGE_SHIFT, i64(pt[ptep]), 0)
             nr += 1
         avc = avcs[avc].next
     return nr
@@ -281,6 +290,9 @@ def _remove_migration_ptes_large(
                 else:
                     pt[at] = mk_pte(new + i, bits)
                     add_rmap(pages, zones, nodes, new)
+                if trace_key() & REMOVE_MIGRATION_PTE:
+                    order = HPAGE_PMD_ORDER if entry & _PAGE_PSE else 0
+                    trace_row(REMOVE_MIGRATION_PTE, vpn << PAGE_SHIFT, i64(pt[at]), order)
                 nr += 1
             vpn = next_leaf(entry, vpn)
         avc = avcs[avc].next

@@ -22,7 +22,16 @@ def facts_of(table: str) -> dict[str, dict[str, Any]]:
     }
 
 
-FACTS = facts_of("linux.toml")
+def expanded_facts_of(table: str) -> dict[str, dict[str, Any]]:
+    """The same for a table with lists of its own."""
+    facts: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "abi" / table).read_text())
+    lists = facts.pop("lists")
+    for name, values in lists.items():
+        facts = {path.replace(f"{{{name}}}", value): fact for path, fact in facts.items() for value in values}
+    return facts
+
+
+FACTS = facts_of("linux.toml") | expanded_facts_of("tracefs.toml")
 LAB = Lab((32, 32))
 
 

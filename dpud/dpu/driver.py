@@ -39,6 +39,7 @@ from dpud.dpu.properties import load_properties
 from dpud.dpu.rank import NR_DPUS_MAX, DpuProgram, Rank, RankPool
 from dpud.dpu.system import new_rank
 from kernelsim.dpu_hw import ENGINES, DpuResult
+from kernelsim.ftrace import traced
 
 TO_DPU, FROM_DPU = XferDirection.DPU_XFER_TO_DPU, XferDirection.DPU_XFER_FROM_DPU
 ANSWERS = (DpuErr.OK, DpuErr.DPU_FAULT, DpuErr.CORRUPTED_MEMORY)
@@ -156,20 +157,24 @@ class DpuDriver:
 
     # --- kernelsim.dpu_hw.DpuHardware ---
 
+    @traced("dpu_hw_compact_execute")
     def dpu_hw_compact_execute(
         self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None
     ) -> DpuResult:
         """Run one batch on this thread; see kernelsim.dpu_hw. OSError(EINVAL) for a misshapen request."""
         return self._execute(compact_batch(base_addr, frag_addrs, num_frags, skip_runs, self.profile))
 
+    @traced("dpu_hw_submit")
     def submit(self, base_addr: int, frag_addrs: U64, num_frags: int, skip_runs: U64 | None = None) -> BatchCompletion:
         """Start one batch, or queue it when every rank is busy; see kernelsim.dpu_hw."""
         return self._submit(compact_batch(base_addr, frag_addrs, num_frags, skip_runs, self.profile))
 
+    @traced("dpu_hw_move_execute")
     def dpu_hw_move_execute(self, src_addrs: U64, dst_addrs: U64, num: int) -> DpuResult:
         """Run one list of moves on this thread; see kernelsim.dpu_hw. OSError(EINVAL) for a misshapen request."""
         return self._execute(list_batch(src_addrs, dst_addrs, num, self.profile))
 
+    @traced("dpu_hw_submit_move")
     def submit_move(self, src_addrs: U64, dst_addrs: U64, num: int) -> BatchCompletion:
         """Start one list of moves, or queue it when every rank is busy; see kernelsim.dpu_hw."""
         return self._submit(list_batch(src_addrs, dst_addrs, num, self.profile))

@@ -186,6 +186,25 @@ def test_without_debugfs() -> None:
     assert {*DPU_SYSCTLS, f"{NODE0}/compact_dpu"} < paths(machine)
 
 
+def test_without_tracing() -> None:
+    machine = lab(FTRACE="n")
+    assert not [path for path in machine.registry.nodes if "tracing" in path or "ftrace" in path]
+    assert not Kconfig({"CONFIG_FTRACE": "n"}).IS_ENABLED("CONFIG_FUNCTION_TRACER")
+    machine = lab(FUNCTION_TRACER="n")
+    assert machine.read("/sys/kernel/tracing/available_tracers") == "nop\n"
+    assert "/sys/kernel/tracing/set_ftrace_filter" not in machine.registry.nodes
+    machine = lab(FUNCTION_GRAPH_TRACER="n")
+    assert machine.read("/sys/kernel/tracing/available_tracers") == "function nop\n"
+    assert "/sys/kernel/tracing/events/compaction" not in lab(COMPACTION="n").registry.nodes
+    assert "/sys/kernel/tracing/events/dpu" not in lab(DPU_COMPACTION="n").registry.nodes
+
+
+def test_without_dynamic_debug() -> None:
+    machine = lab(DYNAMIC_DEBUG="n")
+    assert not [path for path in machine.registry.nodes if "dynamic_debug" in path]
+    assert "/proc/dynamic_debug/control" in lab().registry.nodes
+
+
 def test_without_hugetlb() -> None:
     machine = lab(HUGETLB_PAGE="n")
     assert not [path for path in machine.registry.nodes if "hugepages" in path]

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""/sys/kernel/tracing: the files of one machine's trace.
+
+Modes, grammars and error numbers are those of a 6.18 kernel (reference: the running kernel and kernel/trace/trace.c).
+Numbers are decimal here, without a prefix, as kstrtoul(..., 10) takes them. `>` before a write is part of the meaning
+of some files: it empties `trace`, `set_event` and the function lists, to which `>>` adds.
+
+Files of events are in tracefs_events.py, those of function tracing in tracefs_ftrace.py.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+
+from kernelsim import trace_output
+from kernelsim.attr import Attr, Flavour, Int, Kobject, Stream, Text
+from kernelsim.ftrace import TRACERS, Ftrace
+from kernelsim.kinds import einval, parse_kstrto
+from kernelsim.operation import Operation
+from kernelsim.ring_buffer import Record, seconds
+from kernelsim.trace import CLOCKS, OPTIONS, UNUSED_SIZE_KB, Trace
+from kernelsim.trace_output import GraphWriter, is_leaf
+
+TRACEFS = "/sys/kernel/tracing"
+MARKER_MAX_BYTES = 4096
+ULONG_MAX = 2**64 - 1
+_READ_WRITE, _READ, _WRITE = 0o640, 0o440, 0o220
+
+
+class Decimal(Int):
+    """A number as kstrtoul(..., 10) takes it."""
+
+    def parse(self, data: bytes, flavour: Flavour) -> tuple[int, int]:
+        value = parse_kstrto(data, 10, signed=False)
+        self.check(value)
+        return value, len(data)
+
+    def describe(self) -> str:
+        return "0 or more" if self.hi == ULONG_MAX else super().describe()
+
+    def illegal(self) -> tuple[str, ...]:
+        return *super().illegal(), "0x1", " 1 ", "+-1"
+
+
+class Switch(Decimal):
+    """0 or 1."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+
+    def describe(self) -> str:
+        return "0 or 1"
+
+
+def anything_but_0() -> Decimal:
+    """A number of which only matters whether it is 0."""
+    return Decimal(0, ULONG_MAX)
+
+
+class Pipe:
+    """A consuming reader: records go out as lines, and are gone."""
+
+    def __init__(self, trace: Trace, ftrace: Ftrace, cpu: int | None) -> None:
+        self.trace = trace
+        self.ftrace = ftrace
+        self.cpu = cpu
+        self._graph = GraphWriter(trace)
+        self._rest = b""  # of a line that did not fit a reader's buffer
+
+    def read(self, pos: int, size: int, nonblock: bool) -> Operation[bytes]:
+        """Whole lines as far as `size` goes, waiting for the first; b"" once tracing is off, for who has read some."""
+        while True:
+            self.trace.drain()
+            data = self._take(size)
+            if data:
+                return data
+            if not self.trace.tracing_on and pos:
+                return b""
+            if nonblock:
+                raise OSError(errno.EAGAIN, "nothing to read")
+            self.trace.readers_woken = False
+            self.trace.nr_waiting += 1
+            try:
+                yield self.trace.readers
+            finally:
+                self.trace.nr_waiting -= 1
+
+    def _take(self, size: int) -> bytes:
+        data = self._rest
+        while len(data) < size:
+            record = self.trace.ring_buffer.pop(self.cpu)
+            if record is None:
+                break
+            text = self._draw(record).encode("utf-8", "surrogateescape")
+            if data and len(data) + len(text) > size:
+                self._rest = text
+                return data
+            data += text
+        self._rest = data[size:]
+        return data[:size]
+
+    def _draw(self, record: Record) -> str:
+        if self.ftrace.current_tracer != "function_graph":
+            return trace_output.line(self.trace, record)
+        ring = self.trace.ring_buffer.rings[record.cpu]
+        after = ring.records[0] if ring.records else None
+        if is_leaf(record, after):
+            return self._graph.leaf(record, ring.consume())
+        return self._graph.draw(record)
+
+
+class TraceFiles(Kobject):
+    """`trace` and `trace_pipe`, of all CPUs or of one."""
+
+    trace = Attr(Text(), mode=_READ_WRITE, doc="The records, in order of time; reading leaves them. `>` empties it.")
+    trace_pipe = Attr(Stream(), mode=_READ, doc="The same, consumed as they are read; waits for more.")
+
+    def __init__(self, trace: Trace, ftrace: Ftrace, cpu: int | None = None) -> None:
+        self._trace = trace
+        self._ftrace = ftrace
+        self._cpu = cpu
+        self._pipe = Pipe(trace, ftrace, cpu)
+
+    @trace.show
+    def _show(self) -> str:
+        trace, tracer = self._trace, self._ftrace.current_tracer
+        trace.drain()
+        records = trace.ring_buffer.snapshot(self._cpu)
+        lines = GraphWriter(trace).lines(records) if tracer == "function_graph" else trace_output.lines(trace, records)
+        return trace_output.header(trace, tracer, self._cpu) + "".join(lines)
+
+    @trace.store
+    def _ignore(self, _text: str) -> None:
+        """What is written does not matter; opening it with O_TRUNC did."""
+
+    @trace.truncate
+    def _clear(self) -> None:
+        self._trace.reset(self._cpu)
+
+    @trace_pipe.read
+    def _read(self, pos: int, size: int, nonblock: bool) -> Operation[bytes]:
+        return (yield from self._pipe.read(pos, size, nonblock))
+
+
+class BufferSize(Kobject):
+    """`buffer_size_kb`, of each CPU or of one."""
+
+    buffer_size_kb = Attr(Decimal(1, ULONG_MAX), mode=_READ_WRITE, doc="Room for records on each CPU, in KiB.")
+
+    def __init__(self, trace: Trace, cpu: int | None = None) -> None:
+        self._trace = trace
+        self._cpu = cpu
+
+    @buffer_size_kb.show
+    def _show(self) -> str:
+        trace = self._trace
+        sizes = set(trace.size_kb if self._cpu is None else [trace.size_kb[self._cpu]])
+        if len(sizes) > 1:
+            return "X"
+        return str(*sizes) if trace.expanded else f"{UNUSED_SIZE_KB} (expanded: {sizes.pop()})"
+
+    @buffer_size_kb.store
+    def _store(self, size_kb: int) -> None:
+        self._trace.resize(size_kb, self._cpu)
+
+
+class CpuStats(Kobject):
+    """`per_cpu/cpuN/stats`."""
+
+    stats = Attr(Text(), mode=_READ, doc="What is in this CPU's ring, what went through it, what was lost.")
+
+    def __init__(self, trace: Trace, cpu: int) -> None:
+        self._trace = trace
+        self._cpu = cpu
+
+    @stats.show
+    def _show(self) -> str:
+        self._trace.drain()
+        return self._trace.ring_buffer.rings[self._cpu].stats(self._trace.clock.now_ns())
+
+
+class Option(Kobject):
+    """One file of `options/`, made by `option_files`."""
+
+    def __init__(self, trace: Trace, name: str) -> None:
+        self._trace = trace
+        self._name = name
+
+    def show(self) -> str:
+        return str(int(self._trace.options[self._name]))
+
+    def put(self, value: int) -> None:
+        self._trace.set_option(self._name, bool(value))
+
+
+def _option_file(name: str) -> type[Option]:
+    """A class with one attribute of that name."""
+    attr = Attr(Switch(), mode=_READ_WRITE, name=name, doc=f"The option `{name}` of trace_options.")
+    attr.show(Option.show)
+    attr.store(Option.put)
+    return type("Option", (Option,), {"value": attr})
+
+
+_OPTION_FILES = {name: _option_file(name) for name in OPTIONS}
+
+
+def option_files(trace: Trace) -> list[Kobject]:
+    """What is in `options/`."""
+    return [kind(trace, name) for name, kind in _OPTION_FILES.items()]
+
+
+class TraceControl(Kobject):
+    """The files that are there once."""
+
+    tracing_on = Attr(anything_but_0(), mode=0o640, doc="0: nothing is recorded; what was stays.")
+    current_tracer = Attr(Text(), mode=_READ_WRITE, doc=f"What is traced besides events: {', '.join(TRACERS)}.")
+    available_tracers = Attr(Text(), mode=_READ, doc="The tracers that can be chosen.")
+    buffer_total_size_kb = Attr(Text(), mode=_READ, doc="Room for records on all CPUs, in KiB.")
+    trace_clock = Attr(Text(), mode=_READ_WRITE, doc="What records are stamped with; another clock empties the trace.")
+    timestamp_mode = Attr(Text(), mode=_READ, doc="How stamps are kept: each whole.")
+    trace_options = Attr(Text(), mode=_READ_WRITE, doc="Options, one a line; `noNAME` switches one off.")
+    trace_marker = Attr(Stream(), mode=_WRITE, doc="What is written becomes a record.")
+    tracing_cpumask = Attr(Text(), mode=_READ_WRITE, doc="The CPUs that are traced, as a hexadecimal mask.")
+    saved_cmdlines = Attr(Text(), mode=_READ, doc="Names of the tasks in the trace, by pid.")
+    saved_cmdlines_size = Attr(Decimal(1, 32768), mode=_READ_WRITE, doc="How many of them are kept.")
+    error_log = Attr(Text(), mode=_READ_WRITE, doc="What was wrong with the last commands; `>` empties it.")
+    README = Attr(Text(), mode=_READ, doc="What the files are for.")
+
+    def __init__(self, trace: Trace, ftrace: Ftrace) -> None:
+        self._trace = trace
+        self._ftrace = ftrace
+
+    def children(self) -> Mapping[str, Kobject]:
+        return {}
+
+    @tracing_on.show
+    def _tracing_on_show(self) -> str:
+        return str(int(self._trace.tracing_on))
+
+    @tracing_on.store
+    def _tracing_on_store(self, value: int) -> None:
+        self._trace.drain()
+        self._trace.tracing_on = bool(value)
+        self._trace.readers.wake_up()
+
+    @current_tracer.show
+    def _current_tracer_show(self) -> str:
+        return self._ftrace.current_tracer
+
+    @current_tracer.store
+    def _current_tracer_store(self, text: str) -> None:
+        self._ftrace.select(text.rstrip())
+
+    @available_tracers.show
+    def _available_tracers(self) -> str:
+        return " ".join(self._ftrace.available)
+
+    @buffer_total_size_kb.show
+    def _buffer_total_size_kb(self) -> str:
+        trace = self._trace
+        total = sum(trace.size_kb)
+        return str(total) if trace.expanded else f"{UNUSED_SIZE_KB * trace.nr_cpus} (expanded: {total})"
+
+    @trace_clock.show
+    def _trace_clock_show(self) -> str:
+        return " ".join(f"[{name}]" if name == self._trace.clock_name else name for name in CLOCKS)
+
+    @trace_clock.store
+    def _trace_clock_store(self, text: str) -> None:
+        if text.strip() not in CLOCKS:
+            raise einval("no such clock")
+        self._trace.set_clock(text.strip())
+
+    @timestamp_mode.show
+    def _timestamp_mode(self) -> str:
+        return "delta [absolute]"
+
+    @trace_options.show
+    def _trace_options_show(self) -> str:
+        return "".join(f"{'' if on else 'no'}{name}\n" for name, on in self._trace.options.items())
+
+    @trace_options.store
+    def _trace_options_store(self, text: str) -> None:
+        word = text.strip()
+        name = word if word in OPTIONS else word.removeprefix("no")
+        if name not in OPTIONS:
+            raise einval("no such option")
+        self._trace.set_option(name, name == word)
+
+    @trace_marker.write
+    def _trace_marker(self, data: bytes) -> None:
+        text = data[:MARKER_MAX_BYTES].decode("utf-8", "surrogateescape")
+        self._trace.marker(text if text.endswith("\n") else text + "\n")
+
+    @tracing_cpumask.show
+    def _cpumask_show(self) -> str:
+        width = -(-self._trace.nr_cpus // 4)
+        return f"{self._trace.cpumask:0{width}x}"
+
+    @tracing_cpumask.store
+    def _cpumask_store(self, text: str) -> None:
+        words = text.strip().split(",")
+        if not all(word and all(digit in "0123456789abcdefABCDEF" for digit in word) for word in words):
+            raise einval("not a mask")
+        mask = 0
+        for word in words:
+            mask = mask << 32 | int(word, 16)
+        if mask >> self._trace.nr_cpus:
+            raise OSError(errno.EOVERFLOW, "no such CPU")
+        self._trace.drain()
+        self._trace.cpumask = mask
+
+    @saved_cmdlines.show
+    def _saved_cmdlines(self) -> str:
+        return "".join(f"{pid} {comm}\n" for pid, comm in self._trace.cmdlines.items())
+
+    @saved_cmdlines_size.show
+    def _saved_cmdlines_size_show(self) -> str:
+        return str(self._trace.max_cmdlines)
+
+    @saved_cmdlines_size.store
+    def _saved_cmdlines_size_store(self, size: int) -> None:
+        trace = self._trace
+        trace.max_cmdlines = size
+        trace.cmdlines = dict(list(trace.cmdlines.items())[-size:])
+
+    @error_log.show
+    def _error_log(self) -> str:
+        return "".join(
+            f"[{seconds(time_ns)}] {what}: error: {error.reason or 'Error'}\n"
+            f"  Command: {error.source}\n{'':11}{'':{error.at}}^\n"
+            for time_ns, what, error in self._trace.error_log
+        )
+
+    @error_log.store
+    def _error_log_store(self, _text: str) -> None:
+        self._trace.error_log = []
+
+    @error_log.truncate
+    def _error_log_clear(self) -> None:
+        self._trace.error_log = []
+
+    @README.show
+    def _readme(self) -> str:
+        return "tracing mini-HOWTO:\n\n" + "".join(f"  {attr.name}\n\t{attr.doc}\n" for attr in type(self).attrs)

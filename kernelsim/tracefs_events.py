@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""/sys/kernel/tracing/events: a directory for each system and, below it, for each event; and the lists of events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from kernelsim.attr import Attr, Kobject, Text
+from kernelsim.kinds import einval
+from kernelsim.trace import Trace, find_events
+from kernelsim.trace_events import EVENTS, FTRACE_EVENTS, SYSTEMS
+from kernelsim.tracefs import Switch
+from kernelsim.tracepoint import TraceEvent
+
+_READ_WRITE, _READ = 0o640, 0o440
+_SYSTEM_FILTER = """\
+### global filter ###
+# Use this to set filters for multiple events.
+# Only events with the given fields will be affected.
+# If no events are modified, an error message will be displayed here
+"""
+_PAGE_DATA_BYTES = 4080
+
+
+class Enable(Kobject):
+    """`enable`, of one event or of several."""
+
+    enable = Attr(Switch(), mode=_READ_WRITE, doc="1: record it. Of several events: X where some are on, some off.")
+
+    def __init__(self, trace: Trace, events: Iterable[TraceEvent]) -> None:
+        self._trace = trace
+        self._events = frozenset(events)
+
+    @enable.show
+    def _show(self) -> str:
+        states = {event in self._trace.enabled for event in self._events}
+        return "X" if len(states) > 1 else str(int(states.pop()))
+
+    @enable.store
+    def _store(self, value: int) -> None:
+        self._trace.set_enabled(self._events, bool(value))
+
+
+class EventDir(Enable):
+    """One event."""
+
+    filter = Attr(Text(), mode=_READ_WRITE, doc="Record only hits for which this holds; 0: all.")
+    format = Attr(Text(), mode=_READ, doc="Its fields, and how a record is printed.")
+    id = Attr(Text(), mode=_READ, doc="Its number.")
+
+    def __init__(self, trace: Trace, event: TraceEvent) -> None:
+        super().__init__(trace, (event,))
+        self._event = event
+
+    @filter.show
+    def _filter_show(self) -> str:
+        trace, event = self._trace, self._event
+        if event in trace.filter_errors:
+            return trace.filter_errors[event]
+        return trace.filters[event][0] if event in trace.filters else "none"
+
+    @filter.store
+    def _filter_store(self, text: str) -> None:
+        self._trace.set_filter(self._event, text.strip())
+
+    @format.show
+    def _format(self) -> str:
+        return self._event.format()
+
+    @id.show
+    def _id(self) -> str:
+        return str(self._event.id)
+
+
+class FtraceEventDir(Kobject):
+    """One of ftrace's own record types, which cannot be switched."""
+
+    format = Attr(Text(), mode=_READ, doc="Its fields, and how a record is printed.")
+    id = Attr(Text(), mode=_READ, doc="Its number.")
+
+    def __init__(self, event: TraceEvent) -> None:
+        self._event = event
+
+    @format.show
+    def _format(self) -> str:
+        return self._event.format()
+
+    @id.show
+    def _id(self) -> str:
+        return str(self._event.id)
+
+
+class SystemDir(Enable):
+    """All events of one system."""
+
+    filter = Attr(Text(), mode=_READ_WRITE, doc="A filter for each event of this system that has its fields; 0: none.")
+
+    def __init__(self, trace: Trace, system: str) -> None:
+        super().__init__(trace, SYSTEMS[system])
+        self._system = system
+
+    @filter.show
+    def _filter_show(self) -> str:
+        return _SYSTEM_FILTER
+
+    @filter.store
+    def _filter_store(self, text: str) -> None:
+        self._trace.set_system_filter(self._system, text.strip())
+
+
+class EventsDir(Enable):
+    """`events` itself."""
+
+    header_page = Attr(Text(), mode=_READ, doc="Layout of a page of binary records.")
+    header_event = Attr(Text(), mode=_READ, doc="Layout of the header of a binary record.")
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(trace, EVENTS)
+
+    @header_page.show
+    def _header_page(self) -> str:
+        return (
+            "\tfield: u64 timestamp;\toffset:0;\tsize:8;\tsigned:0;\n"
+            "\tfield: local_t commit;\toffset:8;\tsize:8;\tsigned:1;\n"
+            "\tfield: int overwrite;\toffset:8;\tsize:1;\tsigned:1;\n"
+            f"\tfield: char data;\toffset:16;\tsize:{_PAGE_DATA_BYTES};\tsigned:0;\n"
+        )
+
+    @header_event.show
+    def _header_event(self) -> str:
+        return (
+            "# compressed entry header\n"
+            "\ttype_len    :    5 bits\n"
+            "\ttime_delta  :   27 bits\n"
+            "\tarray       :   32 bits\n"
+            "\n"
+            "\tpadding     : type == 29\n"
+            "\ttime_extend : type == 30\n"
+            "\ttime_stamp : type == 31\n"
+            "\tdata max type_len  == 28\n"
+        )
+
+
+class EventLists(Kobject):
+    """`available_events` and the files that name several."""
+
+    available_events = Attr(Text(), mode=_READ, doc="Every event that can be switched, `system:event`.")
+    set_event = Attr(
+        Text(), mode=_READ_WRITE, doc="The events that are on; `system:event`, globs, `!` switches off, `>` all off."
+    )
+    set_event_pid = Attr(Text(), mode=_READ_WRITE, doc="Record events of these tasks only; empty: of all.")
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    @available_events.show
+    def _available_events(self) -> str:
+        return "".join(f"{event}\n" for event in EVENTS)
+
+    @set_event.show
+    def _set_event_show(self) -> str:
+        return "".join(f"{event}\n" for event in EVENTS if event in self._trace.enabled)
+
+    @set_event.store
+    def _set_event_store(self, text: str) -> None:
+        for word in text.split():
+            events = find_events(word.removeprefix("!"))
+            if not events:
+                raise einval("no such event")
+            self._trace.set_enabled(events, not word.startswith("!"))
+
+    @set_event.truncate
+    def _set_event_clear(self) -> None:
+        self._trace.set_enabled(EVENTS, False)
+
+    @set_event_pid.show
+    def _pids_show(self) -> str:
+        return "".join(f"{pid}\n" for pid in sorted(self._trace.event_pids))
+
+    @set_event_pid.store
+    def _pids_store(self, text: str) -> None:
+        self._trace.event_pids |= parse_pids(text)
+
+    @set_event_pid.truncate
+    def _pids_clear(self) -> None:
+        self._trace.event_pids = set()
+
+
+def parse_pids(text: str) -> set[int]:
+    """Pids apart by space. OSError(EINVAL)."""
+    words = text.split()
+    if not all(word.isascii() and word.isdecimal() and int(word) < 1 << 22 for word in words):
+        raise einval("not a pid")
+    return {int(word) for word in words}
+
+
+def event_dirs(trace: Trace, systems: Iterable[str]) -> Iterator[tuple[str, Kobject]]:
+    """(path below `events`, Kobject) of everything there."""
+    yield "", EventsDir(trace)
+    for system in systems:
+        yield f"/{system}", SystemDir(trace, system)
+        for event in SYSTEMS[system]:
+            yield f"/{event.path}", EventDir(trace, event)
+    for event in FTRACE_EVENTS:
+        yield f"/{event.path}", FtraceEventDir(event)

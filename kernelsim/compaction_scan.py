@@ -191,7 +191,6 @@ def isolate_migratepages_block(v: VmArrays, cc: CompactControl, low_pfn: int, en
     Async direct compaction gives an aligned chunk of the wanted order up at the first page in it that must stay.
     """
     c = cc[0]
-    start = low_pfn
     nr_scanned = 0
     nr_isolated = 0
     block = low_pfn >> pageblock_order
@@ -242,8 +241,6 @@ def isolate_migratepages_block(v: VmArrays, cc: CompactControl, low_pfn: int, en
         if hinted:
             v.skip[block] = 1
         _update_cached_migrate(v, cc, low_pfn)
-    if trace_key() & MM_COMPACTION_ISOLATE_MIGRATEPAGES:
-        trace_row(MM_COMPACTION_ISOLATE_MIGRATEPAGES, start, low_pfn, nr_scanned, nr_isolated)
     c.total_migrate_scanned += nr_scanned
     v.events[0].compact_isolated += nr_isolated
     c.migrate_pfn = low_pfn
@@ -264,7 +261,12 @@ def isolate_migratepages(v: VmArrays, cc: CompactControl) -> int:
             at_start = low_pfn & BLOCK_MASK == 0 or low_pfn == zone.start_pfn
             if not at_start or fast_find_block or isolation_suitable(v, cc, low_pfn):
                 if _suitable_migration_source(v, cc, low_pfn):
-                    return isolate_migratepages_block(v, cc, low_pfn, block_end)
+                    before = c.total_migrate_scanned
+                    nr_isolated = isolate_migratepages_block(v, cc, low_pfn, block_end)
+                    if trace_key() & MM_COMPACTION_ISOLATE_MIGRATEPAGES:
+                        nr_scanned = c.total_migrate_scanned - before
+                        trace_row(MM_COMPACTION_ISOLATE_MIGRATEPAGES, low_pfn, c.migrate_pfn, nr_scanned, nr_isolated)
+                    return nr_isolated
                 _update_cached_migrate(v, cc, block_end)
         fast_find_block = False
         low_pfn = block_end

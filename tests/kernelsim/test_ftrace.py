@@ -101,7 +101,15 @@ def test_calls_are_drawn_as_blocks() -> None:
 
 @pytest.mark.parametrize(
     ("ns", "mark"),
-    [(10_000, " "), (10_001, "+"), (100_001, "!"), (1_000_001, "#"), (10_000_001, "*"), (100_000_001, "@"), (10**9 + 1, "$")],
+    [
+        (10_000, " "),
+        (10_001, "+"),
+        (100_001, "!"),
+        (1_000_001, "#"),
+        (10_000_001, "*"),
+        (100_000_001, "@"),
+        (10**9 + 1, "$"),
+    ],
 )
 def test_long_calls_are_marked(ns: int, mark: str) -> None:
     machine = Machine()
@@ -119,9 +127,7 @@ def test_options_of_the_graph() -> None:
     machine.toy.outer(0)
     for name in ("funcgraph-abstime", "funcgraph-proc", "funcgraph-tail"):
         machine.trace.set_option(name, True)
-    assert machine.graph().splitlines()[-1] == (
-        "    3.000001 |   0)  kernels-1    |   1.000 us    |  } /* outer */"
-    )
+    assert machine.graph().splitlines()[-1] == ("    3.000001 |   0)   kernels-1    |   1.000 us    |  } /* outer */")
     assert header(machine.trace, "function_graph").splitlines()[2:] == [
         "#     TIME        CPU  TASK/PID         DURATION                  FUNCTION CALLS",
         "#      |          |     |    |           |   |                     |   |   |   |",
@@ -312,7 +318,7 @@ def test_the_tracer_is_one_of_those_available(lab: Lab) -> None:
 
 
 def test_all_functions_at_once_while_batches_are_in_flight() -> None:
-    """Every function, a device that is late, and work in slices: what goes in comes out, and nothing is changed by it."""
+    """Every function, a device that is late, and work in slices: what goes in comes out, and it changes nothing."""
     hashes = []
     for tracer in ("nop", "function_graph"):
         lab = Lab((64,), patience=3)

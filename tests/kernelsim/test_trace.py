@@ -2,6 +2,7 @@
 """The trace of a machine through its files, in library mode: nothing here needs a mount."""
 
 import errno
+import itertools
 import os
 import re
 
@@ -11,7 +12,7 @@ from wiring import errno_of
 
 from fs.kernfs import Tree
 from kernelsim import trace_key
-from kernelsim.operation import Operation
+from kernelsim.operation import Operation, complete
 from kernelsim.task import Current, Task
 
 T = "/sys/kernel/tracing"
@@ -95,7 +96,7 @@ def test_compaction_tells_what_it_does(lab: Lab) -> None:
     assert found[-1] == "mm_compaction_end"
     assert found.count("mm_compaction_begin") == found.count("mm_compaction_end")
     assert {"mm_compaction_isolate_migratepages", "mm_compaction_isolate_freepages"} < set(found)
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in itertools.pairwise(found):
         assert after != "mm_compaction_end" or before == "mm_compaction_finished"
         assert before != "mm_compaction_isolate_freepages" or after in (before, "mm_compaction_migratepages")
 
@@ -132,7 +133,7 @@ def test_pages_that_a_process_takes_and_gives_back(lab: Lab) -> None:
     taken = [entry for entry in entries(lab) if entry.endswith("gfp_flags=GFP_HIGHUSER_MOVABLE")]
     assert len(taken) == 1024
     lab.registry.truncate(f"{T}/trace")
-    lab.end("a")
+    complete(lab.end("a"))
     given = {entry.split()[2] for entry in entries(lab) if entry.startswith("mm_page_free: ")}
     assert {entry.split()[2] for entry in taken} <= given
 

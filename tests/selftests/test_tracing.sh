@@ -80,8 +80,6 @@ check "nothing else is a root" not_traced '\|  dpu_compact_update_mappings'
 check "the graph is whole" the_graph_is_whole
 check "set_ftrace_filter reads back" reads dpu_compact_execute set_ftrace_filter
 put nofuncgraph-callees trace_options
-put 0 trace
-put 1 trace
 : >trace
 fragment 2
 put 1 $NODE/compact_dpu
@@ -120,6 +118,7 @@ check "and takes away" sh -c "echo '!compaction:mm_compaction_begin' >>set_event
 check "set_event reads back" reads compaction:mm_compaction_finished set_event
 check "an unknown event" fails 'Invalid argument' compaction:nothing set_event
 check "enable takes no 2" fails 'Invalid argument' 2 events/enable
+put 1 events/compaction/mm_compaction_finished/enable
 put 'ret == 5' events/compaction/mm_compaction_finished/filter
 : >trace
 put 1 $NODE/compact
@@ -133,7 +132,7 @@ put 1 events/kmem/mm_page_free/enable
 : >trace
 put 25 "$MM/$PROCESS/holes"
 check "pages that are freed" traced 'mm_page_free: page=[0-9a-f]{16} pfn=0x[0-9a-f]+ order=0$'
-check "by this shell's child" traced "^ +env-[0-9]+ .*mm_page_free"
+check "by this shell's child" traced "^ +echo-[0-9]+ .*mm_page_free"
 put 0 events/enable
 
 echo "# The rest"

@@ -278,7 +278,7 @@ class Machine:
         if self.has("DPU_COMPACTION"):
             core += [self.dpu_direct, self.dpu, hw]
         self.tracing.add(core)
-        if self.has("FTRACE") and self._has("DEBUG_FS"):
+        if self.has("FTRACE") and self.has("DEBUG_FS"):
             self.registry.link(f"{DEBUGFS}/tracing", "../tracing")
 
     def _wakeup_kcompactd(self, nid: int, order: int, highest_type: int) -> None:

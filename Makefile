@@ -14,7 +14,7 @@ demo: install
 	$(BIN)/dpud demo
 
 test: install
-	@scripts/debian-packages gcc libc6-dev
+	@scripts/debian-packages gcc libc6-dev trace-cmd
 	$(BIN)/pytest -m ''
 
 lint: $(INSTALLED)

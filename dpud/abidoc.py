@@ -20,15 +20,20 @@ HEAD = """\
 <!-- Made by `python -m dpud.abidoc > docs/abi.md`. Do not edit. -->
 
 Every file of the emulated tree, from its declaration. Paths are below the mount point (`dpud run`), or as they stand
-(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node or rank. `NAME` is what was given to mkdir.
-`KIND` is one of {kinds}.
+(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node or rank. `NAME` is what was given to mkdir,
+`PID` the number of an emulated process. `KIND` is one of {kinds}.
 
 A mode of 0200 cannot be read, not even by root. A value outside its range, or a text that is none, is refused with
 `Invalid argument` and changes nothing. Where there is no default, the file shows a state or starts something.
 """
 
 _KINDS = [kind.value for kind in FaultKind if kind is not FaultKind.CORRUPT] + list(KINDS)
-_ALIKE = {r"/node0/": "/node*/", r"/dpu_rank0/": "/dpu_rank*/", rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/"}
+_ALIKE = {
+    r"/node0/": "/node*/",
+    r"/dpu_rank0/": "/dpu_rank*/",
+    r"/proc/\d+/": "/proc/PID/",
+    rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/",
+}
 _ROW = "| {} | {} | {} | {} | {} | {} |"
 
 

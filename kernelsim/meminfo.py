@@ -13,6 +13,7 @@ import numpy as np
 from kernelsim.attr import Attr, Kobject, Text
 from kernelsim.hugetlb import HUGEPAGE_KBYTES, HugetlbPool
 from kernelsim.mmzone import WMARK_HIGH, WMARK_LOW, Mem
+from kernelsim.overcommit import Overcommit
 
 _KB = 4
 
@@ -42,8 +43,9 @@ class Meminfo(Kobject):
 
     meminfo = Attr(Text(), doc="Memory in kB by use.")
 
-    def __init__(self, mem: Mem, hugetlb: HugetlbPool | None, thp: bool) -> None:
+    def __init__(self, mem: Mem, overcommit: Overcommit, hugetlb: HugetlbPool | None, thp: bool) -> None:
         self.mem = mem
+        self.overcommit = overcommit
         self.thp = thp
         self.hugetlb = hugetlb
 
@@ -67,6 +69,8 @@ class Meminfo(Kobject):
         yield "Mapped", int(nodes["nr_mapped"].sum())
         yield "Slab", int(nodes["nr_slab"].sum())
         yield "PageTables", int(nodes["nr_page_table_pages"].sum())
+        yield "CommitLimit", self.overcommit.vm_commit_limit()
+        yield "Committed_AS", self.overcommit.vm_committed_as
         if self.thp:
             yield "AnonHugePages", int(nodes["nr_anon_thps"].sum())
         if self.mem.has_cma:

@@ -134,12 +134,12 @@ def nr_free_pages_blocks(zones: Any) -> int:
     return int((blocks * sizes).sum())
 
 
-def zone_items(zones: Any, nodes: Any) -> Iterator[tuple[str, int]]:
-    """Zone counters of /proc/vmstat and node*/vmstat, summed over `zones` and the `nodes` they make up."""
+def zone_items(zones: Any) -> Iterator[tuple[str, int]]:
+    """Zone counters of /proc/vmstat, node*/vmstat and /proc/zoneinfo, summed over `zones`, a slice of the records."""
     yield "nr_free_pages", int(zones["free_pages"].sum())
     yield "nr_free_pages_blocks", nr_free_pages_blocks(zones)
     for lru, name in enumerate(_lru_names):
-        yield f"nr_zone_{name}", int(nodes["nr_lru"][..., lru].sum())
+        yield f"nr_zone_{name}", int(zones["nr_lru"][..., lru].sum())
     yield "nr_mlock", int(zones["nr_mlock"].sum())
     yield "nr_free_cma", int(zones["free_cma"].sum())
     for name in ("numa_hit", "numa_miss", "numa_foreign"):
@@ -197,7 +197,7 @@ class VmstatFiles(Kobject):
     @vmstat.show
     def _vmstat(self) -> str:
         mem = self.mem
-        items = [*zone_items(mem.zones, mem.nodes), *node_items(mem.nodes), *event_items(mem, self.events)]
+        items = [*zone_items(mem.zones), *node_items(mem.nodes), *event_items(mem, self.events)]
         return format_items(self.kconfig, items)
 
     def _populated(self, nid: int | None = None) -> Iterator[tuple[int, Any]]:

@@ -183,6 +183,19 @@ class Tree:
 
     # Reading the tree. Paths are absolute below the mount point.
 
+    @property
+    def root(self) -> Node:
+        return self._registry.root
+
+    def child(self, directory: Node, name: str) -> Node:
+        """What has a name in a directory. Raises ENOENT, ENOTDIR."""
+        if not isinstance(directory, Dir):
+            raise error(errno.ENOTDIR, directory.path)
+        node = directory.entries.get(name)
+        if node is None:
+            raise error(errno.ENOENT, f"{directory.path}/{name}")
+        return node
+
     def getattr(self, path: str) -> Stat:
         """stat(2). Raises ENOENT."""
         return self.stat(self._lookup(path))

@@ -25,7 +25,6 @@ from kernelsim.kconfig import Kconfig
 from kernelsim.machine import ALLOC_CONFIGFS as ALLOC_CONFIGFS
 from kernelsim.machine import MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, NodeConfig
 from kernelsim.mm_configfs import MmGroup, Process
-from kernelsim.operation import complete
 
 MIB = 1 << 20
 VM = "/proc/sys/vm"

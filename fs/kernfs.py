@@ -281,8 +281,13 @@ class Tree:
         """One request on an attribute. Raises the flavour's `gone` error once it was removed."""
         if not file.alive:
             raise error(RULES[file.flavour].gone, file.path)
+        operation = hook(file.kobj, *args)
+        return self._inside(file, operation) if file.flavour is Flavour.CONFIGFS else operation
+
+    def _inside(self, file: File, operation: Operation[R]) -> Operation[R]:
+        """The same, kept from being dropped meanwhile."""
         with self._items.inside(file):
-            return (yield from hook(file.kobj, *args))
+            return (yield from operation)
 
     def check_again(self, file: File, cred: Cred, access: int) -> None:
         """sysctl asks for permission at each read and write, whoever opened the file. Raises EPERM."""

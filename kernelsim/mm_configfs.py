@@ -158,7 +158,7 @@ class Process(Kobject):
 
     def is_busy(self) -> bool:
         """Somebody works on its memory, or waits to."""
-        return self.mmap_locked
+        return self.mmap_lock.locked
 
     @property
     def anon_vmas(self) -> list[Vma]:

@@ -125,6 +125,8 @@ class Mm:
         row["root"][self.id], row["node"][self.id], row["cpu"][self.id] = self.root, node, cpu
         self.next_vpn = MMAP_BASE_VPN
         self._hiwater_rss = self._hiwater_vm = 0
+        self.min_flt = self.maj_flt = 0
+        """Page faults of its own accesses without and with reading from a file."""
 
     @property
     def zonelist(self) -> NDArray[np.int32]:
@@ -234,6 +236,7 @@ class Mm:
             )  # fmt: skip
             if error:
                 free_pages(mem.pages, mem.zones, mem.blocks, head, HPAGE_PMD_ORDER)
+            self.min_flt += not error
         if error < 0 and error != -errno.EEXIST:
             vm.events["thp_fault_fallback"] += 1
         return error >= 0
@@ -241,14 +244,22 @@ class Mm:
     def _access_slice(self, vma: Vma, vpns: NDArray[np.int64], write: bool, huge: bool = False) -> tuple[int, int, int]:
         vm, mem = self.vm, self.vm.mem
         disk = vma.file.disk if vma.file else _NO_DISK
+        faults, major = int(vm.events["pgfault"][0]), int(vm.events["pgmajfault"][0])
         result = _memory.access_pages(
             mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.vmas, vm.avcs, vm.mms, vm.pt, vm.tlbs,
             vm.events, vm.memory, vm.i_pages, vma.wrote, disk, self.cpu, vma.id, vpns, write, huge,
             vm.sequence + 1,
         )  # fmt: skip
+        self._count_faults(faults, major)
         if write:
             vm.sequence += int(result[0])
         return int(result[0]), int(result[1]), int(result[2])
+
+    def _count_faults(self, faults: int, major: int) -> None:
+        """Those since the machine had had so many; nobody else has faults during an access."""
+        major = int(self.vm.events["pgmajfault"][0]) - major
+        self.maj_flt += major
+        self.min_flt += int(self.vm.events["pgfault"][0]) - faults - major
 
     def madvise_dontneed(self, vma: Vma, vpns: NDArray[np.int64]) -> LongOp:
         """Give pages (ascending) back: their content is forgotten, the range stays mapped."""

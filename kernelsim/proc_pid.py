@@ -7,7 +7,7 @@ pids of the host: under `dpud exec` /proc/PID is the host's, and emulated proces
 
 Emulated processes are root's, have one thread, no program, no stack and no CPU time, and open no files: fields about
 these are 0, and files about nothing else do not exist. A process is running (R) while somebody works on its memory,
-else it sleeps (S). Page faults are counted for the machine, not for the process: the fields of `stat` are 0.
+else it sleeps (S).
 
 What Linux computes under mmap_lock in one go is added up here in slices: a mapping that goes meanwhile is left out.
 """
@@ -212,7 +212,17 @@ class ProcPid(Kobject):
     def _stat(self) -> str:
         """52 fields, those from `state` on in `fields`."""
         fields = [0] * 50
-        named = {4: self.ppid, 5: self.pid, 6: self.pid, 8: -1, 18: 20, 20: 1, 22: self._start_ns * _USER_HZ // 10**9}
+        named = {
+            4: self.ppid,
+            5: self.pid,
+            6: self.pid,
+            8: -1,
+            10: self.mm.min_flt,
+            12: self.mm.maj_flt,
+            18: 20,
+            20: 1,
+            22: self._start_ns * _USER_HZ // 10**9,
+        }
         named |= {23: self.mm.total_vm * PAGE_SIZE, 24: self.mm.rss_pages, 25: _RLIM_INFINITY}
         named |= {38: _SIGCHLD, 39: self.mm.cpu}
         for number, value in named.items():

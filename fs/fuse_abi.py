@@ -60,6 +60,7 @@ WRITE_OUT = Struct("=II")  # size, padding
 RELEASE_IN = Struct("=Q")  # fh; what follows is of no use here
 SETATTR_IN = Struct("=I64xI12x")
 """valid, mode; times, size and owners are of no use here"""
+MKNOD_IN = Struct("=II")  # mode, rdev; what follows is of no use here
 STATFS_OUT = Struct("=QQQQQIII28x")  # blocks, bfree, bavail, files, ffree, bsize, namelen, frsize
 DIRENT = Struct("=QQII")  # ino, offset of the next, length of the name, type; then the name, up to a multiple of 8
 INTERRUPT_IN = Struct("=Q")  # unique of the request

@@ -322,7 +322,9 @@ class Session:
         self._tree.create(self._path(nodeid, Opcode.CREATE, nr))
 
     def _mknod(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
-        self._tree.make(self._path(nodeid, Opcode.MKNOD, nr))
+        mode, _ = abi.MKNOD_IN.unpack_from(self._buffer, _BODY)
+        refuse = self._tree.create if stat.S_ISREG(mode) else self._tree.make
+        refuse(self._path(nodeid, Opcode.MKNOD, nr))
 
     def _symlink(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
         self._tree.make(self._path(nodeid, Opcode.SYMLINK, nr))

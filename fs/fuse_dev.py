@@ -26,7 +26,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 from fs import fuse_abi as abi
 from fs.fuse_abi import NAME_AT, Opcode
@@ -45,8 +46,8 @@ _BUFFER_BYTES = _MAX_WRITE + (1 << 12)
 _BODY = abi.IN_HEADER.size
 _MAX_IDLE = 4  # threads that wait for the turn
 _DRAIN_S = 2.0
-_NO_REPLY = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT))
 _INIT_FLAGS = abi.ASYNC_READ | abi.ATOMIC_O_TRUNC | abi.BIG_WRITES | abi.PARALLEL_DIROPS | abi.MAX_PAGES
+_REFUSED = (Opcode.SYMLINK, Opcode.LINK, Opcode.RENAME, Opcode.RENAME2)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -88,7 +89,8 @@ class Session:
         self._nr_idle = 0
         self._waiting: dict[int, Request] = {}
         self._handlers: dict[int, Callable[..., bytes | None]] = {
-            int(op): getattr(self, f"_{op.name.lower()}") for op in Opcode
+            int(op): partial(self._refuse, op) if op in _REFUSED else getattr(self, f"_{op.name.lower()}")
+            for op in Opcode
         }
 
     # Threads.
@@ -156,16 +158,20 @@ class Session:
         cred = ROOT if uid == gid == 0 else Cred(uid, gid, lambda: _groups(pid))
         try:
             reply = handler(request, nodeid, nr, cred)
-        except OSError as error:
-            self._reply(unique, -(error.errno or errno.EIO))
-        except Exception:
-            self.nr_failures += 1
-            log.exception("request %d failed", opcode)
-            self._reply(unique, -errno.EIO)
+        except Exception as error:
+            self._reply(unique, -self._errno(error, opcode))
         else:
             if reply is not None:
                 self._reply(unique, 0, reply)
         return request
+
+    def _errno(self, error: Exception, opcode: int) -> int:
+        """The number of an expected failure; EIO, a log entry and a count for any other exception."""
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        self.nr_failures += 1
+        log.error("%s failed", Opcode(opcode).name, exc_info=error)
+        return errno.EIO
 
     def _reply(self, unique: int, error: int, data: bytes = b"") -> None:
         """Answer; that nobody waits for it any more is not our business. What the kernel does not take is a bug."""
@@ -326,17 +332,8 @@ class Session:
         refuse = self._tree.create if stat.S_ISREG(mode) else self._tree.make
         refuse(self._path(nodeid, Opcode.MKNOD, nr))
 
-    def _symlink(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
-        self._tree.make(self._path(nodeid, Opcode.SYMLINK, nr))
-
-    def _link(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
-        self._tree.make(self._path(nodeid, Opcode.LINK, nr))
-
-    def _rename(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
-        self._tree.make(self._path(nodeid, Opcode.RENAME, nr))
-
-    def _rename2(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
-        self._tree.make(self._path(nodeid, Opcode.RENAME2, nr))
+    def _refuse(self, opcode: Opcode, _request: Request, nodeid: int, nr: int, _cred: Cred) -> NoReturn:
+        self._tree.make(self._path(nodeid, opcode, nr))
 
     def _unlink(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
         self._tree.unlink(self._path(nodeid, Opcode.UNLINK, nr))

@@ -288,6 +288,8 @@ def check(vm: Vm) -> list[str]:
     _check_node_counters(mem, report)
     _check_cma(vm, report)
     _check_content(vm, report)
+    promised = sum(vma.nr_pages for vma in vm.vma_objects if vma.accounted)
+    report.equal("vm_committed_as", vm.overcommit.vm_committed_as, promised)
     if vm.direct_blocks is not None:
         report.faults += vm.direct_blocks.violations()
     return report.faults

@@ -143,30 +143,30 @@ def total_words(records: Any) -> list[int]:
     return words
 
 
-def _word(dtype: Any, field: str, index: int = 0) -> int:
+def word(dtype: Any, field: str, index: int = 0) -> int:
     """Where total_words() has a field, or element `index` of it."""
     return int(dtype.fields[field][1]) // 8 + index
 
 
-_BLOCKS = [
-    (_word(zone_dtype, "nr_free", order * MIGRATE_TYPES + migratetype), 1 << order)
+BLOCKS = [
+    (word(zone_dtype, "nr_free", order * MIGRATE_TYPES + migratetype), 1 << order)
     for order in range(pageblock_order, NR_PAGE_ORDERS)
     for migratetype in range(MIGRATE_ISOLATE)
 ]
 """The words that nr_free_pages_blocks() adds up, and the size of such a block."""
-_FREE_PAGES = _word(zone_dtype, "free_pages")
-_ZONE_ITEMS = [
-    *((f"nr_zone_{name}", _word(zone_dtype, "nr_lru", lru)) for lru, name in enumerate(_lru_names)),
-    ("nr_mlock", _word(zone_dtype, "nr_mlock")),
-    ("nr_free_cma", _word(zone_dtype, "free_cma")),
-    *((name, _word(zone_dtype, name)) for name in ("numa_hit", "numa_miss", "numa_foreign")),
+_FREE_PAGES = word(zone_dtype, "free_pages")
+ZONE_ITEMS = [
+    *((f"nr_zone_{name}", word(zone_dtype, "nr_lru", lru)) for lru, name in enumerate(_lru_names)),
+    ("nr_mlock", word(zone_dtype, "nr_mlock")),
+    ("nr_free_cma", word(zone_dtype, "free_cma")),
+    *((name, word(zone_dtype, name)) for name in ("numa_hit", "numa_miss", "numa_foreign")),
     # every process runs on its home node, so local is what was hit there
-    ("numa_local", _word(zone_dtype, "numa_hit")),
-    ("numa_other", _word(zone_dtype, "numa_miss")),
+    ("numa_local", word(zone_dtype, "numa_hit")),
+    ("numa_other", word(zone_dtype, "numa_miss")),
 ]
-_NODE_ITEMS = [
-    *((f"nr_{name}", _word(node_dtype, "nr_lru", lru), 0) for lru, name in enumerate(_lru_names)),
-    *((_in_thp.get(name, name), _word(node_dtype, name), pageblock_order * (name in _in_thp)) for name in _node_names),
+NODE_ITEMS = [
+    *((f"nr_{name}", word(node_dtype, "nr_lru", lru), 0) for lru, name in enumerate(_lru_names)),
+    *((_in_thp.get(name, name), word(node_dtype, name), pageblock_order * (name in _in_thp)) for name in _node_names),
 ]
 """Name, word, and how far it is shifted to be shown."""
 
@@ -175,14 +175,14 @@ def zone_items(zones: Any) -> Iterator[tuple[str, int]]:
     """Zone counters of /proc/vmstat, node*/vmstat and /proc/zoneinfo, summed over `zones`, a slice of the records."""
     words = total_words(zones)
     yield "nr_free_pages", words[_FREE_PAGES]
-    yield "nr_free_pages_blocks", sum([words[at] * size for at, size in _BLOCKS])
-    for name, at in _ZONE_ITEMS:
+    yield "nr_free_pages_blocks", sum([words[at] * size for at, size in BLOCKS])
+    for name, at in ZONE_ITEMS:
         yield name, words[at]
 
 
 def node_items(nodes: Any) -> Iterator[tuple[str, int]]:
     words = total_words(nodes)
-    for name, at, shift in _NODE_ITEMS:
+    for name, at, shift in NODE_ITEMS:
         yield name, words[at] >> shift
 
 

@@ -21,9 +21,10 @@ HEAD = """\
 <!-- Made by `python -m dpud.abidoc > docs/abi.md`. Do not edit. -->
 
 Every file of the emulated tree, from its declaration. Paths are below the mount point (`dpud run`), or as they stand
-(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node or rank. `NAME` is what was given to mkdir.
-`KIND` is one of {kinds}. `SYSTEM` and `EVENT` are listed in `/sys/kernel/tracing/available_events`;
-events of `ftrace` cannot be switched. `/sys/kernel/debug/tracing` is a link to `/sys/kernel/tracing`.
+(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node or rank. `NAME` is what was given to mkdir,
+`PID` the number of an emulated process. `KIND` is one of {kinds}. `SYSTEM` and `EVENT` are listed in
+`/sys/kernel/tracing/available_events`; events of `ftrace` cannot be switched. `/sys/kernel/debug/tracing` is a link to
+`/sys/kernel/tracing`.
 
 A mode of 0200 cannot be read, not even by root. A value outside its range, or a text that is none, is refused with
 `Invalid argument` and changes nothing. Where there is no default, the file shows a state or starts something.
@@ -33,6 +34,7 @@ _KINDS = [kind.value for kind in FaultKind if kind is not FaultKind.CORRUPT] + l
 _ALIKE = {
     r"/node0/": "/node*/",
     r"/dpu_rank0/": "/dpu_rank*/",
+    r"/proc/\d+/": "/proc/PID/",
     rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/",
     r"/per_cpu/cpu0/": "/per_cpu/cpu*/",
     rf"/events/({'|'.join(SYSTEMS)})/(?=[^/]+$)": "/events/SYSTEM/",

@@ -20,6 +20,7 @@
     [mount]
     path = "/run/dpud"
     allow_other = true       # other users may look (needs user_allow_other in /etc/fuse.conf unless root)
+    server = "dev"           # speak FUSE to /dev/fuse directly; "libfuse": through mfusepy or fusepy
 
 Whatever is left out has the value shown (two nodes of 4G). A wrong file is refused whole, with one line
 that names file, line and key.
@@ -106,6 +107,7 @@ class Dpu(Struct, frozen=True, forbid_unknown_fields=True):
 class Mount(Struct, frozen=True, forbid_unknown_fields=True):
     path: str | None = None
     allow_other: bool | None = None
+    server: Literal["dev", "libfuse"] = "dev"
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):

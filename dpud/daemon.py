@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`dpud run`: the emulated machine, its devices, its clock and its files, put together and kept going.
 
-The main thread ends up in libfuse, which serves each request on a thread of its own through the owner; the
+The main thread ends up serving the mount; requests run on threads of their own, through the owner; the
 pacer has a thread, each DPU rank may have one. SIGTERM and SIGINT unmount, then everything is taken down in
 the opposite order of its making.
 """
@@ -38,7 +38,7 @@ from dpud.inject import BlockingWaitQueue, LiveClock
 from dpud.owner import Owner
 from dpud.pacer import Pacer
 from dpud.physmem import PhysMem, alloc_tables
-from fs.fuse_ops import mount
+from fs import fuse_dev, fuse_ops
 from fs.kernfs import Cred, RunAs, Tree
 from fs.mountpoint import MountError
 from kernelsim.hostimage import HostImage
@@ -210,12 +210,13 @@ class DebugVm:
 
 
 def _serve(tree: Tree, path: str, config: Config, ready: "Readiness") -> None:
-    """Mount and serve until a signal; libfuse handles those that have their default action."""
+    """Mount and serve until a signal. (libfuse handles those that have their default action.)"""
     allow_other = os.geteuid() == 0 if config.mount.allow_other is None else config.mount.allow_other
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_DFL)
     try:
-        mount(tree, path, allow_other=allow_other, on_ready=ready.watch)
+        server = fuse_dev if config.mount.server == "dev" else fuse_ops
+        server.mount(tree, path, allow_other=allow_other, on_ready=ready.watch)
     except MountError as error:
         raise UserError(str(error)) from error
 

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.faults import FaultKind, FaultPlan
 from kernelsim import dpu_compact, fork
@@ -118,6 +121,13 @@ class Lab:
 
     def read(self, path: str) -> str:
         return self.registry.read(path).decode()
+
+    def read_numbers(self, path: str, first: int = 0, nr: int = 1 << 20) -> NDArray[np.uint64]:
+        """`nr` 64-bit numbers of a binary file from number `first` on, or as many as there are."""
+        file = self.registry.nodes[path]
+        assert isinstance(file, File)
+        data = complete(file.attr.read_stream(file.kobj, 8 * first, 8 * nr, False))
+        return np.frombuffer(data, dtype=np.uint64)
 
     def write(self, path: str, text: str) -> None:
         self.registry.write(path, text)

@@ -79,15 +79,11 @@ class Owner:
         at a point where a long operation yielded; RuntimeError if the calling thread already owns the
         machine.
         """
-        with self._turn():
-            result = fn(*args)
-            if not isinstance(result, Generator):
-                return result
-            over, value = _advance(result)
+        over, value, operation = self._first_slice(fn, args)
         while not over:
-            self._wait(result, value, interrupted)
+            self._wait(operation, value, interrupted)
             with self._turn():
-                over, value = _advance(result)
+                over, value = _advance(operation)
         return value
 
     def background(self, operation: Operation[Any], name: str = "dpud-background") -> threading.Thread:
@@ -112,20 +108,41 @@ class Owner:
             if not self.closed:
                 _log.error("background operation failed", exc_info=error)
 
+    def _first_slice(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any, Any]:
+        """Call, and begin with the operation it gives -> (over, value or what it waits for, the operation).
+
+        Most requests end here, so this does what _turn() does by hand.
+        """
+        self._take()
+        try:
+            result = fn(*args)
+            over, value = _advance(result) if isinstance(result, Generator) else (True, result)
+            for look in self.after_slice:
+                look()
+            return over, value, result
+        finally:
+            self._give()
+
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        me = threading.get_ident()
-        if self._holder == me:
-            raise RuntimeError("this thread already owns the machine: call the function directly")
-        self._lock.acquire()
-        self._holder = me
+        self._take()
         try:
             yield
             for look in self.after_slice:
                 look()
         finally:
-            self._holder = None
-            self._lock.release()
+            self._give()
+
+    def _take(self) -> None:
+        me = threading.get_ident()
+        if self._holder == me:
+            raise RuntimeError("this thread already owns the machine: call the function directly")
+        self._lock.acquire()
+        self._holder = me
+
+    def _give(self) -> None:
+        self._holder = None
+        self._lock.release()
 
     def _wait(self, operation: Operation[Any], waitable: Waitable | None, interrupted: Callable[[], bool]) -> None:
         while not (self.closed or interrupted()):

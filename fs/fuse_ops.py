@@ -26,9 +26,11 @@ import itertools
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 from fs import thread_state
+from fs.caller import comm_of
 from fs.kernfs import Cred, OpenFile, Tree
 from fs.mountpoint import MountError, check_mountable
 
@@ -208,7 +210,7 @@ class FuseOps:
     def _cred(self) -> Cred:
         context = self._binding._libfuse.fuse_get_context().contents
         pid = context.pid
-        return Cred(context.uid, context.gid, self._groups, pid, lambda: _comm_of(pid))
+        return Cred(context.uid, context.gid, self._groups, pid, partial(comm_of, pid))
 
     def _groups(self) -> frozenset[int]:
         """Supplementary groups of the caller; none where libfuse cannot tell."""
@@ -218,15 +220,6 @@ class FuseOps:
 
     def _interrupted(self) -> bool:
         return bool(self._fuse_interrupted()) or bool(self._session_exited(self._session))
-
-
-def _comm_of(pid: int) -> str:
-    """Name of a thread that waits for its answer; "" if it is not there to be seen."""
-    try:
-        with open(f"/proc/{pid}/comm", "rb") as file:
-            return file.read().decode("utf-8", "replace").removesuffix("\n")
-    except OSError:
-        return ""
 
 
 class _CallableFuseOps(FuseOps):

@@ -210,6 +210,19 @@ class Tree:
 
     # Reading the tree. Paths are absolute below the mount point.
 
+    @property
+    def root(self) -> Node:
+        return self._registry.root
+
+    def child(self, directory: Node, name: str) -> Node:
+        """What has a name in a directory. Raises ENOENT, ENOTDIR."""
+        if not isinstance(directory, Dir):
+            raise error(errno.ENOTDIR, directory.path)
+        node = directory.entries.get(name)
+        if node is None:
+            raise error(errno.ENOENT, f"{directory.path}/{name}")
+        return node
+
     def getattr(self, path: str) -> Stat:
         """stat(2). Raises ENOENT."""
         return self.stat(self._lookup(path))
@@ -301,9 +314,13 @@ class Tree:
         """One request on an attribute. Raises the flavour's `gone` error once it was removed."""
         if not file.alive:
             raise error(RULES[file.flavour].gone, file.path)
+        operation = self._run_as(cred, hook(file.kobj, *args))
+        return self._inside(file, operation) if file.flavour is Flavour.CONFIGFS else operation
+
+    def _inside(self, file: File, operation: Operation[R]) -> Operation[R]:
+        """The same, kept from being dropped meanwhile."""
         with self._items.inside(file):
-            result: R = yield from self._run_as(cred, hook(file.kobj, *args))
-            return result
+            return (yield from operation)
 
     def check_again(self, file: File, cred: Cred, access: int) -> None:
         """sysctl asks for permission at each read and write, whoever opened the file. Raises EPERM."""

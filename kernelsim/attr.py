@@ -33,8 +33,10 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, cast, overload
 from kernelsim.kinds import PAGE_SIZE as PAGE_SIZE
 from kernelsim.kinds import Bool as Bool
 from kernelsim.kinds import Choice as Choice
+from kernelsim.kinds import Entries as Entries
 from kernelsim.kinds import Flavour as Flavour
 from kernelsim.kinds import Int as Int
+from kernelsim.kinds import IntVector as IntVector
 from kernelsim.kinds import Kind as Kind
 from kernelsim.kinds import Size as Size
 from kernelsim.kinds import Stream as Stream

@@ -64,7 +64,7 @@ MAPCOUNT, ENTIRE, HERE = range(3)  # columns of `maps`: entries that map the fol
 def _walk_lru_lists(
     pages: Pages, zones: Zones, nr_nodes: int, nr_lru: NDArray[np.int64], nr_lru_pages: NDArray[np.int64]
 ) -> int:
-    """Count the pages on each LRU list; returns the first page that is on a wrong one, or -1."""
+    """Count each zone's pages on each LRU list; returns the first page that is on a wrong one, or -1."""
     for nid in range(nr_nodes):
         for lru in range(NR_LRU_LISTS):
             head = lru_head(pages, zones, nid, lru)
@@ -75,7 +75,7 @@ def _walk_lru_lists(
                 right = flags & PG_lru and flags & PG_isolated == 0 and folio_lru_list(flags) == lru
                 if not right or zones[pages[pfn].zone].node != nid or pages[pfn].prev != before:
                     return int(pfn)
-                nr_lru[nid, lru] += 1 << pages[pfn].order
+                nr_lru[pages[pfn].zone, lru] += 1 << pages[pfn].order
                 nr_lru_pages[0] += 1
                 before = pfn
                 pfn = pages[pfn].next
@@ -288,16 +288,20 @@ def check(vm: Vm) -> list[str]:
     _check_node_counters(mem, report)
     _check_cma(vm, report)
     _check_content(vm, report)
+    promised = sum(vma.nr_pages for vma in vm.vma_objects if vma.accounted)
+    report.equal("vm_committed_as", vm.overcommit.vm_committed_as, promised)
     if vm.direct_blocks is not None:
         report.faults += vm.direct_blocks.violations()
     return report.faults
 
 
 def _check_lru(mem: Mem, report: Report) -> None:
-    nr_lru = np.zeros((mem.nr_nodes, NR_LRU_LISTS), dtype=np.int64)
+    nr_lru = np.zeros((len(mem.zones), NR_LRU_LISTS), dtype=np.int64)
     heads = np.zeros(1, dtype=np.int64)
     report.none("LRU list: page", _walk_lru_lists(mem.pages, mem.zones, mem.nr_nodes, nr_lru, heads))
-    report.equal("nr_lru", mem.nodes["nr_lru"].tolist(), nr_lru.tolist())
+    report.equal("nr_lru of zones", mem.zones["nr_lru"].tolist(), nr_lru.tolist())
+    by_node = [nr_lru[mem.zones["node"] == nid].sum(axis=0).tolist() for nid in range(mem.nr_nodes)]
+    report.equal("nr_lru", mem.nodes["nr_lru"].tolist(), by_node)
     report.equal("pages with PG_lru", int(heads[0]), count(mem.pages["flags"][: mem.nr_pages], PG_lru))
 
 

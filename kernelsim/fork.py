@@ -122,7 +122,10 @@ def dup_mm(parent: Mm, cpu: int) -> Operation[Mm]:
 
 def _dup_vma(vma: Vma, child: Mm) -> LongOp:
     vm = vma.vm
+    if vma.accounted:
+        vm.overcommit.vm_enough_memory(vma.nr_pages, vma.mm.total_vm)
     copy = Vma(child, vma.start, vma.nr_pages, vma.file)
+    copy.accounted = vma.accounted
     rows = vm.vmas
     rows["flags"][copy.id] = rows["flags"][vma.id] & ~VM_LOCKED
     rows["pgoff"][copy.id] = rows["pgoff"][vma.id]

@@ -203,7 +203,7 @@ class HostImporter:
         return mm
 
     def _task_vma(self, mm: Mm, start: int, end: int, vpns: NDArray[np.int64], pfns: NDArray[np.int64]) -> None:
-        vma = mm.mmap(end - start, start=start)
+        vma = mm.mmap(end - start, start=start, noreserve=True)
         pages = self.vm.mem.pages
         heads = self.heads[pfns]
         begins = vpns - (pfns - heads)  # where the folio begins, or would, outside the VMA perhaps
@@ -336,7 +336,7 @@ class HostImporter:
         owner = 0
         for number, mm in enumerate(mms):
             mine = self.mapcount[pfns] > number
-            vma = mm.mmap(int(places.max()) + 1, start=MMAP_BASE_VPN - (1 << 30 if file else 0))
+            vma = mm.mmap(int(places.max()) + 1, start=MMAP_BASE_VPN - (1 << 30 if file else 0), noreserve=True)
             if file is not None:
                 vma.join(file.mapping)
             elif number == 0:

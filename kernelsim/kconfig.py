@@ -96,16 +96,20 @@ FIXED: Mapping[str, bool] = {
     "CONFIG_IKCONFIG": True,
     "CONFIG_IKCONFIG_PROC": True,
     "CONFIG_MEMCG": False,
+    "CONFIG_MEM_SOFT_DIRTY": False,
+    "CONFIG_NO_PAGE_MAPCOUNT": True,
+    "CONFIG_IDLE_PAGE_TRACKING": False,
     "CONFIG_SWAP": False,
     "CONFIG_KSM": False,
     "CONFIG_PAGE_REPORTING": True,
     "CONFIG_PRINTK": True,
     "CONFIG_PROC_FS": True,
     "CONFIG_PROC_SYSCTL": True,
-    "CONFIG_PROC_PAGE_MONITOR": False,
+    "CONFIG_PROC_PAGE_MONITOR": True,
     "CONFIG_SYSFS": True,
     "CONFIG_CONFIGFS_FS": True,
     "CONFIG_VM_EVENT_COUNTERS": True,
+    "CONFIG_ZONE_DEVICE": False,
 }
 """What this emulation always has, or never: none of these can be chosen."""
 

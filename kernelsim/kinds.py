@@ -267,6 +267,37 @@ class Trigger(Text):
         return "1\n", "0", "compact\n"
 
 
+class IntVector(Kind[tuple[int, ...]]):
+    """`nr` numbers of an int's range in one sysctl, with tabs between them. Source: __do_proc_dointvec().
+
+    A write may give fewer; those it gives up to the first that is no number are taken. (Handlers that use this kind
+    do not ask whether all of them were: lowmem_reserve_ratio_sysctl_handler.)
+    """
+
+    def __init__(self, nr: int) -> None:
+        self.nr = nr
+
+    def parse(self, data: bytes, flavour: Flavour) -> tuple[tuple[int, ...], int]:
+        values: list[int] = []
+        nr_taken = 0
+        while len(values) < self.nr and nr_taken < len(data):
+            try:
+                value, nr_bytes = parse_sysctl(data[nr_taken:], signed=True)
+            except OSError:
+                return tuple(values), len(data) if not values else nr_taken
+            if not -INT_MAX - 1 <= value <= INT_MAX:
+                break
+            values.append(value)
+            nr_taken += nr_bytes
+        return tuple(values), nr_taken
+
+    def format(self, value: tuple[int, ...]) -> str:
+        return "\t".join(map(str, value)) + "\n"
+
+    def describe(self) -> str:
+        return f"{self.nr} numbers"
+
+
 class StreamOverrun(OSError):
     """A stream no longer has what was to be read; it goes on at `resume`. EPIPE, as /dev/kmsg says it.
 
@@ -289,3 +320,19 @@ class Stream(Kind[bytes]):
 
     def describe(self) -> str:
         return "records"
+
+
+class Entries(Stream):
+    """Fixed-size binary records, one for each page, made for just the range that is read (/proc/kpageflags)."""
+
+    def __init__(self, nr_bytes: int = 8) -> None:
+        self.nr_bytes = nr_bytes
+
+    def span(self, pos: int, size: int) -> tuple[int, int]:
+        """(first record, how many) of a read(2). OSError(EINVAL) where it does not begin and end with a record."""
+        if pos % self.nr_bytes or size % self.nr_bytes:
+            raise einval("not a whole number of records")
+        return pos // self.nr_bytes, size // self.nr_bytes
+
+    def describe(self) -> str:
+        return f"{8 * self.nr_bytes}-bit numbers"

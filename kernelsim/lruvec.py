@@ -2,8 +2,9 @@
 """LRU lists: five for each node, and who is on which.
 
 A page with PG_lru is on exactly the list that its flags name (unevictable, else anon or file, active or inactive); the
-node's nr_lru counts the pages of each. A large folio is linked by its head and counts whole. A page taken off for
-migration has PG_isolated instead, one more reference, and counts as nr_isolated_anon or nr_isolated_file.
+node's nr_lru counts the pages of each, and its zones' nr_lru where they lie. A large folio is linked by its head and
+counts whole. A page taken off for migration has PG_isolated instead, one more reference, and counts as nr_isolated_anon
+or nr_isolated_file.
 
 Differences from Linux: no per-CPU add batches (a page is on its list at once) and no memory cgroups. As on Linux, anon
 means swap-backed here.
@@ -59,13 +60,16 @@ def lruvec_add_folio(pages: Pages, zones: Zones, nodes: Nodes, pfn: int) -> None
     lru = folio_lru_list(pages[pfn].flags)
     list_add(pages, pfn, lru_head(pages, zones, nid, lru))
     nodes[nid].nr_lru[lru] += 1 << pages[pfn].order
+    zones[pages[pfn].zone].nr_lru[lru] += 1 << pages[pfn].order
 
 
 @njit
 def lruvec_del_folio(pages: Pages, zones: Zones, nodes: Nodes, pfn: int) -> None:
     nid = zones[pages[pfn].zone].node
     list_del(pages, pfn)
-    nodes[nid].nr_lru[folio_lru_list(pages[pfn].flags)] -= 1 << pages[pfn].order
+    lru = folio_lru_list(pages[pfn].flags)
+    nodes[nid].nr_lru[lru] -= 1 << pages[pfn].order
+    zones[pages[pfn].zone].nr_lru[lru] -= 1 << pages[pfn].order
     pages[pfn].flags &= ~PG_lru
 
 

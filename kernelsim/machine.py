@@ -53,6 +53,7 @@ from kernelsim.page import PAGE_SIZE, AllocWords, PG_reserved, zeroed_words
 from kernelsim.page_alloc import free_range, init_range
 from kernelsim.page_reporting import Discard, PageReporting
 from kernelsim.printk import Printk
+from kernelsim.proc_pid import Tasks
 from kernelsim.reclaim import Reclaim
 from kernelsim.show_mem import AllocFailure
 from kernelsim.timer import Clock, ManualClock
@@ -183,7 +184,7 @@ class Machine:
         self.reporting = PageReporting(self.mem, discard)
         self.processes: dict[str, Process] = {}
         self.imported: dict[str, Mm] = {}
-        self._next_pid = 2  # init is the first
+        self.tasks = Tasks(self)
         self._sharers: dict[int, int] = {}
         self._starting: set[str] = set()
         """Names of processes to be."""
@@ -231,8 +232,11 @@ class Machine:
         config = replace(config or MachineConfig(), nodes=nodes, bytes="stamp", distance=())
         mem = import_mem(image, default_distance(nr_nodes))
         machine = cls(config, hw, clock, mem=mem, alloc_words=alloc_words, discard=discard, wait_queue=wait_queue)
+        captured = {f"{task.comm}-{task.pid}": task for task in image.mappings}
         for name, mm in owners(machine.vm, image):
-            mm.comm = name
+            task = captured.get(name)
+            mm.comm = task.comm if task else name
+            machine.tasks.add(mm, task.pid if task else machine.tasks.take_pid())
             machine.imported[name] = mm
         return machine
 
@@ -262,7 +266,7 @@ class Machine:
         self.compaction_sysctl.proactiveness_written = self._trigger_kcompactd
         self.kthreads = Kthreads([*self.kswapds, *self.kcompactds], current=self.vm.trace.current)
         for thread in self.kthreads.threads:
-            thread.task.pid = self.take_pid()
+            thread.task.pid = self.tasks.take_pid()
             thread.task.cpu = next(iter(self.cpus[thread.nid]), 0)
         report = AllocFailure(self.mem, self.printk, self.clock.now_ns, lambda nid: self.kswapds[nid].hopeless)
         self.slowpath = AllocSlowpath(vm, self.reclaim, self.kswapds, compaction, self.dpu_direct, report)
@@ -314,11 +318,6 @@ class Machine:
 
     # Processes.
 
-    def take_pid(self) -> int:
-        pid = self._next_pid
-        self._next_pid += 1
-        return pid
-
     def start_process(self, name: str) -> Operation[Process]:
         """new_process() that waits for memory. OSError(EEXIST): another start under way has taken the name."""
         with self._taking(name):
@@ -330,6 +329,7 @@ class Machine:
         home = self._first_home
         process = Process(self, name, Mm(self.vm, home, self.cpus[home][0], root))
         self.processes[name] = process
+        self.tasks.add(process.mm, process.pid_nr, busy=process.is_busy)
         return process
 
     @property
@@ -355,12 +355,14 @@ class Machine:
             raise OSError(errno.EEXIST, "name is taken")
         cpus = self.cpus[parent.mm.node] or [parent.mm.cpu]
         with self._taking(name):  # a finished child could not be taken down at once, were this interrupted
-            mm = yield from dup_mm(parent.mm, cpus[self._next_pid % len(cpus)])
+            mm = yield from dup_mm(parent.mm, cpus[self.tasks.next_pid % len(cpus)])
         child = Process(self, name, mm)
         child.files = list(parent.files)
         for file in child.files:
             self.share(file)
         self.processes[name] = child
+        task = self.tasks.add(mm, child.pid_nr, parent.pid_nr, busy=child.is_busy)
+        task.oom_score_adj = self.tasks.by_pid[parent.pid_nr].oom_score_adj
         self.registry.add(path, child)
 
     def end_process(self, process: Process) -> LongOp:

@@ -20,11 +20,14 @@ from kernelsim.extfrag import ExtfragDebugfs
 from kernelsim.huge_memory import TransparentHugepage
 from kernelsim.hugetlb import HstateFiles, HugetlbPool
 from kernelsim.kconfig import IkConfig
+from kernelsim.kpage import PageMonitor
 from kernelsim.meminfo import Meminfo
 from kernelsim.mm_configfs import MmGroup
 from kernelsim.node import Node, Nodes
 from kernelsim.page_alloc_sysctl import PageAllocSysctl
+from kernelsim.pageset_sysctl import PagesetSysctl
 from kernelsim.vmstat import VmstatFiles
+from kernelsim.zoneinfo import Zoneinfo
 
 if TYPE_CHECKING:
     from kernelsim.machine import Machine
@@ -55,11 +58,19 @@ def machine_files(machine: Machine) -> Files:
 
 def _proc(machine: Machine) -> Files:
     yield "/proc", VmstatFiles(machine.mem, machine.vm.events, machine.config.kconfig)
-    yield "/proc", Meminfo(machine.mem, _hugetlb(machine), machine.has("TRANSPARENT_HUGEPAGE"))
+    yield "/proc", PageMonitor(machine.mem)
+    yield (
+        "/proc",
+        Zoneinfo(machine.mem, machine.vm.nr_cpus, machine.config.kconfig, lambda nid: machine.kswapds[nid].hopeless),
+    )
+    yield "/proc", Meminfo(machine.mem, machine.vm.overcommit, _hugetlb(machine), machine.has("TRANSPARENT_HUGEPAGE"))
     yield "/proc", IkConfig(machine.config.kconfig)
 
 
 def _sysctl(machine: Machine) -> Files:
+    yield SYSCTL_VM, machine.vm.overcommit
+    if machine.mem.pagesets.size:
+        yield SYSCTL_VM, PagesetSysctl(machine.mem, machine.cpus)
     yield SYSCTL_VM, PageAllocSysctl(machine.mem, machine.reclaim, machine.printk)
     if machine.has("HUGETLB_PAGE"):
         yield SYSCTL_VM, machine.hugetlb

@@ -147,14 +147,18 @@ class Process(Kobject):
         self.node = mm.node
         self.mmap_lock = Mutex(mm.vm.wait_queue())
         self.ended = False
-        self._pid = machine.take_pid()
+        self.pid_nr = machine.tasks.take_pid()
         self.files: list[File] = []
         self._holes = "0"
         self._pinned = "0"
 
     @pid.show
     def _show_pid(self) -> str:
-        return str(self._pid)
+        return str(self.pid_nr)
+
+    def is_busy(self) -> bool:
+        """Somebody works on its memory, or waits to."""
+        return self.mmap_lock.locked
 
     @property
     def anon_vmas(self) -> list[Vma]:
@@ -314,6 +318,7 @@ class Process(Kobject):
     def end(self) -> LongOp:
         """Exit: everything the process had is freed."""
         yield from self.mm.exit()
+        self.machine.tasks.release_task(self.pid_nr)
         yield from self._drop_unmapped_files()
         self.ended = True
 

@@ -22,6 +22,7 @@ from kernelsim.dynamic_debug import DynamicDebug
 from kernelsim.gfp import gfp_migratetype
 from kernelsim.mmzone import Mem
 from kernelsim.operation import Mutex, Operation, Waitable
+from kernelsim.overcommit import Overcommit
 from kernelsim.page import AllocWords, zeroed_words
 from kernelsim.page_alloc import get_page_from_freelist
 from kernelsim.pgtable import PTRS_PER_PT, PageTables
@@ -131,6 +132,7 @@ class Vm:
         self.sequence = 0
         self.thp_enabled = "never"  # /sys/kernel/mm/transparent_hugepage/enabled
         self.thp_defrag = "madvise"
+        self.overcommit = Overcommit(mem)
         self.files: list[File] = []
         self.cma_areas: list[Cma] = []
         self.vma_objects: list[Vma] = []

@@ -43,6 +43,7 @@ class Vma:
         self.id = self.vm.take_vma()
         self.wrote: NDArray[np.uint64] = np.zeros(nr_pages, dtype=np.uint64) if file is None else file.disk
         self.chains: list[int] = []
+        self.accounted = False
         row = self.vm.vmas
         row["start"][self.id], row["end"][self.id] = start, start + nr_pages
         row["root"][self.id], row["mm"][self.id] = mm.root, mm.id
@@ -93,6 +94,8 @@ class Vma:
 
     def drop(self) -> None:
         """Leave all chains; an anon_vma whose chain is empty is gone."""
+        if self.accounted:
+            self.vm.overcommit.vm_unacct_memory(self.nr_pages)
         for mapping in self.chains:
             if self.vm.unlink(mapping, self.id) and (self.file is None or mapping != self.file.mapping):
                 self.vm.release_mapping(mapping)
@@ -121,6 +124,9 @@ class Mm:
         row = vm.mms
         row["root"][self.id], row["node"][self.id], row["cpu"][self.id] = self.root, node, cpu
         self.next_vpn = MMAP_BASE_VPN
+        self._hiwater_rss = self._hiwater_vm = 0
+        self.min_flt = self.maj_flt = 0
+        """Page faults of its own accesses without and with reading from a file."""
 
     @property
     def zonelist(self) -> NDArray[np.int32]:
@@ -131,8 +137,31 @@ class Mm:
     def rss_pages(self) -> int:
         return int(self.vm.mms["rss_anon"][self.id] + self.vm.mms["rss_file"][self.id])
 
-    def mmap(self, nr_pages: int, file: File | None = None, start: int | None = None) -> Vma:
-        """Map memory, at an address of the kernel's choice (2 MiB aligned) or at a virtual page that is free."""
+    @property
+    def total_vm(self) -> int:
+        """Pages of address space in use."""
+        return sum(vma.nr_pages for vma in self.vma)
+
+    @property
+    def hiwater_rss(self) -> int:
+        """The most resident pages it ever had, as far as anybody looked: before unmapping, and now."""
+        return max(self._hiwater_rss, self.rss_pages)
+
+    @property
+    def hiwater_vm(self) -> int:
+        return max(self._hiwater_vm, self.total_vm)
+
+    def reset_hiwater_rss(self) -> None:
+        """Forget how large it once was (clear_refs 5)."""
+        self._hiwater_rss = 0
+
+    def mmap(
+        self, nr_pages: int, file: File | None = None, start: int | None = None, *, noreserve: bool = False
+    ) -> Vma:
+        """Map memory, at an address of the kernel's choice (2 MiB aligned) or at a virtual page that is free.
+
+        Private memory counts against the commit limit, unless `noreserve`. OSError(ENOMEM) beyond a limit.
+        """
         if nr_pages <= 0:
             raise OSError(errno.EINVAL, "mapping of no pages")
         at = self.next_vpn if start is None else start
@@ -140,7 +169,12 @@ class Mm:
             raise OSError(errno.ENOMEM, "address space exhausted")
         if any(vma.start < at + nr_pages and at < vma.end for vma in self.vma):
             raise OSError(errno.EEXIST, "address range in use")
+        account = file is None and not noreserve
+        self.vm.overcommit.check_map_count(len(self.vma) - 1)
+        if account:
+            self.vm.overcommit.vm_enough_memory(nr_pages, self.total_vm)
         vma = Vma(self, at, nr_pages, file)
+        vma.accounted = account
         vma.own_mapping(file.mapping if file else self.vm.take_mapping())
         self.vma.append(vma)
         self.next_vpn = max(self.next_vpn, (at + nr_pages + 511) & ~511)
@@ -202,6 +236,7 @@ class Mm:
             )  # fmt: skip
             if error:
                 free_pages(mem.pages, mem.zones, mem.blocks, head, HPAGE_PMD_ORDER)
+            self.min_flt += not error
         if error < 0 and error != -errno.EEXIST:
             vm.events["thp_fault_fallback"] += 1
         return error >= 0
@@ -209,18 +244,27 @@ class Mm:
     def _access_slice(self, vma: Vma, vpns: NDArray[np.int64], write: bool, huge: bool = False) -> tuple[int, int, int]:
         vm, mem = self.vm, self.vm.mem
         disk = vma.file.disk if vma.file else _NO_DISK
+        faults, major = int(vm.events["pgfault"][0]), int(vm.events["pgmajfault"][0])
         result = _memory.access_pages(
             mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.vmas, vm.avcs, vm.mms, vm.pt, vm.tlbs,
             vm.events, vm.memory, vm.i_pages, vma.wrote, disk, self.cpu, vma.id, vpns, write, huge,
             vm.sequence + 1,
         )  # fmt: skip
+        self._count_faults(faults, major)
         if write:
             vm.sequence += int(result[0])
         return int(result[0]), int(result[1]), int(result[2])
 
+    def _count_faults(self, faults: int, major: int) -> None:
+        """Those since the machine had had so many; nobody else has faults during an access."""
+        major = int(self.vm.events["pgmajfault"][0]) - major
+        self.maj_flt += major
+        self.min_flt += int(self.vm.events["pgfault"][0]) - faults - major
+
     def madvise_dontneed(self, vma: Vma, vpns: NDArray[np.int64]) -> LongOp:
         """Give pages (ascending) back: their content is forgotten, the range stays mapped."""
         vm, mem = self.vm, self.vm.mem
+        self._hiwater_rss = self.hiwater_rss
         first = 0
         while first < len(vpns):
             last = min(first + 4 * SLICE_PAGES, len(vpns))
@@ -251,16 +295,19 @@ class Mm:
         for part in vma.vpns_by(_VPNS_AT_ONCE):
             yield from self.madvise_dontneed(vma, part)
         yield from wait_in_flight(self.vm)
+        self._hiwater_vm = self.hiwater_vm
         self.vma.remove(vma)
         vma.drop()
 
     def split(self, vma: Vma, at: int) -> Vma:
         """Cut a VMA in two at a virtual page; returns the upper part. A huge mapping across it is taken apart."""
         vm, mem = self.vm, self.vm.mem
+        vm.overcommit.check_map_count(len(self.vma))
         leaf = int(walk_leaf(vm.pt, self.root, at))
         if at % HPAGE_PMD_NR and leaf >= 0 and vm.pt[leaf] & _PAGE_PSE:
             split_huge_pmd(mem.pages, mem.zones, mem.nodes, vm.vmas, vm.pt, vm.events, vma.id, leaf)
         upper = Vma(self, at, vma.end - at, vma.file)
+        upper.accounted = vma.accounted
         rows = self.vm.vmas
         offset = at - vma.start
         rows["flags"][upper.id] = rows["flags"][vma.id]

@@ -74,6 +74,7 @@ zone_dtype = np.dtype(
         ("cma_pages", np.int64),  # in CMA areas, free or not
         ("nr_isolate_pageblock", np.int64),
         ("held_pages", np.int64),  # free, but kept as destinations by batches in flight
+        ("nr_lru", np.int64, (NR_LRU_LISTS,)),  # the part of the node's LRU lists that lies here
         ("nr_mlock", np.int64),
         ("watermark", np.int64, (4,)),
         ("reserve", np.int64, (MAX_NR_ZONES,)),  # lowmem_reserve, by the highest zone a request may use
@@ -178,7 +179,12 @@ class Mem:
     def nr_nodes(self) -> int:
         return len(self.nodes)
 
-    def setup_watermarks(self, min_free_kbytes: int | None = None, watermark_scale_factor: int = 10) -> int:
+    def setup_watermarks(
+        self,
+        min_free_kbytes: int | None = None,
+        watermark_scale_factor: int = 10,
+        reserve_ratio: Sequence[int] = lowmem_reserve_ratio,
+    ) -> int:
         """Compute all zones' watermarks and lowmem reserves from `managed`; returns the min_free_kbytes used."""
         zones = self.zones
         lowmem = int(zones["managed"][zones["type"] != ZONE_MOVABLE].sum())
@@ -190,12 +196,11 @@ class Mem:
             low = min(max(managed // 1024, 32), 128) if zone["type"] == ZONE_MOVABLE else share
             gap = max(share >> 2, managed * watermark_scale_factor // 10000)
             zone["watermark"] = [low, low + gap, low + 2 * gap, low + 3 * gap]
-            self._setup_lowmem_reserve(zone)
+            self._setup_lowmem_reserve(zone, reserve_ratio[int(zone["type"])])
         return min_free_kbytes
 
-    def _setup_lowmem_reserve(self, zone: Any) -> None:
+    def _setup_lowmem_reserve(self, zone: Any, ratio: int) -> None:
         """What a zone keeps back from requests that could be met higher up in the same node."""
-        ratio = lowmem_reserve_ratio[int(zone["type"])]
         same_node = self.zones["node"] == zone["node"]
         for above in range(int(zone["type"]) + 1, MAX_NR_ZONES):
             between = same_node & (self.zones["type"] > zone["type"]) & (self.zones["type"] <= above)

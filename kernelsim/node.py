@@ -102,4 +102,4 @@ class Node(Kobject):
     def _vmstat(self) -> str:
         zones = self.mem.zones[self.mem.zones["node"] == self.nid]
         node = self.mem.nodes[self.nid : self.nid + 1]
-        return format_items(self.kconfig, [*zone_items(zones, node), *node_items(node)])
+        return format_items(self.kconfig, [*zone_items(zones), *node_items(node)])

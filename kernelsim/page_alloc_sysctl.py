@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Knobs of allocation and reclaim in /proc/sys/vm: watermarks, and dropping the page cache."""
+"""Knobs of allocation and reclaim in /proc/sys/vm: watermarks, reserves, per-CPU lists, dropping the page cache."""
 
-from kernelsim.attr import Attr, Int, Kobject
+from __future__ import annotations
+
+from kernelsim.attr import Attr, Int, IntVector, Kobject, Text
+from kernelsim.kinds import einval
 from kernelsim.mm_types import LongOp
-from kernelsim.mmzone import ZONE_MOVABLE, Mem
+from kernelsim.mmzone import MAX_NR_ZONES, ZONE_MOVABLE, Mem
+from kernelsim.mmzone import lowmem_reserve_ratio as DEFAULT_RESERVE_RATIO
 from kernelsim.printk import Printk
 from kernelsim.reclaim import Reclaim
 
@@ -17,6 +21,13 @@ class PageAllocSysctl(Kobject):
     watermark_scale_factor = Attr(
         Int(1, 3000), 10, doc="Distance between the watermarks, in 10000ths of a zone (if more than min / 4)."
     )
+    lowmem_reserve_ratio = Attr(
+        IntVector(MAX_NR_ZONES),
+        DEFAULT_RESERVE_RATIO,
+        doc="By zone: it keeps 1/N of the zones above back from requests that could be met there; 0: nothing.",
+    )
+    numa_zonelist_order = Attr(Text(), doc="Zonelists go by node: `Node` is shown, and all that can be written.")
+    stat_refresh = Attr(Text(), mode=0o600, doc="Brings counters up to date, which they always are.")
     drop_caches = Attr(
         Int(1, 4),
         doc="1: drop unmapped page cache; 2: slab (there is none to drop); 3: both; 4: log no more.",
@@ -49,7 +60,32 @@ class PageAllocSysctl(Kobject):
         self._setup()
 
     def _setup(self) -> None:
-        self.mem.setup_watermarks(self._min_free_kbytes, self.watermark_scale_factor)
+        self.mem.setup_watermarks(self._min_free_kbytes, self.watermark_scale_factor, self.lowmem_reserve_ratio)
+
+    @lowmem_reserve_ratio.store
+    def _set_reserve_ratio(self, given: tuple[int, ...]) -> None:
+        """A write may give fewer numbers than there are zones; below 1 means none."""
+        kept = self.lowmem_reserve_ratio[len(given) :]
+        self.lowmem_reserve_ratio = (*(max(ratio, 0) for ratio in given), *kept)
+        self._setup()
+
+    @numa_zonelist_order.show
+    def _show_order(self) -> str:
+        return "Node"
+
+    @numa_zonelist_order.store
+    def _set_order(self, text: str) -> None:
+        """Only the first letter counts: Default or Node (__parse_numa_zonelist_order)."""
+        if text[:1] not in ("d", "D", "n", "N") or not text:
+            raise einval("zonelists go by node")
+
+    @stat_refresh.show
+    def _refreshed(self) -> str:
+        return ""
+
+    @stat_refresh.store
+    def _refresh(self, _text: str) -> None:
+        """Counters have no per-CPU parts to be added up here."""
 
     @drop_caches.store
     def _drop(self, what: int) -> LongOp:

@@ -20,8 +20,10 @@ from kernelsim.mmzone import (
     NR_PAGE_ORDERS,
     Mem,
     migratetype_names,
+    node_dtype,
     pageblock_nr_pages,
     pageblock_order,
+    zone_dtype,
     zone_names,
 )
 from kernelsim.page import PG_nopage
@@ -113,14 +115,15 @@ _OPTION_OF = {
 """By how a counter's name begins: the option that it is listed with (include/linux/vm_event_item.h, mmzone.h)."""
 
 
-def is_listed(kconfig: Kconfig, name: str) -> bool:
-    """Does a kernel of this configuration have the counter?"""
-    return all(kconfig.IS_ENABLED(option) for prefix, option in _OPTION_OF.items() if name.startswith(prefix))
+def unlisted(kconfig: Kconfig) -> tuple[str, ...]:
+    """How the names of counters begin that a kernel of this configuration does not have."""
+    return tuple(prefix for prefix, option in _OPTION_OF.items() if not kconfig.IS_ENABLED(option))
 
 
 def format_items(kconfig: Kconfig, items: Iterable[tuple[str, int]]) -> str:
     """`name value` lines."""
-    return "".join(f"{name} {value}\n" for name, value in items if is_listed(kconfig, name))
+    absent = unlisted(kconfig)
+    return "".join([f"{name} {value}\n" for name, value in items if not name.startswith(absent)])
 
 
 def alloc_events() -> Events:
@@ -134,38 +137,69 @@ def nr_free_pages_blocks(zones: Any) -> int:
     return int((blocks * sizes).sum())
 
 
-def zone_items(zones: Any, nodes: Any) -> Iterator[tuple[str, int]]:
-    """Zone counters of /proc/vmstat and node*/vmstat, summed over `zones` and the `nodes` they make up."""
-    yield "nr_free_pages", int(zones["free_pages"].sum())
-    yield "nr_free_pages_blocks", nr_free_pages_blocks(zones)
-    for lru, name in enumerate(_lru_names):
-        yield f"nr_zone_{name}", int(nodes["nr_lru"][..., lru].sum())
-    yield "nr_mlock", int(zones["nr_mlock"].sum())
-    yield "nr_free_cma", int(zones["free_cma"].sum())
-    for name in ("numa_hit", "numa_miss", "numa_foreign"):
-        yield name, int(zones[name].sum())
+def total_words(records: Any) -> list[int]:
+    """Zone or node records added up, word by word: one numpy call, where one for each counter took most of a read."""
+    words: list[int] = records.view(np.int64).reshape(len(records), -1).sum(axis=0).tolist()
+    return words
+
+
+def word(dtype: Any, field: str, index: int = 0) -> int:
+    """Where total_words() has a field, or element `index` of it."""
+    return int(dtype.fields[field][1]) // 8 + index
+
+
+BLOCKS = [
+    (word(zone_dtype, "nr_free", order * MIGRATE_TYPES + migratetype), 1 << order)
+    for order in range(pageblock_order, NR_PAGE_ORDERS)
+    for migratetype in range(MIGRATE_ISOLATE)
+]
+"""The words that nr_free_pages_blocks() adds up, and the size of such a block."""
+_FREE_PAGES = word(zone_dtype, "free_pages")
+ZONE_ITEMS = [
+    *((f"nr_zone_{name}", word(zone_dtype, "nr_lru", lru)) for lru, name in enumerate(_lru_names)),
+    ("nr_mlock", word(zone_dtype, "nr_mlock")),
+    ("nr_free_cma", word(zone_dtype, "free_cma")),
+    *((name, word(zone_dtype, name)) for name in ("numa_hit", "numa_miss", "numa_foreign")),
     # every process runs on its home node, so local is what was hit there
-    yield "numa_local", int(zones["numa_hit"].sum())
-    yield "numa_other", int(zones["numa_miss"].sum())
+    ("numa_local", word(zone_dtype, "numa_hit")),
+    ("numa_other", word(zone_dtype, "numa_miss")),
+]
+NODE_ITEMS = [
+    *((f"nr_{name}", word(node_dtype, "nr_lru", lru), 0) for lru, name in enumerate(_lru_names)),
+    *((_in_thp.get(name, name), word(node_dtype, name), pageblock_order * (name in _in_thp)) for name in _node_names),
+]
+"""Name, word, and how far it is shifted to be shown."""
+
+
+def zone_items(zones: Any) -> Iterator[tuple[str, int]]:
+    """Zone counters of /proc/vmstat, node*/vmstat and /proc/zoneinfo, summed over `zones`, a slice of the records."""
+    words = total_words(zones)
+    yield "nr_free_pages", words[_FREE_PAGES]
+    yield "nr_free_pages_blocks", sum([words[at] * size for at, size in BLOCKS])
+    for name, at in ZONE_ITEMS:
+        yield name, words[at]
 
 
 def node_items(nodes: Any) -> Iterator[tuple[str, int]]:
-    for lru, name in enumerate(_lru_names):
-        yield f"nr_{name}", int(nodes["nr_lru"][..., lru].sum())
-    for name in _node_names:
-        pages = int(nodes[name].sum())
-        yield (_in_thp[name], pages >> pageblock_order) if name in _in_thp else (name, pages)
+    words = total_words(nodes)
+    for name, at, shift in NODE_ITEMS:
+        yield name, words[at] >> shift
 
 
 def event_items(mem: Mem, events: Events) -> Iterator[tuple[str, int]]:
+    zones = mem.zones
+    types, pgalloc = zones["type"].tolist(), zones["pgalloc"].tolist()
     for zone_type, name in enumerate(zone_names):
-        yield f"pgalloc_{name.lower()}", int(mem.zones["pgalloc"][mem.zones["type"] == zone_type].sum())
-    for name in allocstall_names:
-        yield name, int(events[name][0])
-    yield "pgfree", int(mem.zones["pgfree"].sum())
-    for name in event_names:
+        yield f"pgalloc_{name.lower()}", sum([nr for nr, of in zip(pgalloc, types, strict=True) if of == zone_type])
+    values = events.view(np.int64).tolist()
+    yield from zip(allocstall_names, values[len(event_names) :], strict=True)
+    yield "pgfree", sum(zones["pgfree"].tolist())
+    for name, value in zip(event_names, values, strict=False):
         if mem.has_cma or not name.startswith("cma_"):
-            yield name, int(events[name][0])
+            yield name, value
+
+
+_BUDDYINFO = "%6d " * NR_PAGE_ORDERS + "\n"
 
 
 class VmstatFiles(Kobject):
@@ -181,13 +215,13 @@ class VmstatFiles(Kobject):
         self.mem = mem
         self.events = events
         self.kconfig = kconfig
+        self._heads = [self._zone(zone) for zone in range(len(mem.zones))]
 
     @buddyinfo.show
     def _buddyinfo(self) -> str:
-        return "".join(
-            f"{self._zone(zone)} " + "".join(f"{nr:6d} " for nr in record["nr_free"].sum(axis=1)) + "\n"
-            for zone, record in self._populated()
-        )
+        zones = self.mem.zones
+        rows = zip(self._heads, zones["present"].tolist(), zones["nr_free"].sum(axis=2).tolist(), strict=True)
+        return "".join([f"{head} {_BUDDYINFO % tuple(counts)}" for head, present, counts in rows if present])
 
     @pagetypeinfo.show
     def _pagetypeinfo(self) -> str:
@@ -197,7 +231,7 @@ class VmstatFiles(Kobject):
     @vmstat.show
     def _vmstat(self) -> str:
         mem = self.mem
-        items = [*zone_items(mem.zones, mem.nodes), *node_items(mem.nodes), *event_items(mem, self.events)]
+        items = [*zone_items(mem.zones), *node_items(mem.nodes), *event_items(mem, self.events)]
         return format_items(self.kconfig, items)
 
     def _populated(self, nid: int | None = None) -> Iterator[tuple[int, Any]]:

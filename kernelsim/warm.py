@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from kernelsim.alloc_configfs import AllocGroup
+from kernelsim.attr import PAGE_SIZE, File
 from kernelsim.compaction import COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT
 from kernelsim.dpu_hw import DpuHardware
 from kernelsim.hostimage import HostImage
@@ -72,10 +73,22 @@ def _exercise(machine: Machine) -> None:
     write("/proc/sys/vm/nr_hugepages", "0")
     for path in ("/proc/buddyinfo", "/proc/pagetypeinfo", "/proc/vmstat", "/proc/meminfo", f"{home}/verify"):
         read(path)
+    _look_at_pages(machine, read(f"{home}/pid").decode().strip())
     assert not machine.check()
     machine.state_hash()
     for process in list(machine.processes.values()):
         complete(machine.end_process(process))
+
+
+def _look_at_pages(machine: Machine, pid: str) -> None:
+    """The files that walk page tables, and those that show page frames."""
+    for name in ("smaps", "smaps_rollup", "numa_maps", "status"):
+        machine.registry.read(f"/proc/{pid}/{name}")
+    machine.registry.write(f"/proc/{pid}/clear_refs", "1")
+    for path in ("/proc/kpageflags", "/proc/kpagecount", f"/proc/{pid}/pagemap"):
+        file = machine.registry.nodes[path]
+        assert isinstance(file, File)
+        complete(file.attr.read_stream(file.kobj, 0, PAGE_SIZE, False))
 
 
 def _allocate(machine: Machine) -> None:

@@ -89,3 +89,36 @@ def test_cma_areas_bring_these_files() -> None:
 )
 def test_cma_wiring(case: Any) -> None:
     case.run()
+
+
+# What a process brings.
+
+PROCESS_FACTS = {
+    f"/proc/1/{name}": facts
+    for name, facts in tomllib.loads((Path(__file__).parent / "abi" / "process.toml").read_text()).items()
+}
+
+
+def with_a_process() -> Lab:
+    lab = Lab((32,))
+    lab.spawn("a")
+    return lab
+
+
+def test_a_process_has_these_files() -> None:
+    lab = with_a_process()
+    found = {path: attr.mode for path, _, attr in lab.registry.walk() if path.startswith("/proc/1/")}
+    assert {path: oct(mode) for path, mode in found.items()} == {p: oct(f["mode"]) for p, f in PROCESS_FACTS.items()}
+    for path, facts in PROCESS_FACTS.items():
+        if "default" in facts:
+            assert lab.read(path) == facts["default"] + "\n"
+        for value in facts.get("range", ()):
+            lab.write(path, f"{value}\n")
+            assert lab.read(path) == f"{value}\n"
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in wiring_cases(with_a_process().registry) if case.path.startswith("/proc/1/")], ids=str
+)
+def test_process_wiring(case: Any) -> None:
+    case.run()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from machines import Lab
 
 from dpud import config
 from dpud.dpu.faults import FaultKind
@@ -76,3 +77,19 @@ def test_the_readme_s_program_runs() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith("Node 0, zone      DMA")
     assert done.stdout.split()[-2:] == ["ok", "[]"]
+
+
+def test_the_guide_s_vm_sysctls_are_those_that_are_there() -> None:
+    """Every one in the first table, none of the second, and no other that Linux has."""
+    lab = Lab((32,))
+    there = {path.removeprefix("/proc/sys/vm/") for path in lab.registry.nodes if path.startswith("/proc/sys/vm/")}
+    honoured, absent = set(first_column(GUIDE, "sysctl")), set(first_column(GUIDE, "sysctl that is absent"))
+    assert honoured - there == {"percpu_pagelist_high_fraction"}  # of imported machines
+    assert {name for name in there - honoured if not name.startswith("dpu_compact_")} == set()
+    assert absent & there == set()
+
+
+@pytest.mark.host
+def test_the_guide_names_every_vm_sysctl_of_the_running_kernel() -> None:
+    named = {*first_column(GUIDE, "sysctl"), *first_column(GUIDE, "sysctl that is absent")}
+    assert {path.name for path in Path("/proc/sys/vm").iterdir()} - named == set()

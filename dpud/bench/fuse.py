@@ -1,20 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reads through FUSE against Debian's lxcfs, which serves a /proc/meminfo of its own the same way."""
+"""Small reads and writes through FUSE against Debian's lxcfs, which serves a /proc/meminfo of its own the same way; and
+/proc/kpageflags read whole against the real file."""
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter_ns
 
 from dpud.bench import host
-from dpud.bench.report import Figure, Report
+from dpud.bench.report import Figure, Report, percentile
 
 ROUND_NS = 300_000_000
-NR_ROUNDS = 7
+NR_ROUNDS = 5
+NR_READERS = (1, 8)
+TARGET = 3.0
+"""How many times lxcfs's rate ours has to be."""
+TARGET_KPAGEFLAGS = 4.0
+"""How many times the real file's time ours may take."""
 _READ_SIZE = 1 << 16
+_PIECE = 1 << 20
 _WAKE_UP_NS = 1_000_000_000
+_FILES = ("proc/meminfo", "proc/buddyinfo", "proc/zoneinfo", "proc/sys/vm/extfrag_threshold")
+_NODE_FILE = "sys/devices/system/node/node0/distance"
+_WRITTEN = "proc/sys/vm/dpu_compact_enabled"
+_PEER = "lxcfs"
+Operation = Callable[[str], None]
 
 
 def cat(path: str) -> None:
@@ -31,51 +47,128 @@ def echo(path: str) -> None:
     os.close(fd)
 
 
-def per_second(operation: Callable[[str], None], path: str, duration_ns: int = ROUND_NS) -> float:
-    """How often `operation(path)` can be done in a second, tried for so long."""
-    begin = now = perf_counter_ns()
+def whole(path: str) -> int:
+    """Read a file to its end -> its bytes."""
     nr = 0
+    with open(path, "rb", buffering=0) as file:
+        while data := file.read(_PIECE):
+            nr += len(data)
+    return nr
+
+
+def latencies(operation: Operation, path: str, duration_ns: int = ROUND_NS) -> list[int]:
+    """How long `operation(path)` took, in ns, each time that it was done in so long."""
+    begin = now = perf_counter_ns()
+    taken = []
     while now - begin < duration_ns:
+        before = now
         operation(path)
-        nr += 1
         now = perf_counter_ns()
-    return nr * 1e9 / (now - begin)
+        taken.append(now - before)
+    return taken
 
 
-def _compare(mount: Path, peer: Path | None) -> dict[str, list[float]]:
-    """Rates per second of all rounds, ours and the peer's in turns."""
-    sysctl = str(mount / "proc/sys/vm/dpu_compact_enabled")
-    jobs = {"meminfo": (cat, str(mount / "proc/meminfo")), "sysctl": (cat, sysctl), "echo": (echo, sysctl)}
+@dataclass
+class Job:
+    """One file in the hands of one or more readers, and what was measured."""
+
+    what: str
+    operation: Operation
+    path: str
+    nr: int
+    rates: list[float] = field(default_factory=list)
+    taken_ns: list[int] = field(default_factory=list)
+
+    def round(self, pool: Pool, duration_ns: int = ROUND_NS) -> None:
+        results = pool.starmap(latencies, [(self.operation, self.path, duration_ns)] * self.nr, chunksize=1)
+        self.rates.append(sum(len(taken) * 1e9 / sum(taken) for taken in results))
+        self.taken_ns += [ns for taken in results for ns in taken]
+
+    @property
+    def rate(self) -> float:
+        return median(self.rates)
+
+    @property
+    def p99_us(self) -> float:
+        return percentile(self.taken_ns, 99) / 1000
+
+
+def _jobs(mount: Path, peer: Path | None, nr: int) -> list[Job]:
+    jobs = [Job(name, cat, str(mount / name), nr) for name in (*_FILES, _NODE_FILE)]
+    jobs.append(Job(f"echo into {_WRITTEN}", echo, str(mount / _WRITTEN), nr))
     if peer is not None:
-        jobs["peer"] = (cat, str(peer / "proc/meminfo"))
-    for operation, path in jobs.values():
-        per_second(operation, path, _WAKE_UP_NS)
-    rates: dict[str, list[float]] = {name: [] for name in jobs}
+        jobs.append(Job(_PEER, cat, str(peer / "proc/meminfo"), nr))
+    return jobs
+
+
+def _measure(jobs: list[Job], nr: int) -> None:
+    """All in turns, so that what else the machine does hits all alike."""
+    with get_context("fork").Pool(nr) as pool:
+        for job in jobs:
+            pool.apply(latencies, (job.operation, job.path, _WAKE_UP_NS // 4))
+        for _ in range(NR_ROUNDS):
+            for job in jobs:
+                job.round(pool)
+
+
+def _figures(jobs: list[Job], where: str) -> Iterator[Figure]:
+    peer = next((job for job in jobs if job.what == _PEER), None)
+    for job in jobs:
+        what = f"{job.what}, {job.nr} reader{'s' * (job.nr > 1)}, {where}"
+        if job is not peer:
+            limit = TARGET * peer.rate if peer and job.operation is cat else None
+            yield Figure(what, job.rate, "/s", limit, f"{TARGET:g} x lxcfs", more=True)
+        yield Figure(f"{what}: p99", job.p99_us, "us")
+
+
+@contextmanager
+def _large_machine() -> Iterator[Path]:
+    """A daemon whose machine has as many page frames as this one's kpageflags, and no contents."""
+    frames = os.sysconf("SC_PHYS_PAGES") // 512 * 512
+    with TemporaryDirectory(prefix="dpud-bench-") as folder:
+        config = Path(folder, "config.toml")
+        config.write_text(f'[machine]\nnodes = [{{memory = {frames * 4096}}}]\n[memory]\nbytes = "none"\n')
+        with host.daemon("--config", str(config)) as mount:
+            yield mount
+
+
+def _per_entry_ns(path: str) -> float:
+    """Of NR_ROUNDS readings of the whole file, the median time of one 64-bit entry."""
+    times = []
     for _ in range(NR_ROUNDS):
-        for name, (operation, path) in jobs.items():
-            rates[name].append(per_second(operation, path))
-    return rates
+        begin = perf_counter_ns()
+        nr = whole(path) // 8
+        times.append((perf_counter_ns() - begin) / nr)
+    return median(times)
 
 
-def _figures(where: str, rates: dict[str, list[float]]) -> list[Figure]:
-    middle = {name: median(values) for name, values in rates.items()}
-    return [
-        Figure(f"open+read+close of proc/meminfo, {where}", middle["meminfo"], "/s", middle.get("peer"), "lxcfs", True),
-        Figure(f"cat of dpu_compact_enabled, {where}", 1e6 / middle["sysctl"], "us"),
-        Figure(f"echo into dpu_compact_enabled, {where}", 1e6 / middle["echo"], "us"),
-    ]
+def _kpageflags() -> Iterator[Figure]:
+    real = "/proc/kpageflags"
+    with _large_machine() as mount:
+        ours = _per_entry_ns(str(mount / "proc/kpageflags"))
+        limit = TARGET_KPAGEFLAGS * _per_entry_ns(real) if os.access(real, os.R_OK) else None
+    yield Figure("kpageflags read whole, per page frame", ours, "ns", limit, f"{TARGET_KPAGEFLAGS:g} x the real file")
 
 
 def run() -> Report:
     report = Report(
         "fuse",
-        "reads of a small file through the mount",
-        f"One reader. Medians of {NR_ROUNDS} rounds of {ROUND_NS / 1e9} s, in turns with the peer. Unpinned, and with "
-        "reader and both servers on one CPU, where what counts is CPU time and not how fast another CPU wakes up.",
+        "reads and writes of small files through the mount",
+        f"open+read+close of each file, rates and p99 of {NR_ROUNDS} rounds of {ROUND_NS / 1e9} s, in turns with "
+        f"{_PEER}'s proc/meminfo. Unpinned with 1 and 8 readers, and with reader and both servers on one CPU, where "
+        "what counts is CPU time and not how fast another CPU wakes up.",
     )
-    for where, place in (("unpinned", nullcontext()), ("one CPU", host.pinned_to({max(os.sched_getaffinity(0))}))):
+    figures: list[Figure] = []
+    for where, place, readers in (
+        ("unpinned", nullcontext(), NR_READERS),
+        ("one CPU", host.pinned_to({max(os.sched_getaffinity(0))}), (1,)),
+    ):
         with place, host.daemon() as mount, host.lxcfs() as peer:
-            report.figures = [*report.figures, *_figures(where, _compare(mount, peer))]
+            for nr in readers:
+                jobs = _jobs(mount, peer, nr)
+                _measure(jobs, nr)
+                figures += _figures(jobs, where)
+    report.figures = [*figures, *_kpageflags()]
     if peer is None:
         report.notes.append("no peer: lxcfs is missing (Debian: apt install lxcfs) or did not start (it wants root)")
     return report

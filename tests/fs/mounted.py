@@ -16,8 +16,9 @@ BINDINGS = {
     "mfusepy-libfuse2": ("fuse", []),
     "mfusepy-libfuse3": ("fuse3", []),
     "fusepy-libfuse2": ("fuse", ["--fusepy"]),
+    "dev-fuse": ("c", ["--dev"]),
 }
-"""Library, and arguments of toy.py, for each way to talk FUSE."""
+"""Library, and arguments of toy.py, for each way to talk FUSE; the last one needs no library but libc."""
 
 DEADLINE_S = 20.0
 """Only to end a test that hangs."""

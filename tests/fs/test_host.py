@@ -161,14 +161,14 @@ SYSCTL_OPERATIONS = {name: op for name, op in (OPERATIONS | SIBLINGS).items() if
 PROC_OPERATIONS = {name: op for name, op in OPERATIONS.items() if name not in UNLIKE_PROC and "read" not in name}
 
 
-@pytest.fixture(scope="module")
-def mnt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    if not is_available("mfusepy-libfuse2"):
+@pytest.fixture(scope="module", params=["mfusepy-libfuse2", "dev-fuse"])
+def mnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+    if not is_available(request.param):
         pytest.skip("no FUSE here")
     folder = tmp_path_factory.mktemp("host")
     for parent in (folder, folder.parent, folder.parent.parent):
         parent.chmod(0o755)
-    with mounted(folder) as found:
+    with mounted(folder, request.param) as found:
         yield found
 
 

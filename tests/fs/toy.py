@@ -2,6 +2,7 @@
 """A small registry with one file of each sort, and a daemon that mounts it: `python toy.py MOUNTPOINT`."""
 
 import errno
+import logging
 import os
 import sys
 import threading
@@ -215,14 +216,17 @@ class Toy:
 
 def serve(mountpoint: str) -> None:
     from dpud.owner import Owner
-    from fs.fuse_ops import load_binding, mount
+    from fs import fuse_dev, fuse_ops
     from fs.kernfs import Tree
 
-    if "--debug" in sys.argv:  # libfuse lists every request on stderr
-        binding = load_binding()
+    if "--debug" in sys.argv:  # every request is listed on stderr
+        logging.basicConfig(level=logging.DEBUG)
+    server = fuse_dev if "--dev" in sys.argv else fuse_ops
+    if "--debug" in sys.argv and server is fuse_ops:
+        binding = fuse_ops.load_binding()
         binding.FUSE = partial(binding.FUSE, debug=True)
     tree = Tree(Toy().registry, Owner().call)
-    mount(tree, mountpoint, allow_other=True, on_ready=lambda: print("ready", flush=True))
+    server.mount(tree, mountpoint, allow_other=True, on_ready=lambda: print("ready", flush=True))
 
 
 if __name__ == "__main__":

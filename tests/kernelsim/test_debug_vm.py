@@ -82,6 +82,8 @@ FAULTS: dict[str, tuple[str, Callable[[Victim], object]]] = {
     "active flag": ("LRU list: page", lambda v: flip_flag(v, v.own, ACTIVE)),
     "unevictable flag": ("LRU list: page", lambda v: flip_flag(v, v.own, UNEVICTABLE)),
     "nr_lru": ("nr_lru", lambda v: add(v.mem.nodes, "nr_lru", (0, 1))),
+    "promises": ("vm_committed_as", lambda v: v.vm.overcommit.vm_unacct_memory(1)),
+    "nr_lru of a zone": ("nr_lru of zones", lambda v: add(v.mem.zones, "nr_lru", (0, 1))),
     # free lists
     "free page's order": ("free list: page", lambda v: add(v.pages, "order", v.free)),
     "free page's refcount": ("free list: page", lambda v: add(v.pages, "refcount", v.free)),

@@ -82,12 +82,32 @@ def test_pinned_to_is_undone():
     assert os.sched_getaffinity(0) == before
 
 
-def test_per_second_counts(tmp_path, monkeypatch):
-    clock = iter(range(0, 10_000, 100))
+def test_latencies_are_of_each_operation(monkeypatch):
+    clock = iter([0, 100, 300, 400, 1_000, 9_999])
     monkeypatch.setattr(fuse, "perf_counter_ns", lambda: next(clock))
     done = []
-    assert fuse.per_second(done.append, "file", duration_ns=1_000) == 1e7
-    assert done == ["file"] * 10
+    assert fuse.latencies(done.append, "file", duration_ns=1_000) == [100, 200, 100, 600]
+    assert done == ["file"] * 4
+
+
+def test_a_job_s_rate_is_the_sum_of_its_readers(monkeypatch):
+    """Two readers, one of which takes twice as long; p99 is over all that both did."""
+
+    class Readers:
+        def starmap(self, _function, arguments, chunksize):
+            assert len(arguments) == 2
+            return [[1_000_000] * 10, [2_000_000] * 5]
+
+    job = fuse.Job("x", fuse.cat, "file", 2)
+    job.round(Readers())
+    assert job.rate == 1500
+    assert job.p99_us == 2000
+
+
+def test_whole_reads_to_the_end(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(bytes(3_000_001))
+    assert fuse.whole(str(file)) == 3_000_001
 
 
 def test_cat_and_echo(tmp_path):

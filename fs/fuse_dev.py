@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The tree served by reading /dev/fuse ourselves: no FUSE library, a sixth of the processor time of one.
+
+Theory of operation
+    One thread at a time has the turn: it reads a request into the one buffer, answers it, and reads the next. While
+    requests are short, as most are, nobody else wakes up, and no lock is taken. A request that has to wait says so
+    by asking for the first time whether it was interrupted; at that moment its thread gives the turn to another one,
+    a new one if none is idle, and goes on alone. So a blocked reader or a long store holds nothing but its thread.
+
+    - A node's id is its inode number, which is never used again. A node is known here from its first LOOKUP until the
+      kernel forgets it; one that was removed meanwhile is ENOENT.
+    - Every open gets FOPEN_DIRECT_IO, so sizes may lie as they do in /proc and each read(2) reaches us, and
+      FOPEN_NOFLUSH. O_TRUNC comes with the open. That makes `cat` 4 requests and `echo >` 3.
+    - Operations that say nothing new are ENOSYS: the kernel hears it once and stops asking.
+    - The kernel checks mode bits of ordinary users (`default_permissions`); what it lets root do is checked here.
+    - OSError becomes its errno. Anything else is a bug: EIO, a traceback in the log and a count.
+"""
+
+import errno
+import itertools
+import logging
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NoReturn
+
+from fs import fuse_abi as abi
+from fs.caller import comm_of, groups_of
+from fs.fuse_abi import NAME_AT, Opcode
+from fs.fuse_attach import attach, detach
+from fs.kernfs import Cred, DirEntry, OpenFile, Tree
+from fs.mountpoint import check_mountable
+from kernelsim.attr import Node
+
+log = logging.getLogger(__name__)
+
+CACHE_S = 1
+"""How long the kernel may keep a name or a mode without asking (fuse_ops.py says more)."""
+
+_MAX_WRITE = 1 << 20
+_BUFFER_BYTES = _MAX_WRITE + (1 << 12)
+_BODY = abi.IN_HEADER.size
+_MAX_IDLE = 4  # threads that wait for the turn
+_DRAIN_S = 2.0
+_INIT_FLAGS = abi.ASYNC_READ | abi.ATOMIC_O_TRUNC | abi.BIG_WRITES | abi.PARALLEL_DIROPS | abi.MAX_PAGES
+_REFUSED = (Opcode.SYMLINK, Opcode.LINK, Opcode.RENAME, Opcode.RENAME2)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Request:
+    """One request; called, it tells whether its caller has gone. The first call gives the turn away."""
+
+    __slots__ = ("interrupted", "session", "unique", "waits")
+
+    def __init__(self, session: "Session", unique: int) -> None:
+        self.session = session
+        self.unique = unique
+        self.waits = False
+        self.interrupted = False
+
+    def __call__(self) -> bool:
+        if not self.waits:
+            self.waits = True
+            self.session.give_way(self)
+        return self.interrupted or self.session.closing
+
+
+class Session:
+    """One connection to the kernel's FUSE."""
+
+    def __init__(self, tree: Tree, fd: int, on_ready: Callable[[], None], on_end: Callable[[], None]) -> None:
+        self.nr_failures = 0
+        self.closing = False
+        self._tree = tree
+        self._fd = fd
+        self._on_ready, self._on_end = on_ready, on_end
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._known: dict[int, Node] = {abi.ROOT_ID: tree.root}
+        self._lookups: dict[int, int] = {}
+        self._open_files: dict[int, OpenFile] = {}
+        self._directories: dict[int, tuple[str, list[DirEntry]]] = {}
+        self._handles = itertools.count(1)
+        self._turn = threading.Lock()
+        self._guard = threading.Lock()
+        self._nr_idle = 0
+        self._waiting: dict[int, Request] = {}
+        self._handlers: dict[int, Callable[..., bytes | None]] = {
+            int(op): partial(self._refuse, op) if op in _REFUSED else getattr(self, f"_{op.name.lower()}")
+            for op in Opcode
+        }
+
+    # Threads.
+
+    def start(self) -> None:
+        """One more thread that serves requests when it has the turn."""
+        threading.Thread(target=self._serve, name="dpud-fuse", daemon=True).start()
+
+    def give_way(self, request: Request) -> None:
+        """The thread of `request`, which has the turn, is going to wait."""
+        with self._guard:
+            self._waiting[request.unique] = request
+            nr_idle = self._nr_idle
+        self._turn.release()
+        if not nr_idle:
+            self.start()
+
+    def close(self) -> None:
+        """Interrupt all requests that wait, and see them answered."""
+        self.closing = True
+        deadline = time.monotonic() + _DRAIN_S
+        while self._waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _serve(self) -> None:
+        while self._take_turn():
+            while True:
+                request = self._one_request()
+                if request is None:
+                    self._turn.release()
+                    self._on_end()
+                    return
+                if request.waits:
+                    break  # somebody else has the turn now
+            with self._guard:
+                del self._waiting[request.unique]
+
+    def _take_turn(self) -> bool:
+        """False: there are enough threads without this one."""
+        with self._guard:
+            if self._nr_idle >= _MAX_IDLE:
+                return False
+            self._nr_idle += 1
+        self._turn.acquire()
+        with self._guard:
+            self._nr_idle -= 1
+        return True
+
+    def _one_request(self) -> Request | None:
+        """Read and answer one request; None at the end of the connection."""
+        buffer = self._buffer
+        try:
+            nr = os.readv(self._fd, (buffer,))
+        except OSError as error:
+            # ENOENT: taken back while it was read
+            return None if error.errno not in (errno.EINTR, errno.EAGAIN, errno.ENOENT) else Request(self, 0)
+        _, opcode, unique, nodeid, uid, gid, pid, _ = abi.IN_HEADER.unpack_from(buffer)
+        request = Request(self, unique)
+        handler = self._handlers.get(opcode)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("opcode: %s (%d)", Opcode(opcode).name if handler else "?", opcode)
+        if handler is None:
+            self._reply(unique, -errno.ENOSYS)
+            return request
+        cred = Cred(uid, gid, partial(groups_of, pid), pid, partial(comm_of, pid))
+        try:
+            reply = handler(request, nodeid, nr, cred)
+        except Exception as error:
+            self._reply(unique, -self._errno(error, opcode))
+        else:
+            if reply is not None:
+                self._reply(unique, 0, reply)
+        return request
+
+    def _errno(self, error: Exception, opcode: int) -> int:
+        """The number of an expected failure; EIO, a log entry and a count for any other exception."""
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        self.nr_failures += 1
+        log.error("%s failed", Opcode(opcode).name, exc_info=error)
+        return errno.EIO
+
+    def _reply(self, unique: int, error: int, data: bytes = b"") -> None:
+        """Answer; that nobody waits for it any more is not our business. What the kernel does not take is a bug."""
+        try:
+            os.writev(self._fd, (abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(data), error, unique), data))
+        except OSError as problem:
+            if problem.errno == errno.EINVAL:
+                self.nr_failures += 1
+                log.exception("bad reply %d, %d bytes", error, len(data))
+                if data:
+                    self._reply(unique, -errno.EIO)
+
+    # The connection.
+
+    def _init(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
+        _, minor, readahead, flags = abi.INIT_IN.unpack_from(self._buffer, _BODY)
+        self._on_ready()
+        version = (abi.VERSION[0], min(minor, abi.VERSION[1]))
+        return abi.INIT_OUT.pack(*version, readahead, flags & _INIT_FLAGS, 64, 48, _MAX_WRITE, 1, _MAX_WRITE >> 12, 0)
+
+    def _destroy(self, *_: Any) -> bytes:
+        return b""
+
+    def _interrupt(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> None:
+        (unique,) = abi.INTERRUPT_IN.unpack_from(self._buffer, _BODY)
+        with self._guard:
+            if waiting := self._waiting.get(unique):
+                waiting.interrupted = True
+
+    def _statfs(self, *_: Any) -> bytes:
+        return abi.STATFS_OUT.pack(0, 0, 0, 0, 0, 512, 255, 512)
+
+    # Names.
+
+    def _node(self, nodeid: int) -> Node:
+        node = self._known[nodeid]
+        if not node.alive:
+            raise OSError(errno.ENOENT, "removed")
+        return node
+
+    def _name(self, opcode: Opcode, nr: int) -> str:
+        start = _BODY + NAME_AT[opcode]
+        return bytes(self._buffer[start:nr]).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+    def _path(self, nodeid: int, opcode: Opcode, nr: int) -> str:
+        """The path that a request for a name in a directory is about."""
+        directory = self._node(nodeid).path
+        return f"{directory if directory != '/' else ''}/{self._name(opcode, nr)}"
+
+    def _attr(self, node: Node) -> bytes:
+        found = self._tree.stat(node)
+        times = (found.st_atime, found.st_mtime, found.st_ctime)
+        seconds, rests = (time // 10**9 for time in times), (time % 10**9 for time in times)
+        owner = (found.st_mode, found.st_nlink, found.st_uid, found.st_gid, 0, found.st_blksize, 0)
+        return abi.ATTR.pack(found.st_ino, found.st_size, 0, *seconds, *rests, *owner)
+
+    def _entry(self, node: Node) -> bytes:
+        attr = self._attr(node)
+        self._known[node.ino] = node
+        self._lookups[node.ino] = self._lookups.get(node.ino, 0) + 1
+        return abi.ENTRY_OUT.pack(node.ino, 0, CACHE_S, CACHE_S, 0, 0) + attr
+
+    def _lookup(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
+        return self._entry(self._tree.child(self._node(nodeid), self._name(Opcode.LOOKUP, nr)))
+
+    def _forget(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> None:
+        self._forget_one(nodeid, *abi.FORGET_IN.unpack_from(self._buffer, _BODY))
+
+    def _batch_forget(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> None:
+        count, _ = abi.BATCH_FORGET_IN.unpack_from(self._buffer, _BODY)
+        start = _BODY + abi.BATCH_FORGET_IN.size
+        for number in range(count):
+            self._forget_one(*abi.FORGET_ONE.unpack_from(self._buffer, start + number * abi.FORGET_ONE.size))
+
+    def _forget_one(self, nodeid: int, nr_lookups: int) -> None:
+        left = self._lookups.get(nodeid, 0) - nr_lookups
+        if left > 0:
+            self._lookups[nodeid] = left
+        elif nodeid != abi.ROOT_ID:
+            self._lookups.pop(nodeid, None)
+            self._known.pop(nodeid, None)
+
+    def _getattr(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
+        return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._known[nodeid])
+
+    def _setattr(self, _request: Request, nodeid: int, _nr: int, cred: Cred) -> bytes:
+        """Times are taken without effect, and sizes for most files: the value stays what it is until a write."""
+        valid, mode = abi.SETATTR_IN.unpack_from(self._buffer, _BODY)
+        if valid & abi.FATTR_MODE:
+            self._tree.chmod(self._node(nodeid).path, mode)
+        if valid & abi.FATTR_SIZE:
+            self._tree.truncate(self._node(nodeid).path, cred)
+        if valid & (abi.FATTR_UID | abi.FATTR_GID):
+            self._tree.chown(self._node(nodeid).path)
+        return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._known[nodeid])
+
+    def _readlink(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
+        return os.fsencode(self._tree.readlink(self._node(nodeid).path))
+
+    # Directories.
+
+    def _opendir(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
+        handle = next(self._handles)
+        self._directories[handle] = (self._node(nodeid).path, [])
+        return abi.OPEN_OUT.pack(handle, 0, 0)
+
+    def _readdir(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
+        """Entries from number `offset` on; the list is made when it is read from the start."""
+        handle, offset, size, *_ = abi.READ_IN.unpack_from(self._buffer, _BODY)
+        path, entries = self._directories[handle]
+        if offset == 0:
+            entries = self._tree.readdir(path)
+            self._directories[handle] = (path, entries)
+        out = bytearray()
+        for number, entry in enumerate(entries[offset:], offset + 1):
+            name = entry.name.encode("utf-8", "surrogateescape")
+            padded = len(name) + -len(name) % 8
+            if len(out) + abi.DIRENT.size + padded > size:
+                break
+            out += abi.DIRENT.pack(entry.ino, number, len(name), stat.S_IFMT(entry.mode) >> 12) + name.ljust(
+                padded, b"\0"
+            )
+        return bytes(out)
+
+    def _releasedir(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
+        self._directories.pop(*abi.RELEASE_IN.unpack_from(self._buffer, _BODY))
+        return b""
+
+    # Files.
+
+    def _open(self, _request: Request, nodeid: int, _nr: int, cred: Cred) -> bytes:
+        flags, _ = abi.OPEN_IN.unpack_from(self._buffer, _BODY)
+        file = self._tree.open(self._node(nodeid).path, flags, cred)
+        if flags & os.O_TRUNC:
+            file.truncate(cred)
+        handle = next(self._handles)
+        self._open_files[handle] = file
+        return abi.OPEN_OUT.pack(handle, abi.FOPEN_DIRECT_IO | abi.FOPEN_NOFLUSH, 0)
+
+    def _read(self, request: Request, _nodeid: int, _nr: int, cred: Cred) -> bytes:
+        handle, offset, size, _, _, flags = abi.READ_IN.unpack_from(self._buffer, _BODY)
+        nonblock = bool(flags & os.O_NONBLOCK)
+        return self._open_files[handle].read(size, offset, cred, nonblock=nonblock, interrupted=request)
+
+    def _write(self, request: Request, _nodeid: int, _nr: int, cred: Cred) -> bytes:
+        handle, offset, size, *_ = abi.WRITE_IN.unpack_from(self._buffer, _BODY)
+        start = _BODY + abi.WRITE_IN.size
+        data = bytes(memoryview(self._buffer)[start : start + size])
+        return abi.WRITE_OUT.pack(self._open_files[handle].write(data, offset, cred, interrupted=request), 0)
+
+    def _release(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
+        self._open_files.pop(*abi.RELEASE_IN.unpack_from(self._buffer, _BODY))
+        return b""
+
+    # Changes. What the kernel's own file systems refuse is refused with their error.
+
+    def _create(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
+        self._tree.create(self._path(nodeid, Opcode.CREATE, nr))
+
+    def _mknod(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
+        mode, _ = abi.MKNOD_IN.unpack_from(self._buffer, _BODY)
+        refuse = self._tree.create if stat.S_ISREG(mode) else self._tree.make
+        refuse(self._path(nodeid, Opcode.MKNOD, nr))
+
+    def _refuse(self, opcode: Opcode, _request: Request, nodeid: int, nr: int, _cred: Cred) -> NoReturn:
+        self._tree.make(self._path(nodeid, opcode, nr))
+
+    def _unlink(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
+        self._tree.unlink(self._path(nodeid, Opcode.UNLINK, nr))
+
+    def _mkdir(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
+        name = self._name(Opcode.MKDIR, nr)
+        self._tree.mkdir(self._path(nodeid, Opcode.MKDIR, nr))
+        return self._entry(self._tree.child(self._node(nodeid), name))
+
+    def _rmdir(self, request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
+        self._tree.rmdir(self._path(nodeid, Opcode.RMDIR, nr), interrupted=request)
+        return b""
+
+
+def mount(
+    tree: Tree, mountpoint: str, *, allow_other: bool = False, on_ready: Callable[[], None] = lambda: None
+) -> None:
+    """Serve `tree` at `mountpoint` until it is unmounted or SIGTERM, SIGINT or SIGHUP arrives.
+
+    For the main thread. `on_ready` is called once, when the mount is there and requests will be answered; it must not
+    touch the mount itself. Raises MountError.
+    """
+    check_mountable(mountpoint)
+    fd = attach(mountpoint, allow_other)
+    try:
+        with _ending_signals() as (ended, end):
+            session = Session(tree, fd, on_ready, end)
+            session.start()
+            os.read(ended, 1)
+            session.close()
+    finally:
+        detach(mountpoint)
+        os.close(fd)
+
+
+@contextmanager
+def _ending_signals() -> Iterator[tuple[int, Callable[[], None]]]:
+    """A descriptor that can be read as soon as a signal has come or `end()` was called, and `end`."""
+    ended, end = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(end, False)
+    before = {number: signal.signal(number, lambda _number, _frame: None) for number in _SIGNALS}
+    woken = signal.set_wakeup_fd(end)
+    try:
+        yield ended, lambda: void(os.write(end, b"."))
+    finally:
+        signal.set_wakeup_fd(woken)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        # the pipe stays: a thread that serves may still call `end`
+
+
+def void(_result: object) -> None:
+    """For a callback of which no result is wanted."""

@@ -69,28 +69,21 @@ class Residency:
 
     def take_frames(self, region: Region, pages: Pages, location: Location, busy: Busy) -> Frames:
         """A frame for each page. Raises GpuError(ENOMEM), and has taken none."""
-        taken = np.empty(len(pages), dtype=np.int64)
-        keys = (region.first_key + pages).tolist()
-        busy = {*busy, *keys}
-        for index, key in enumerate(keys):
-            frame = self._take(region.order, key, len(pages) - index, location, busy)
-            if frame is None:
-                self.give_frames(region, pages[:index], location, taken[:index])
+        keys = region.first_key + pages
+        taken = location.frames.alloc(region.order, keys)
+        if len(taken) < len(keys):
+            busy = {*busy, *keys.tolist()}
+        while (nr := len(taken)) < len(keys):
+            self._make_room(region.order, len(keys) - nr, location, busy)
+            taken = np.concatenate((taken, location.frames.alloc(region.order, keys[nr:])))
+            if len(taken) == nr:
+                self.give_frames(region, pages[:nr], location, taken)
                 raise GpuError(errno.ENOMEM, f"{location.name} is full and nothing on it can be evicted")
-            taken[index] = frame
         return taken
 
     def give_frames(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
         """Give frames back."""
-        for page, frame in zip(pages.tolist(), frames.tolist(), strict=True):
-            location.frames.free(frame, region.order, region.first_key + page)
-
-    def _take(self, order: int, key: int, nr_blocks: int, location: Location, busy: Busy) -> int | None:
-        frame = location.frames.alloc(order, key)
-        if frame is None:
-            self._make_room(order, nr_blocks, location, busy)
-            frame = location.frames.alloc(order, key)
-        return frame
+        location.frames.free(frames, region.order, region.first_key + pages)
 
     def _make_room(self, order: int, nr_blocks: int, location: Location, busy: Busy) -> None:
         """Evict for so many blocks; where that does not give even one, empty one."""
@@ -291,8 +284,9 @@ class Residency:
         frame = region.replicas[page].pop(location.number)
         if not region.replicas[page]:
             del region.replicas[page]
-        self.space.unmap_pages(region, np.array([page]), [location.number])
-        location.frames.free(frame, region.order, region.first_key + page)
+        pages = np.array([page])
+        self.space.unmap_pages(region, pages, [location.number])
+        self.give_frames(region, pages, location, np.array([frame]))
         self.events["evicted_copies"] += 1
 
     # Gone.
@@ -302,10 +296,11 @@ class Residency:
         pages = np.flatnonzero(region.state == PageState.RESIDENT)
         self.drop_copies(region, pages)
         self.space.unmap_pages(region, pages)
-        for page in pages.tolist():
-            location = self.locations[region.home[page]]
-            location.policy.remove(region.first_key + page)
-            location.frames.free(int(region.frame[page]), region.order, region.first_key + page)
+        for location in self.locations:
+            here = pages[region.home[pages] == location.number]
+            for key in (region.first_key + here).tolist():
+                location.policy.remove(key)
+            self.give_frames(region, here, location, region.frame[here])
         for page in np.flatnonzero(region.backed).tolist():
             self.store.drop(region.first_key + page)
         self.held.difference_update(range(region.first_key, region.first_key + region.nr_pages))

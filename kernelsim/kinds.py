@@ -289,3 +289,10 @@ class Stream(Kind[bytes]):
 
     def describe(self) -> str:
         return "records"
+
+
+class Bytes(Stream):
+    """Bytes at offsets, up to a size: a block device, or a configfs binary attribute that is not buffered."""
+
+    def describe(self) -> str:
+        return "bytes"

@@ -201,8 +201,10 @@ class GpuMemory:
         return region
 
     def _check_fits(self, region: Region) -> None:
-        """A page has to fit into the memory it is for, with room for others."""
-        for location in self.locations:
+        """A page has to fit into every memory it may come to."""
+        kind = region.type
+        numbers = {RegionType.DEVICE: [region.device], RegionType.MANAGED: range(len(self.locations))}
+        for location in (self.locations[number] for number in numbers.get(kind, [self.nr_devices])):
             if region.page_bytes > location.frames.nr_bytes:
                 raise GpuError(errno.EINVAL, f"pages of {region.page_bytes} bytes do not fit into {location.name}")
 

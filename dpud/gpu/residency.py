@@ -37,8 +37,9 @@ _BATCH_FRAMES = (4 << 20) // FRAME_BYTES
 _CLUSTER_FRAMES = (128 << 10) // FRAME_BYTES
 """An access that has to wait for eviction evicts this much, so that the next few need not (SWAP_CLUSTER_MAX pages)."""
 
-_MAX_REFUSALS = 32
-"""Pages in a row that find no room in the stores before eviction gives up: another may compress better."""
+_MAX_REFUSALS = 8
+"""Pages in a row that find no room in the stores before eviction gives up: another may compress better. Also: blocks
+that are tried before none can be emptied."""
 
 Busy = Collection[int]
 
@@ -92,9 +93,12 @@ class Residency:
         lacking = (nr_blocks << order) - location.frames.nr_free
         if lacking > 0:
             self.evict(location, max(lacking, min(_CLUSTER_FRAMES, location.frames.nr_frames >> 4)), busy)
-        if any(location.frames.free_blocks()[order:]):
-            return
-        for block in location.frames.blocks_by_use(order):
+        if location.frames.nr_free >= 1 << order and not any(location.frames.free_blocks()[order:]):
+            self._empty_a_block(order, location, busy)
+
+    def _empty_a_block(self, order: int, location: Location, busy: Busy) -> None:
+        """There is enough free memory, but nowhere in one piece."""
+        for block in location.frames.blocks_by_use(order)[:_MAX_REFUSALS]:
             keys = location.frames.owners(block, order)
             if all(self._may_go(key, busy) for key in keys) and self._empty(location, keys):
                 self.events["blocks_emptied"] += 1
@@ -215,9 +219,13 @@ class Residency:
             return pages[:0]
         if len(keys) == 1:
             return pages
-        stays = [not self._put([key], [row.data]) for key, row in zip(keys, rows, strict=True)]
-        refused: Pages = pages[np.array(stays)]
-        return refused
+        refused: list[int] = []
+        for index, (key, row) in enumerate(zip(keys, rows, strict=True)):
+            if len(refused) == _MAX_REFUSALS:
+                return pages[[*refused, *range(index, len(keys))]]
+            if not self._put([key], [row.data]):
+                refused.append(index)
+        return pages[refused]
 
     def _put(self, keys: Sequence[int], pages: Sequence[memoryview]) -> bool:
         try:

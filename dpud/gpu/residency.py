@@ -60,6 +60,7 @@ class Residency:
     def __init__(self, space: AddressSpace, locations: Sequence[Location], store: BackingStore) -> None:
         self.space, self.locations, self.store = space, locations, store
         self.watermarks = Watermarks()
+        self._reclaiming: set[int] = set()
         self.held: set[int] = set()
         """Keys of pages that are not evicted for now, whatever their region (thrashing)."""
         self.events: Counter[str] = Counter(
@@ -157,8 +158,15 @@ class Residency:
         for location in self.locations:
             frames = location.frames
             if frames.nr_free * 100 < frames.nr_frames * self.watermarks.low:
-                lacking = frames.nr_frames * self.watermarks.high // 100 - frames.nr_free
-                evicted += self.evict(location, min(lacking, (budget_bytes - evicted) // FRAME_BYTES)) * FRAME_BYTES
+                self._reclaiming.add(location.number)
+            lacking = frames.nr_frames * self.watermarks.high // 100 - frames.nr_free
+            if lacking <= 0 or location.number not in self._reclaiming:
+                self._reclaiming.discard(location.number)
+                continue
+            nr = self.evict(location, min(lacking, (budget_bytes - evicted) // FRAME_BYTES))
+            if nr == 0 and evicted < budget_bytes:
+                self._reclaiming.discard(location.number)  # nothing more can go
+            evicted += nr * FRAME_BYTES
         return evicted
 
     @property

@@ -103,7 +103,8 @@ def int8_weights(nr_bytes: int) -> bytes:
     """Quantized symmetrically: the largest of a layer is 127."""
     layers = _layers(nr_bytes).reshape(-1, min(nr_bytes, LAYER_ELEMENTS))
     scaled: Array = layers * (127 / np.abs(layers).max(axis=1, keepdims=True))
-    return np.rint(scaled).astype(np.int8).tobytes()
+    rounded: Array = np.rint(scaled)
+    return rounded.astype(np.int8).tobytes()
 
 
 def int64_indices(nr_bytes: int) -> bytes:
@@ -119,7 +120,8 @@ def fp32_field(nr_bytes: int) -> bytes:
     width = 1024
     x = np.linspace(0, 40, width, dtype=np.float32)
     y = np.linspace(0, 40, nr_bytes // 4 // width, dtype=np.float32)[:, None]
-    return (np.sin(x) * np.cos(0.7 * y) + 0.1 * np.sin(3.1 * x + y)).astype(np.float32).tobytes()
+    field: Array = np.sin(x) * np.cos(0.7 * y) + 0.1 * np.sin(3.1 * x + y)
+    return field.astype(np.float32).tobytes()
 
 
 def _layers(nr: int) -> Array:

@@ -124,12 +124,13 @@ class Arena:
         ]
         yield from (number for _, number in sorted(found))
 
-    def close_open(self, number: int) -> None:
-        """Precondition of cleaning a span: nothing is appended to it any more."""
+    def close_open(self, number: int) -> bool:
+        """Append nothing more to a span -> whether it still holds anything."""
         if number == self._open:
             self._open = -1
             if not self._spans[number].live:
                 self._give_back(number)
+        return number in self._spans
 
     def count_returned(self, before: int) -> None:
         """Cleaning began with `nr_bytes` at `before`."""

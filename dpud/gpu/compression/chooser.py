@@ -74,6 +74,10 @@ class Regret:
         """0.002: what was chosen is 0.2 % longer than the best."""
         return self.chosen_bytes / self.best_bytes - 1 if self.best_bytes else 0.0
 
+    @property
+    def percent(self) -> float:
+        return 100 * self.ratio
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:

@@ -70,9 +70,13 @@ class Codec(ABC):
     def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:
         """Fill `out`. Raises ValueError or one of `errors`."""
 
+    def __init__(self) -> None:
+        known = self.levels
+        self._nearest = {quality: min(known, key=lambda at: abs(at - quality)) for quality in Quality}
+
     def level(self, quality: Quality) -> int:
         """The level at a quality, or at the one nearest to it."""
-        return self.levels[min(self.levels, key=lambda known: abs(known - quality))]
+        return self.levels[self._nearest[quality]]
 
     def takes(self, raw_bytes: int) -> bool:
         return raw_bytes % self.element_bytes == 0

@@ -34,33 +34,6 @@ class Lz4(Codec):
         out[:] = lz4.block.decompress(data, uncompressed_size=len(out))
 
 
-@register
-class Snappy(Codec):
-    id = 3
-    name = "snappy"
-    levels = {Quality.FAST: 0}
-    selectable = True
-    errors = (snappy.UncompressError,)
-
-    def encode(self, page: memoryview, level: int, dictionary: Dictionary | None = None) -> bytes:
-        return snappy.compress(page)  # type: ignore[no-any-return]
-
-    def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:
-        if (nr_bytes := preamble(data)) != len(out):  # what the stream says is what would be allocated
-            raise ValueError(f"snappy stream of {nr_bytes} bytes")
-        out[:] = snappy.uncompress(bytes(data))
-
-
-def preamble(data: bytes | memoryview) -> int:
-    """Uncompressed bytes that a snappy stream declares: a little-endian varint. Source: snappy format_description."""
-    value = 0
-    for index, byte in enumerate(data[:5]):
-        value |= (byte & 0x7F) << 7 * index
-        if byte < 0x80:
-            return value
-    raise ValueError("snappy stream without a length")
-
-
 class ZstdContexts(threading.local):
     """This thread's compressors and decompressors."""
 
@@ -94,18 +67,42 @@ CONTEXTS = ZstdContexts()
 
 @register
 class Zstd(Codec):
-    id = 4
+    id = 3
     name = "zstd"
     levels = {Quality.BALANCED: 1, Quality.BEST: 9}
     selectable = True
     takes_dictionary = True
     errors = (zstandard.ZstdError,)
 
-    def level(self, quality: Quality) -> int:
-        return 1 if quality is Quality.FAST else super().level(quality)
-
     def encode(self, page: memoryview, level: int, dictionary: Dictionary | None = None) -> bytes:
         return CONTEXTS.compressor(level, dictionary).compress(page)
 
     def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:
         out[:] = CONTEXTS.decode(data, len(out), dictionary)
+
+
+@register
+class Snappy(Codec):
+    id = 4
+    name = "snappy"
+    levels = {Quality.FAST: 0}
+    selectable = True
+    errors = (snappy.UncompressError,)
+
+    def encode(self, page: memoryview, level: int, dictionary: Dictionary | None = None) -> bytes:
+        return snappy.compress(page)  # type: ignore[no-any-return]
+
+    def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:
+        if (nr_bytes := preamble(data)) != len(out):  # what the stream says is what would be allocated
+            raise ValueError(f"snappy stream of {nr_bytes} bytes")
+        out[:] = snappy.uncompress(bytes(data))
+
+
+def preamble(data: bytes | memoryview) -> int:
+    """Uncompressed bytes that a snappy stream declares: a little-endian varint. Source: snappy format_description."""
+    value = 0
+    for index, byte in enumerate(data[:5]):
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return value
+    raise ValueError("snappy stream without a length")

@@ -18,18 +18,19 @@ Invariants
     - A key has one entry; putting it again replaces it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import errno
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from dpud.gpu.blob import RAW, SAME_FILLED, Blob
 from dpud.gpu.compression.arena import OFFSET_BITS, Arena
 from dpud.gpu.compression.columns import ENTRY_BYTES, LIVE, RECOMPRESSED, Column, Columns
+from dpud.gpu.compression.dictionary import Dictionaries
 from dpud.gpu.compression.index import NONE, Index
 from dpud.gpu.compression.system import CompressionSystem, log
 from dpud.gpu.errors import CorruptPage, GpuError
 
-ENOENT, ENOSPC = 2, 28
 DEAD_SHARE = 1 / 8
 WORTH_CLEANING = 1 / 64
 """Less than that is not cleaned to make room: a byte won would cost the copying of 64 others."""
@@ -43,8 +44,9 @@ class CompressedPool:
     def __init__(self, limit_bytes: int, system: CompressionSystem) -> None:
         self.limit_bytes = limit_bytes
         self.system = system
-        self._strong = CompressionSystem(quality="best", workers=system.workers, dictionaries=False, regret_every=0)
-        self._strong.dictionaries = system.dictionaries
+        self._strong = CompressionSystem(
+            quality="best", workers=system.workers, dictionaries=Dictionaries(enabled=False), regret_every=0
+        )
         self._columns = Columns()
         self._index = Index()
         self._arena = Arena()
@@ -56,6 +58,7 @@ class CompressedPool:
         self.nr_huge = 0
         """Pages that are kept raw."""
         self.nr_huge_ever = 0
+        """Like `nr_huge`, but never goes down."""
         self.nr_recompressed = 0
         self.recompressed_bytes = 0
         """Encoded bytes saved by recompressing, ever."""
@@ -86,6 +89,14 @@ class CompressedPool:
         """Columns, index and dictionaries."""
         return self.used_bytes - self._arena.nr_bytes
 
+    def flip_bit(self, key: int, bit: int) -> None:
+        """Change one bit of a page's encoded bytes, as a memory error would. Raises GpuError(ENOENT)."""
+        slot = self._slot(key)
+        if length := int(self._columns.length[slot]):
+            self._arena.flip(int(self._columns.where[slot]), bit % (8 * length))
+        else:
+            self._columns.where[slot] ^= np.int64(1 << bit % 63)
+
     @property
     def nr_compacted(self) -> int:
         """Host pages freed by compacting, ever."""
@@ -99,7 +110,7 @@ class CompressedPool:
         nr_bytes = sum(_stored_length(blob) for blob in blobs)
         if not self._has_room(nr_bytes, len(keys)):
             self._index.prune(keys)
-            raise GpuError(ENOSPC, f"the compressed pool is full: {nr_bytes} bytes do not fit")
+            raise GpuError(errno.ENOSPC, f"the compressed pool is full: {nr_bytes} bytes do not fit")
         self._columns.reserve(len(keys))
         for key, blob in zip(keys, blobs, strict=True):
             if self._index.get(key) != NONE:
@@ -173,7 +184,7 @@ class CompressedPool:
     def _slot(self, key: int) -> int:
         slot = self._index.get(key)
         if slot == NONE:
-            raise GpuError(ENOENT, f"page {key:#x} is not in the compressed pool")
+            raise GpuError(errno.ENOENT, f"page {key:#x} is not in the compressed pool")
         return slot
 
     def _blob(self, slot: int) -> Blob:
@@ -208,46 +219,64 @@ class CompressedPool:
     def compact(self) -> int:
         """Move pages together until no span has dead bytes -> bytes given back."""
         before = self.used_bytes
-        self._clean(0)
-        self._arena.give_back_spare()
+        for _ in self.compacting():
+            pass
         return before - self.used_bytes
+
+    def compacting(self) -> Iterator[None]:
+        """`compact`, span by span: whoever drives it may do other things in between."""
+        for number in list(self._arena.sparse(0)):
+            self._empty(number)
+            yield None
+        self._arena.give_back_spare()
 
     def _clean(self, min_dead: float, wanted_bytes: int = 1 << 62) -> None:
         """Empty the spans of which more than that share is dead, until that much was won."""
-        victims = list(self._arena.sparse(min_dead))
-        if not victims:
-            return
-        columns, before = self._columns, self._arena.nr_bytes
-        enough = before - wanted_bytes
-        slots = columns.live()
-        slots = slots[columns.length[slots] > 0]
-        numbers = columns.where[slots] >> OFFSET_BITS
-        for number in victims:
+        enough = self._arena.nr_bytes - wanted_bytes
+        for number in list(self._arena.sparse(min_dead)):
             if self._arena.nr_bytes <= enough:
                 break
-            self._arena.close_open(number)
-            for slot in slots[numbers == number]:
-                place, length = int(columns.where[slot]), int(columns.length[slot])
-                columns.where[slot] = self._arena.put(self._arena.get(place, length))
-                self._arena.free(place, length)
-        self._arena.count_returned(before)
+            self._empty(number)
+
+    def _empty(self, number: int) -> None:
+        """Append what lives in a span to the log again."""
+        columns, arena, before = self._columns, self._arena, self._arena.nr_bytes
+        if not arena.close_open(number):
+            return
+        slots = columns.live()
+        slots = slots[(columns.length[slots] > 0) & (columns.where[slots] >> OFFSET_BITS == number)]
+        for slot in slots:
+            place, length = int(columns.where[slot]), int(columns.length[slot])
+            columns.where[slot] = arena.put(arena.get(place, length))
+            arena.free(place, length)
+        arena.count_returned(before)
 
     # Recompressing.
 
     def recompress(self, budget_bytes: int) -> int:
-        """Encode cold pages again, with all there is, until `budget_bytes` raw ones were tried -> bytes saved."""
-        before, flags = self.recompressed_bytes, self._columns.flags
-        slots = [slot for slot in self._by_age() if not flags[slot] & RECOMPRESSED and self._columns.length[slot]]
-        sizes = np.cumsum(self._columns.raw_bytes[slots].astype(np.int64)) if slots else np.zeros(0)
-        slots = slots[: int(np.searchsorted(sizes, budget_bytes, "right"))]
-        for batch in _batches(slots, lambda slot: int(self._columns.raw_bytes[slot])):
-            self._recompress(batch)
+        """Give cold pages to a stronger codec until `budget_bytes` raw ones were tried -> bytes saved."""
+        before = self.recompressed_bytes
+        for _ in self.recompressing(budget_bytes):
+            pass
         return self.recompressed_bytes - before
 
-    def _recompress(self, slots: Sequence[int]) -> None:
-        """One batch. A page that turns out to be corrupt stays as it is: whoever wants it will be told."""
+    def recompressing(self, budget_bytes: int) -> Iterator[None]:
+        """`recompress`, batch by batch: whoever drives it may do other things in between."""
+        columns = self._columns
+        slots = self._by_age()
+        slots = slots[(columns.flags[slots] & RECOMPRESSED == 0) & (columns.length[slots] > 0)]
+        sums = np.cumsum(columns.raw_bytes[slots].astype(np.int64))
+        nr = int(np.searchsorted(sums, budget_bytes, "right"))
+        numbers = sums[:nr] // _RECOMPRESS_BATCH
+        for number in np.unique(numbers):
+            self._recompress([int(key) for key in columns.key[slots[:nr][numbers == number]]])
+            yield None
+
+    def _recompress(self, keys: Sequence[int]) -> None:
+        """One batch, of pages that are still there. One that is corrupt stays: whoever wants it will be told."""
+        slots = [slot for slot in map(self._index.get, keys) if slot != NONE]
         pages = [(slot, blob, page) for slot in slots for blob in [self._blob(slot)] if (page := self._decoded(blob))]
-        self._columns.flags[list(slots)] |= RECOMPRESSED
+        self._columns.flags[slots] |= RECOMPRESSED
         blobs = self._strong.encode([memoryview(page) for _, _, page in pages])
         for (slot, old, _), new in zip(pages, blobs, strict=True):
             if len(new.data) <= len(old.data) - len(old.data) // _MIN_GAIN and self._has_room(len(new.data), 0):
@@ -281,12 +310,3 @@ def _stored_length(blob: Blob) -> int:
 
 def _word(blob: Blob) -> int:
     return int.from_bytes(blob.data, "little", signed=True)
-
-
-def _batches(slots: Sequence[int], nr_bytes: Callable[[int], int]) -> Iterable[Sequence[int]]:
-    begin = size = 0
-    for index, slot in enumerate(slots):
-        size += nr_bytes(slot)
-        if size >= _RECOMPRESS_BATCH or index + 1 == len(slots):
-            yield slots[begin : index + 1]
-            begin, size = index + 1, 0

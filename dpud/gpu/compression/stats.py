@@ -30,8 +30,8 @@ class CodecStats:
     def decode_mbps(self) -> float:
         return self.decoded_bytes * 1e3 / self.decode_ns if self.decode_ns else 0.0
 
-    def encoded(self, raw_bytes: int, stored_bytes: int, ns: int) -> None:
-        self.pages += 1
+    def encoded(self, nr_pages: int, raw_bytes: int, stored_bytes: int, ns: int) -> None:
+        self.pages += nr_pages
         self.raw_bytes += raw_bytes
         self.stored_bytes += stored_bytes
         self.encode_ns += ns

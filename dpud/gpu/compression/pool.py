@@ -225,22 +225,25 @@ class CompressedPool:
 
     def compacting(self) -> Iterator[None]:
         """`compact`, span by span: whoever drives it may do other things in between."""
+        before = self._arena.nr_bytes
         for number in list(self._arena.sparse(0)):
             self._empty(number)
             yield None
         self._arena.give_back_spare()
+        self._arena.count_returned(before)
 
     def _clean(self, min_dead: float, wanted_bytes: int = 1 << 62) -> None:
         """Empty the spans of which more than that share is dead, until that much was won."""
-        enough = self._arena.nr_bytes - wanted_bytes
+        before = self._arena.nr_bytes
         for number in list(self._arena.sparse(min_dead)):
-            if self._arena.nr_bytes <= enough:
+            if self._arena.nr_bytes <= before - wanted_bytes:
                 break
             self._empty(number)
+        self._arena.count_returned(before)
 
     def _empty(self, number: int) -> None:
         """Append what lives in a span to the log again."""
-        columns, arena, before = self._columns, self._arena, self._arena.nr_bytes
+        columns, arena = self._columns, self._arena
         if not arena.close_open(number):
             return
         slots = columns.live()
@@ -249,7 +252,6 @@ class CompressedPool:
             place, length = int(columns.where[slot]), int(columns.length[slot])
             columns.where[slot] = arena.put(arena.get(place, length))
             arena.free(place, length)
-        arena.count_returned(before)
 
     # Recompressing.
 

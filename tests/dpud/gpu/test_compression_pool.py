@@ -42,7 +42,9 @@ def held_bytes(pool: CompressedPool) -> int:
     spans = sum(resident_bytes(memory) for memory, _ in pool._arena.mappings())
     columns = sum(column.nbytes for column in vars(pool._columns).values() if isinstance(column, np.ndarray))
     chunks = pool._index._chunks
-    index = sys.getsizeof(chunks) + sum(sys.getsizeof(chunk) + sys.getsizeof(number) for number, chunk in chunks.items())
+    index = sys.getsizeof(chunks) + sum(
+        sys.getsizeof(chunk) + sys.getsizeof(number) for number, chunk in chunks.items()
+    )
     return spans + columns + index + sum(len(dictionary.data) for dictionary in pool.system.dictionaries)
 
 
@@ -78,15 +80,18 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool._arena = Arena(span_kib << 10)
         self.model: dict[int, bytes] = {}
 
-    @rule(batch=st.dictionaries(keys, st.sampled_from(PAGES), max_size=24))
-    def put(self, batch: dict[int, bytes]) -> None:
+    @rule(numbers=st.dictionaries(keys, st.integers(0, len(PAGES) - 1), max_size=24))
+    def put(self, numbers: dict[int, int]) -> None:
+        batch = {key: PAGES[number] for key, number in numbers.items()}
         blobs = self.pool.system.encode([memoryview(page) for page in batch.values()])
+        full = False
         try:
             self.pool.put(list(batch), blobs)
         except GpuError as error:
-            assert error.errno == errno.ENOSPC
-            assert self.pool.limit_bytes
-        else:
+            full = error.errno == errno.ENOSPC and self.pool.limit_bytes > 0
+            if not full:
+                raise
+        if not full:
             self.model.update(batch)
 
     @rule(data=st.data())
@@ -153,7 +158,8 @@ def test_packing_costs_little(page_bytes: int) -> None:
     pool, pages = filled(page_bytes=page_bytes, nr_each=MIB // page_bytes)
     assert pool.stored_bytes == sum(map(len, pages))
     overhead = pool.used_bytes - pool.encoded_bytes
-    assert overhead < 70 * len(pages) + 10_000
+    nr_spans = pool.encoded_bytes // MIB + 2
+    assert overhead < 70 * len(pages) + 5000 * nr_spans
     assert pool.dead_bytes == 0
 
 
@@ -171,12 +177,13 @@ def test_every_object_s_bits_are_watched() -> None:
 def test_a_full_pool_takes_nothing_more_and_loses_nothing() -> None:
     pool, pages = filled()
     pool.limit_bytes = pool.used_bytes + 1000
-    before = pool.used_bytes, len(pool), pool.stored_bytes
+    before = len(pool), pool.stored_bytes, pool.encoded_bytes
     for nr in (1, 3):
         with pytest.raises(GpuError) as caught:
             pool.put(range(1 << 20, (1 << 20) + nr), [raw(compressible.noise(4096))] * nr)
         assert caught.value.errno == errno.ENOSPC
-    assert (pool.used_bytes, len(pool), pool.stored_bytes) == before
+        assert pool.used_bytes <= pool.limit_bytes
+    assert (len(pool), pool.stored_bytes, pool.encoded_bytes) == before
     assert all(read(pool, key) == page for key, page in enumerate(pages))
 
 
@@ -201,7 +208,7 @@ def test_emptied_spans_go_back_to_the_host() -> None:
     assert pool.used_bytes > 4 * MIB
     won = pool.compact()
     assert won > 3 * MIB
-    assert pool.nr_compacted == won // mmap.PAGESIZE
+    assert pool.nr_compacted == pytest.approx(won / mmap.PAGESIZE, abs=2)
     assert all(read(pool, key) == compressible.noise(4096, key) for key in range(0, 1024, 16))
     assert pool.used_bytes < MIB // 2
 

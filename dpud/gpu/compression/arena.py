@@ -29,6 +29,10 @@ OFFSET_BITS = 32
 _OFFSET_MASK = (1 << OFFSET_BITS) - 1
 
 
+def _host_pages(nr_bytes: int) -> int:
+    return -(-nr_bytes // mmap.PAGESIZE)
+
+
 class Span:
     """One mapping: a log that is filled from its beginning."""
 
@@ -46,15 +50,17 @@ class Span:
 
     @property
     def touched(self) -> int:
-        return -(-self.top // mmap.PAGESIZE) * mmap.PAGESIZE
+        return _host_pages(self.top) * mmap.PAGESIZE
 
     def append(self, data: bytes | memoryview) -> int:
-        """-> offset. Precondition: it fits."""
+        """-> host pages touched for it. Precondition: it fits."""
         begin, self.end = self.end, self.end + len(data)
         self.memory[begin : self.end] = data
-        self.top = max(self.top, self.end)
         self.live += len(data)
-        return begin
+        if self.end <= self.top:
+            return 0
+        before, self.top = _host_pages(self.top), self.end
+        return _host_pages(self.end) - before
 
     @property
     def dead(self) -> int:
@@ -94,13 +100,12 @@ class Arena:
         nr_bytes = len(data)
         number = self._open
         if nr_bytes > self._span_bytes:
-            number = self._add(Span(-(-nr_bytes // mmap.PAGESIZE) * mmap.PAGESIZE))
+            number = self._add(Span(_host_pages(nr_bytes) * mmap.PAGESIZE))
         elif number < 0 or self._spans[number].end + nr_bytes > self._span_bytes:
             number = self._open_next()
         span = self._spans[number]
-        before = span.touched
-        offset = span.append(data)
-        self._touched += span.touched - before
+        offset = span.end
+        self._touched += span.append(data) * mmap.PAGESIZE
         self.live_bytes += nr_bytes
         return number << OFFSET_BITS | offset
 

@@ -12,7 +12,8 @@ Theory of operation
     probed by itself. So a group may be a mixture.
 
     What a client's pages were is remembered: once STREAK groups in a row had one winner, only one in PROBE_EVERY groups
-    is probed again, the others take the winner unseen; surprises end a streak.
+    is probed again, the others take the winner unseen. Then a page that comes out that much shorter is a surprise too.
+    Surprises end a streak.
 
     How much all of this loses is not left to belief: one page in `regret_every` is encoded with every codec there is,
     and both lengths are added up (`Regret`). At quality `fast` that is much: only fast codecs are candidates.
@@ -85,6 +86,13 @@ class Choice:
 
     codec: int
     ratio: float
+    unseen: bool = False
+    """Taken from memory, without a look at these pages."""
+
+    def is_surprised_by(self, nr_bytes: int, raw_bytes: int) -> bool:
+        """Whether a page came out so long, or where it was not looked at so short, that it seems of another kind."""
+        expected = self.ratio * raw_bytes
+        return nr_bytes > expected * SURPRISE or (self.unseen and nr_bytes * SURPRISE < expected)
 
 
 def worth(nr_bytes: int, raw_bytes: int) -> bool:
@@ -126,5 +134,5 @@ def plan(
 ) -> Choice:
     """The codec for a group of pages of one size, the `ordinal`-th of its client."""
     if memory.streak >= STREAK and ordinal % PROBE_EVERY:
-        return Choice(memory.codec, memory.ratio)
+        return Choice(memory.codec, memory.ratio, unseen=True)
     return probe(pages, quality, dictionary)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dpud.gpu.blob import RAW, SAME_FILLED, Blob, checksum, same_filled_word
-from dpud.gpu.compression.chooser import SURPRISE, Choice, Memory, plan, probe, worth
+from dpud.gpu.compression.chooser import Choice, Memory, plan, probe, worth
 from dpud.gpu.compression.codec import CODECS, Codec, Dictionary, Quality
 from dpud.gpu.errors import CorruptPage
 
@@ -19,6 +19,8 @@ class Rules:
     fixed: int | None
     """The codec for all pages; None to choose."""
     quality: Quality
+    copy: bool
+    """Whether a page that is kept raw is copied, or its blob is a view of it."""
     regret_every: int
     """One page in so many is tried with every codec where there is a choice; 0: none."""
     timer: Callable[[], int]
@@ -50,7 +52,7 @@ def encode_group(group: Group, rules: Rules) -> Encoded:
     """One blob a page."""
     begin = rules.timer()
     if rules.fixed is not None:
-        done = Encoded([_encode(page, rules.fixed, group.dictionary, rules.quality) for page in group.pages])
+        done = Encoded([_encode(page, rules.fixed, group.dictionary, rules) for page in group.pages])
     else:
         done = _encode_adaptively(group, rules)
     done.ns = rules.timer() - begin
@@ -63,8 +65,8 @@ def _encode_adaptively(group: Group, rules: Rules) -> Encoded:
     choice = plan(group.pages, group.ordinal, group.memory, rules.quality, group.dictionary)
     done = Encoded([])
     for page in group.pages:
-        blob = _encode(page, choice.codec, group.dictionary, rules.quality)
-        if len(blob.data) > choice.ratio * len(page) * SURPRISE and blob.codec != SAME_FILLED:
+        blob = _encode(page, choice.codec, group.dictionary, rules)
+        if blob.codec != SAME_FILLED and choice.is_surprised_by(len(blob.data), len(page)):
             done.nr_surprised += 1
             blob = _second_try(page, blob, choice, group, rules)
         done.blobs.append(blob)
@@ -76,21 +78,23 @@ def _second_try(page: memoryview, first: Blob, choice: Choice, group: Group, rul
     other = probe([page], rules.quality, group.dictionary).codec
     if other in (choice.codec, RAW):
         return first
-    second = _encode(page, other, group.dictionary, rules.quality)
+    second = _encode(page, other, group.dictionary, rules)
     return second if len(second.data) < len(first.data) else first
 
 
-def _encode(page: memoryview, codec_id: int, dictionary: Dictionary | None, quality: Quality) -> Blob:
-    word = same_filled_word(page) if len(page) >= _WORD_BYTES else None
+def _encode(page: memoryview, codec_id: int, dictionary: Dictionary | None, rules: Rules) -> Blob:
+    # The first byte is compared here, since nearly all pages differ in it and a call costs something.
+    may_be_same = len(page) >= _WORD_BYTES and page[0] == page[-_WORD_BYTES]
+    word = same_filled_word(page) if may_be_same else None
     if word is not None:
         return Blob(word, SAME_FILLED, len(page), checksum(page))
     codec = CODECS.get(codec_id)
     if codec is not None and codec.takes(len(page)):
-        data = run(codec, page, quality, dictionary)
+        data = run(codec, page, rules.quality, dictionary)
         if worth(len(data), len(page)):
             number = dictionary.number if dictionary is not None and codec.takes_dictionary else 0
             return Blob(data, codec_id, len(page), checksum(page), number)
-    return Blob(bytes(page), RAW, len(page), checksum(page))
+    return Blob(bytes(page) if rules.copy else page, RAW, len(page), checksum(page))
 
 
 def run(codec: Codec, page: memoryview, quality: Quality, dictionary: Dictionary | None) -> bytes:

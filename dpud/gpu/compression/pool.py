@@ -92,10 +92,11 @@ class CompressedPool:
     def flip_bit(self, key: int, bit: int) -> None:
         """Change one bit of a page's encoded bytes, as a memory error would. Raises GpuError(ENOENT)."""
         slot = self._slot(key)
-        if length := int(self._columns.length[slot]):
-            self._arena.flip(int(self._columns.where[slot]), bit % (8 * length))
+        cell = self._columns.cell
+        if length := cell.length[slot]:
+            self._arena.flip(cell.where[slot], bit % (8 * length))
         else:
-            self._columns.where[slot] ^= np.int64(1 << bit % 63)
+            cell.where[slot] ^= 1 << bit % 63
 
     @property
     def nr_compacted(self) -> int:
@@ -113,10 +114,14 @@ class CompressedPool:
             raise GpuError(errno.ENOSPC, f"the compressed pool is full: {nr_bytes} bytes do not fit")
         self._columns.reserve(len(keys))
         for key, blob in zip(keys, blobs, strict=True):
-            if self._index.get(key) != NONE:
-                self._release(key)
-                self._index.reserve((key,))
-            self._insert(key, blob)
+            slot = self._index.get(key)
+            if slot == NONE:
+                slot = self._columns.take()
+                self._columns.cell.key[slot] = key
+                self._index.set(key, slot)
+            else:
+                self._forget(slot)
+            self._fill(slot, blob)
         self.max_used_bytes = max(self.max_used_bytes, self.used_bytes)
 
     def _has_room(self, nr_bytes: int, nr_entries: int) -> bool:
@@ -136,21 +141,39 @@ class CompressedPool:
         self._arena.give_back_spare()
         return self.used_bytes + wanted <= self.limit_bytes
 
-    def _insert(self, key: int, blob: Blob) -> None:
-        columns, slot = self._columns, self._columns.take()
-        length = _stored_length(blob)
-        columns.where[slot] = self._arena.put(blob.data) if length else _word(blob)
-        columns.key[slot] = key
-        columns.length[slot] = length
-        columns.raw_bytes[slot] = blob.raw_bytes
-        columns.checksum[slot] = blob.checksum
-        columns.dictionary[slot] = blob.dictionary
-        columns.codec[slot] = blob.codec
-        columns.flags[slot] = LIVE
-        self._touch(slot)
-        self._index.set(key, slot)
-        self._count(blob.codec, blob.raw_bytes, 1)
-        self.nr_huge_ever += blob.codec == RAW
+    def _fill(self, slot: int, blob: Blob) -> None:
+        cell, codec = self._columns.cell, blob.codec
+        length = cell.length[slot] = 0 if codec == SAME_FILLED else len(blob.data)
+        cell.where[slot] = self._arena.put(blob.data) if length else _word(blob)
+        cell.raw_bytes[slot] = blob.raw_bytes
+        cell.checksum[slot] = blob.checksum
+        cell.dictionary[slot] = blob.dictionary
+        cell.codec[slot] = codec
+        cell.flags[slot] = LIVE
+        self._clock += 1
+        cell.stamp[slot] = self._clock
+        self.stored_bytes += blob.raw_bytes
+        if codec == SAME_FILLED:
+            self.nr_same += 1
+        elif codec == RAW:
+            self.nr_huge += 1
+            self.nr_huge_ever += 1
+
+    def _forget(self, slot: int) -> None:
+        """What `_fill` counted."""
+        cell = self._columns.cell
+        codec, length = cell.codec[slot], cell.length[slot]
+        if length:
+            self._arena.free(cell.where[slot], length)
+        self.stored_bytes -= cell.raw_bytes[slot]
+        if codec == SAME_FILLED:
+            self.nr_same -= 1
+        elif codec == RAW:
+            self.nr_huge -= 1
+
+    def store(self, keys: Sequence[int], pages: Sequence[memoryview], client: str = "") -> None:
+        """`encode` and `put`. Incompressible pages are copied once, into the pool, instead of twice."""
+        self.put(keys, self.system.encode(pages, client, copy=False))
 
     def get(self, key: int) -> Blob:
         """The blob of a page that is there. Raises GpuError(ENOENT)."""
@@ -188,31 +211,23 @@ class CompressedPool:
         return slot
 
     def _blob(self, slot: int) -> Blob:
-        columns = self._columns
-        length, codec = int(columns.length[slot]), int(columns.codec[slot])
-        where = columns.where[slot]
-        data = self._arena.get(int(where), length) if codec != SAME_FILLED else where.tobytes()
-        return Blob(
-            data, codec, int(columns.raw_bytes[slot]), int(columns.checksum[slot]), int(columns.dictionary[slot])
-        )
+        cell = self._columns.cell
+        where, codec = cell.where[slot], cell.codec[slot]
+        if codec == SAME_FILLED:
+            data = where.to_bytes(8, "little", signed=True)
+        else:
+            data = self._arena.get(where, cell.length[slot])
+        return Blob(data, codec, cell.raw_bytes[slot], cell.checksum[slot], cell.dictionary[slot])
 
     def _touch(self, slot: int) -> None:
         self._clock += 1
-        self._columns.stamp[slot] = self._clock
+        self._columns.cell.stamp[slot] = self._clock
 
     def _release(self, key: int) -> None:
         slot = self._index.get(key)
         self._index.remove(key)
-        columns = self._columns
-        if length := int(columns.length[slot]):
-            self._arena.free(int(columns.where[slot]), length)
-        self._count(int(columns.codec[slot]), int(columns.raw_bytes[slot]), -1)
-        columns.give_back(slot)
-
-    def _count(self, codec: int, raw_bytes: int, sign: int) -> None:
-        self.stored_bytes += sign * raw_bytes
-        self.nr_same += sign * (codec == SAME_FILLED)
-        self.nr_huge += sign * (codec == RAW)
+        self._forget(slot)
+        self._columns.give_back(slot)
 
     # Cleaning.
 
@@ -248,9 +263,10 @@ class CompressedPool:
             return
         slots = columns.live()
         slots = slots[(columns.length[slots] > 0) & (columns.where[slots] >> OFFSET_BITS == number)]
+        cell = columns.cell
         for slot in slots:
-            place, length = int(columns.where[slot]), int(columns.length[slot])
-            columns.where[slot] = arena.put(arena.get(place, length))
+            place, length = cell.where[slot], cell.length[slot]
+            cell.where[slot] = arena.put(arena.get(place, length))
             arena.free(place, length)
 
     # Recompressing.
@@ -294,12 +310,12 @@ class CompressedPool:
         return page
 
     def _replace(self, slot: int, old: Blob, new: Blob) -> None:
-        columns = self._columns
-        self._arena.free(int(columns.where[slot]), len(old.data))
-        columns.where[slot] = self._arena.put(new.data)
-        columns.length[slot] = len(new.data)
-        columns.codec[slot] = new.codec
-        columns.dictionary[slot] = new.dictionary
+        cell = self._columns.cell
+        self._arena.free(cell.where[slot], len(old.data))
+        cell.where[slot] = self._arena.put(new.data)
+        cell.length[slot] = len(new.data)
+        cell.codec[slot] = new.codec
+        cell.dictionary[slot] = new.dictionary
         self.nr_huge -= old.codec == RAW
         self.nr_recompressed += 1
         self.recompressed_bytes += len(old.data) - len(new.data)

@@ -114,11 +114,14 @@ class CompressionSystem:
 
     # Encoding.
 
-    def encode(self, pages: Sequence[memoryview], client: str = "") -> list[Blob]:
-        """One blob for each page, in order. `client` is whose they are: what is learnt is kept apart by it."""
+    def encode(self, pages: Sequence[memoryview], client: str = "", *, copy: bool = True) -> list[Blob]:
+        """One blob for each page, in order. `client` is whose they are: what is learnt is kept apart by it.
+
+        Without `copy`, the blob of an incompressible page is a view of the page: for who stores it at once.
+        """
         begin_ns = time.monotonic_ns()
-        rules = Rules(self._fixed, self._quality, self.regret_every, self._timer)
-        groups = list(self._groups(pages, client))
+        rules = Rules(self._fixed, self._quality, copy, self.regret_every, self._timer)
+        groups = list(self._groups(pages, client, self._group_bytes(pages)))
         sizes = [sum(map(len, group.pages)) for group in groups]
         done = self._parallel(lambda group: encode_group(group, rules), groups, sizes)
         for group, encoded in zip(groups, done, strict=True):
@@ -126,13 +129,17 @@ class CompressionSystem:
         self._log("compress", sum(sizes), begin_ns)
         return list(chain.from_iterable(encoded.blobs for encoded in done))
 
-    def _groups(self, pages: Sequence[memoryview], client: str) -> Iterator[Group]:
+    def _group_bytes(self, pages: Sequence[memoryview]) -> int:
+        """Where nothing is to be chosen, a group may be as much as a task, which saves time."""
+        return GROUP_BYTES if self._fixed is None else self._task_bytes(sum(map(len, pages)))
+
+    def _groups(self, pages: Sequence[memoryview], client: str, group_bytes: int) -> Iterator[Group]:
         known = self._memories[client]
         memory = Memory(known.codec, known.streak, known.ratio)
         begin = 0
         for size, run in groupby(map(len, pages)):
             end = begin + sum(1 for _ in run)
-            step = max(GROUP_BYTES // max(size, 1), 1)
+            step = max(group_bytes // max(size, 1), 1)
             dictionary = self.dictionaries.current(client, size)
             for first in range(begin, end, step):
                 chunk = pages[first : min(first + step, end)]
@@ -187,9 +194,12 @@ class CompressionSystem:
             return [work(item) for item in items]
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="compress")
-        tasks = _cut(items, sizes, max(GROUP_BYTES, total // (self.workers * _TASKS_PER_WORKER)))
+        tasks = _cut(items, sizes, self._task_bytes(total))
         done = list(self._executor.map(lambda task: [work(item) for item in task], tasks))
         return list(chain.from_iterable(done))
+
+    def _task_bytes(self, total: int) -> int:
+        return max(GROUP_BYTES, total // (self.workers * _TASKS_PER_WORKER))
 
     def _log(self, what: str, nr_bytes: int, begin_ns: int) -> None:
         if log.isEnabledFor(logging.INFO) and nr_bytes:

@@ -10,6 +10,8 @@ from dpud.dpu.debugfs import add_fault_files
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.faults import FaultKind
 from dpud.dpu.sysfs import add_rank_files
+from dpud.gpu.configfs import BufferGroup, ClientGroup
+from dpud.gpu.system import CONFIG_PATH, GpuConfig, add_files, build
 from kernelsim.attr import Attr, Registry, Stub
 from kernelsim.dpu_compact_inject import KINDS
 from kernelsim.machine import MM_CONFIGFS, Machine, MachineConfig, NodeConfig
@@ -34,6 +36,7 @@ _KINDS = [kind.value for kind in FaultKind if kind is not FaultKind.CORRUPT] + l
 _ALIKE = {
     r"/node0/": "/node*/",
     r"/dpu_rank0/": "/dpu_rank*/",
+    r"/gpu0/": "/gpu*/",
     r"/proc/\d+/": "/proc/PID/",
     rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/",
     r"/per_cpu/cpu0/": "/per_cpu/cpu*/",
@@ -64,7 +67,17 @@ def example(driver: DpuDriver) -> Registry:
     add_rank_files(machine.registry, driver.pool)
     add_fault_files(machine.registry, driver)
     machine.registry.add(f"{MM_CONFIGFS}/NAME", machine.new_process("NAME"))
+    _add_gpu(machine.registry)
     return machine.registry
+
+
+def _add_gpu(registry: Registry) -> None:
+    """A small device with a client that has a buffer."""
+    memory = build(GpuConfig(device_bytes=8 << 20, host_bytes=8 << 20))
+    add_files(registry, memory)
+    clients = f"{CONFIG_PATH}/gpu0/clients"
+    registry.add(f"{clients}/NAME", ClientGroup(memory, 0).make_item("NAME"))
+    registry.add(f"{clients}/NAME/buffers/NAME", BufferGroup(memory, "NAME").make_item("NAME"))
 
 
 def _tables(registry: Registry) -> Iterator[str]:

@@ -17,6 +17,11 @@
     ranks = 1                # 0: a machine without a DPU
     dpus_per_rank = 64
     profile = "upmem-v1a"    # the engine at first, and with it where modelled times come from
+    [gpu]
+    devices = 1              # simulated GPUs; 0: none
+    memory = "256M"          # of each
+    host_memory = "1G"       # for host and pinned memory, and managed memory that is used there
+    pool = "512M"            # for pages that left a device; "0": none
     [mount]
     path = "/run/dpud"
     allow_other = true       # other users may look (needs user_allow_other in /etc/fuse.conf unless root)
@@ -45,6 +50,7 @@ _METADATA_BYTES_PER_PAGE = 32  # kernelsim.page.page_dtype
 _PAGE_SIZE = 4096
 _MIN_NODE = 32 << 20
 _BLOCK = 2 << 20  # a pageblock: a node ends at the end of one
+_MIN_GPU = 8 << 20  # four of the largest pages
 _ADDRESS_SPACE = 64 << 40  # half of what a process has: more than this cannot be mapped, sparse or not
 
 
@@ -104,6 +110,18 @@ class Dpu(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError('binary is a DPU program for backend = "dpu", and only for that')
 
 
+class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
+    devices: Annotated[int, Meta(ge=0, le=8)] = 1
+    memory: Size = Size(256 << 20)
+    host_memory: Size = Size(1 << 30)
+    pool: Size = Size(512 << 20)
+
+    def __post_init__(self) -> None:
+        for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):
+            if size < _MIN_GPU or size % _BLOCK:
+                raise ValueError(f"{name} = {size} is not a multiple of {Size(_BLOCK)}, at least {Size(_MIN_GPU)}")
+
+
 class Mount(Struct, frozen=True, forbid_unknown_fields=True):
     path: str | None = None
     allow_other: bool | None = None
@@ -117,6 +135,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     memory: Memory = Memory()
     kconfig: Mapping[str, Any] = {}
     dpu: Dpu = Dpu()
+    gpu: Gpu = Gpu()
     mount: Mount = Mount()
 
     def __post_init__(self) -> None:

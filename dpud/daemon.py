@@ -34,6 +34,8 @@ from dpud.dpu.rank import DpuProgram
 from dpud.dpu.sysfs import add_rank_files
 from dpud.errors import UserError
 from dpud.exec import PROBE
+from dpud.gpu.clock import PacedClock
+from dpud.gpu.system import GpuConfig, add_files, build, reclaimer, set_log_level
 from dpud.inject import BlockingWaitQueue, LiveClock
 from dpud.owner import Owner
 from dpud.pacer import Pacer
@@ -84,6 +86,7 @@ def run(options: RunOptions) -> None:
     ):
         preload(DpuDriver())
         add_device_files(machine, driver)
+        add_gpu(machine, owner, options.config)
         ready = Readiness(options.ready_fd, path, _describe(options, machine))
         tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid(), run_as=_requests_of(machine))
         _serve(tree, path, options.config, ready)
@@ -154,6 +157,18 @@ def add_device_files(machine: Machine, driver: DpuDriver) -> None:
     kconfig = machine.config.kconfig
     if kconfig.IS_ENABLED("CONFIG_DPU_COMPACTION") and kconfig.IS_ENABLED("CONFIG_DEBUG_FS") and driver.nr_present:
         add_fault_files(machine.registry, driver, machine.printk)
+
+
+def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
+    """GPU memory virtualization: its devices, its files, and who keeps memory free in the background."""
+    gpu = config.gpu
+    if not gpu.devices:
+        return
+    set_log_level()
+    memory = build(GpuConfig(gpu.devices, gpu.memory, gpu.host_memory, gpu.pool), PacedClock())
+    add_files(machine.registry, memory)
+    short = BlockingWaitQueue()
+    owner.background(reclaimer(memory, short, short.wake_up), "dpud-gpu-reclaim")
 
 
 def _read_image(options: RunOptions) -> HostImage:

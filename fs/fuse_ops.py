@@ -253,6 +253,8 @@ def mount(
     binding = load_binding()
     version = _libfuse_version(binding)
     options: dict[str, Any] = {"max_threads": MAX_THREADS} if version >= (3, 12) else {}
+    if version < (3, 0):
+        options["big_writes"] = True  # libfuse2 cuts a write(2) into pages otherwise; libfuse3 never does
     ops = (_CallableFuseOps if binding.__name__ == "fuse" else FuseOps)(tree, binding, on_ready)
     try:
         binding.FUSE(

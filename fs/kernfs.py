@@ -163,8 +163,10 @@ class OpenFile:
                 return len(data)  # kernel.sysctl_writes_strict = 1: nothing happens, all of it is taken
         if not attr.writable:
             raise error(self._rules.no_write, node.path)
-        data = data[: self._rules.write_window]
-        hook, args = (attr.write_stream, (data,)) if attr.is_stream else (attr.write_text, (data, node.flavour))
+        hook: Callable[..., Operation[int]] = attr.write_text
+        args: tuple[Any, ...] = (data[: self._rules.write_window], node.flavour)
+        if attr.is_stream:
+            hook, args = attr.write_stream, (data, offset)
         nr_taken: int = self._tree.call(self._tree.operate, cred, node, hook, *args, interrupted=interrupted)
         return nr_taken
 

@@ -32,6 +32,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, cast, overload
 
 from kernelsim.kinds import PAGE_SIZE as PAGE_SIZE
 from kernelsim.kinds import Bool as Bool
+from kernelsim.kinds import Bytes as Bytes
 from kernelsim.kinds import Choice as Choice
 from kernelsim.kinds import Entries as Entries
 from kernelsim.kinds import Flavour as Flavour
@@ -86,6 +87,7 @@ class Attr(Generic[T]):
         self._stored: Callable[[Any, T, T], Any] | None = None
         self._read: Callable[[Any, int, int, bool], Any] | None = None
         self._write: Callable[[Any, bytes], Any] | None = None
+        self._write_at: Callable[[Any, int, bytes], Any] | None = None
         self._size: Callable[[Any], int] | None = None
         self._truncate: Callable[[Any], Any] | None = None
 
@@ -134,6 +136,11 @@ class Attr(Generic[T]):
         self._write = hook
         return hook
 
+    def write_at(self, hook: Callable[[K, int, bytes], R]) -> Callable[[K, int, bytes], R]:
+        """Bytes: `(self, pos, data) -> bytes taken` for each write(2); may be an operation."""
+        self._write_at = hook
+        return hook
+
     def size(self, hook: Callable[[K], int]) -> Callable[[K], int]:
         """Stream: `(self) -> bytes in the stream so far`, shown as the file's size."""
         self._size = hook
@@ -156,7 +163,7 @@ class Attr(Generic[T]):
 
     @property
     def writable(self) -> bool:
-        return self.default is not None or self._store is not None or self._write is not None
+        return self.default is not None or any((self._store, self._write, self._write_at))
 
     @property
     def truncatable(self) -> bool:
@@ -202,8 +209,10 @@ class Attr(Generic[T]):
         assert self._read is not None
         return cast(bytes, (yield from outcome(self._read(kobj, pos, size, nonblock))))
 
-    def write_stream(self, kobj: "Kobject", data: bytes) -> Operation[int]:
-        """One write(2) to a stream -> bytes taken, all of them."""
+    def write_stream(self, kobj: "Kobject", data: bytes, pos: int = 0) -> Operation[int]:
+        """One write(2) to a stream -> bytes taken: all of them, or for Bytes what fitted at `pos`."""
+        if self._write_at is not None:
+            return cast(int, (yield from outcome(self._write_at(kobj, pos, data))))
         assert self._write is not None
         yield from outcome(self._write(kobj, data))
         return len(data)
@@ -228,8 +237,10 @@ class Attr(Generic[T]):
             return "bad file name"
         if not self.readable and not self.writable:
             return "no default, no show and no store"
-        if not self.is_stream and (self._read or self._write or self._size):
+        if not self.is_stream and (self._read or self._write or self._write_at or self._size):
             return "read, write and size hooks are for streams"
+        if (self._write if isinstance(self.kind, Bytes) else self._write_at) is not None:
+            return "streams have write hooks, bytes have write_at hooks"
         if self.is_stream and (self._show or self._store or self._stored or self.default is not None):
             return "a stream has read and write hooks only"
         if self._stored and (self._store or self.default is None):

@@ -336,3 +336,10 @@ class Entries(Stream):
 
     def describe(self) -> str:
         return f"{8 * self.nr_bytes}-bit numbers"
+
+
+class Bytes(Stream):
+    """Bytes at offsets, up to a size: a block device, or a configfs binary attribute that is not buffered."""
+
+    def describe(self) -> str:
+        return "bytes"

@@ -46,11 +46,12 @@ def test_the_guide_s_configuration_is_the_default() -> None:
     assert (shown.machine.cpus, shown.machine.debug_vm) == (default.machine.cpus, default.machine.debug_vm)
     assert shown.memory.bytes == "full"
     assert shown.dpu == default.dpu
+    assert shown.gpu == default.gpu
 
 
 def test_the_guide_s_configuration_leaves_no_key_out() -> None:
     text = block(GUIDE, "toml")
-    for table in (config.Machine, config.Node, config.Memory, config.Dpu, config.Mount):
+    for table in (config.Machine, config.Node, config.Memory, config.Dpu, config.Gpu, config.Mount):
         for key in set(table.__struct_fields__) - {"nodes"}:
             assert re.search(rf"^{key} = ", text, re.MULTILINE), key
 

@@ -29,11 +29,13 @@ BENCHMARKS: Mapping[str, str] = {
     "engines": "engines",
     "fidelity": "fidelity",
     "terabyte": "terabyte",
+    "gpu": "gpu",
     "soak": "soak",
 }
 """Name on the command line -> module of this package."""
 
-TAKES_FOLDERS = ("fidelity",)
+TAKES_FOLDERS = ("fidelity", "gpu")
+"""Take words behind their name: folders, or one of the modules of GPU memory virtualization."""
 
 ON_REQUEST = ("soak",)
 """Only run when named: a test rather than a measurement, and long. They show their own progress."""

@@ -18,6 +18,9 @@ import errno
 class GpuError(OSError):
     """`errno` and a line of text. A file's reader or writer gets the same number."""
 
+    nr_done = 0
+    """Of a write: bytes that were written before it failed."""
+
     def __init__(self, number: int, why: str) -> None:
         super().__init__(number, why)
 

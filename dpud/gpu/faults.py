@@ -185,8 +185,9 @@ class FaultService:
         target = self.locations[to]
         self.residency.drop_copies(region, pages)
         frames = self.residency.take_frames(region, pages, target, busy)
+        homes = region.home[pages]
         for source in self.locations:
-            here = region.home[pages] == source.number
+            here = homes == source.number
             if here.any():
                 self._move(region, pages[here], source, target, frames[here])
         self.space.faults.serve("migrated", len(pages))

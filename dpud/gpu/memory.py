@@ -201,8 +201,10 @@ class GpuMemory:
         return region
 
     def _check_fits(self, region: Region) -> None:
-        """A page has to fit into the memory it is for, with room for others."""
-        for location in self.locations:
+        """A page has to fit into every memory it may come to."""
+        kind = region.type
+        numbers = {RegionType.DEVICE: [region.device], RegionType.MANAGED: range(len(self.locations))}
+        for location in (self.locations[number] for number in numbers.get(kind, [self.nr_devices])):
             if region.page_bytes > location.frames.nr_bytes:
                 raise GpuError(errno.EINVAL, f"pages of {region.page_bytes} bytes do not fit into {location.name}")
 
@@ -228,12 +230,16 @@ class GpuMemory:
         return out.tobytes()
 
     def write(self, client: str, va: int, data: bytes | bytearray | memoryview, at: int | None = None) -> None:
-        """Put bytes at an address. Raises as `read` does."""
+        """Put bytes at an address. Raises as `read` does; `nr_done` of the error says how many are there."""
         at, region = self._checked(client, va, len(data), WRITE, at)
         source = np.frombuffer(data, dtype=np.uint8)
         for first, nr_pages, offset, span in self._spans(region, va, len(data)):
-            nr_bytes = span.stop - span.start
-            entries = self._reach(client, region, first, nr_pages, at, _whole(region, nr_pages, offset, nr_bytes))
+            whole = _whole(region, nr_pages, offset, span.stop - span.start)
+            try:
+                entries = self._reach(client, region, first, nr_pages, at, whole)
+            except GpuError as error:
+                error.nr_done = span.start
+                raise
             self._store(region, entries, offset, source[span])
             self.space.set_dirty(region, first, nr_pages, at)
 

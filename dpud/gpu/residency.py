@@ -37,8 +37,9 @@ _BATCH_FRAMES = (4 << 20) // FRAME_BYTES
 _CLUSTER_FRAMES = (128 << 10) // FRAME_BYTES
 """An access that has to wait for eviction evicts this much, so that the next few need not (SWAP_CLUSTER_MAX pages)."""
 
-_MAX_REFUSALS = 32
-"""Pages in a row that find no room in the stores before eviction gives up: another may compress better."""
+_MAX_REFUSALS = 8
+"""Pages in a row that find no room in the stores before eviction gives up: another may compress better. Also: blocks
+that are tried before none can be emptied."""
 
 Busy = Collection[int]
 
@@ -59,6 +60,7 @@ class Residency:
     def __init__(self, space: AddressSpace, locations: Sequence[Location], store: BackingStore) -> None:
         self.space, self.locations, self.store = space, locations, store
         self.watermarks = Watermarks()
+        self._reclaiming: set[int] = set()
         self.held: set[int] = set()
         """Keys of pages that are not evicted for now, whatever their region (thrashing)."""
         self.events: Counter[str] = Counter(
@@ -69,28 +71,21 @@ class Residency:
 
     def take_frames(self, region: Region, pages: Pages, location: Location, busy: Busy) -> Frames:
         """A frame for each page. Raises GpuError(ENOMEM), and has taken none."""
-        taken = np.empty(len(pages), dtype=np.int64)
-        keys = (region.first_key + pages).tolist()
-        busy = {*busy, *keys}
-        for index, key in enumerate(keys):
-            frame = self._take(region.order, key, len(pages) - index, location, busy)
-            if frame is None:
-                self.give_frames(region, pages[:index], location, taken[:index])
+        keys = region.first_key + pages
+        taken = location.frames.alloc(region.order, keys)
+        if len(taken) < len(keys):
+            busy = {*busy, *keys.tolist()}
+        while (nr := len(taken)) < len(keys):
+            self._make_room(region.order, len(keys) - nr, location, busy)
+            taken = np.concatenate((taken, location.frames.alloc(region.order, keys[nr:])))
+            if len(taken) == nr:
+                self.give_frames(region, pages[:nr], location, taken)
                 raise GpuError(errno.ENOMEM, f"{location.name} is full and nothing on it can be evicted")
-            taken[index] = frame
         return taken
 
     def give_frames(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
         """Give frames back."""
-        for page, frame in zip(pages.tolist(), frames.tolist(), strict=True):
-            location.frames.free(frame, region.order, region.first_key + page)
-
-    def _take(self, order: int, key: int, nr_blocks: int, location: Location, busy: Busy) -> int | None:
-        frame = location.frames.alloc(order, key)
-        if frame is None:
-            self._make_room(order, nr_blocks, location, busy)
-            frame = location.frames.alloc(order, key)
-        return frame
+        location.frames.free(frames, region.order, region.first_key + pages)
 
     def _make_room(self, order: int, nr_blocks: int, location: Location, busy: Busy) -> None:
         """Evict for so many blocks; where that does not give even one, empty one."""
@@ -99,9 +94,12 @@ class Residency:
         lacking = (nr_blocks << order) - location.frames.nr_free
         if lacking > 0:
             self.evict(location, max(lacking, min(_CLUSTER_FRAMES, location.frames.nr_frames >> 4)), busy)
-        if any(location.frames.free_blocks()[order:]):
-            return
-        for block in location.frames.blocks_by_use(order):
+        if location.frames.nr_free >= 1 << order and not any(location.frames.free_blocks()[order:]):
+            self._empty_a_block(order, location, busy)
+
+    def _empty_a_block(self, order: int, location: Location, busy: Busy) -> None:
+        """There is enough free memory, but nowhere in one piece."""
+        for block in location.frames.blocks_by_use(order)[:_MAX_REFUSALS]:
             keys = location.frames.owners(block, order)
             if all(self._may_go(key, busy) for key in keys) and self._empty(location, keys):
                 self.events["blocks_emptied"] += 1
@@ -160,8 +158,15 @@ class Residency:
         for location in self.locations:
             frames = location.frames
             if frames.nr_free * 100 < frames.nr_frames * self.watermarks.low:
-                lacking = frames.nr_frames * self.watermarks.high // 100 - frames.nr_free
-                evicted += self.evict(location, min(lacking, (budget_bytes - evicted) // FRAME_BYTES)) * FRAME_BYTES
+                self._reclaiming.add(location.number)
+            lacking = frames.nr_frames * self.watermarks.high // 100 - frames.nr_free
+            if lacking <= 0 or location.number not in self._reclaiming:
+                self._reclaiming.discard(location.number)
+                continue
+            nr = self.evict(location, min(lacking, (budget_bytes - evicted) // FRAME_BYTES))
+            if nr == 0 and evicted < budget_bytes:
+                self._reclaiming.discard(location.number)  # nothing more can go
+            evicted += nr * FRAME_BYTES
         return evicted
 
     @property
@@ -222,9 +227,13 @@ class Residency:
             return pages[:0]
         if len(keys) == 1:
             return pages
-        stays = [not self._put([key], [row.data]) for key, row in zip(keys, rows, strict=True)]
-        refused: Pages = pages[np.array(stays)]
-        return refused
+        refused: list[int] = []
+        for index, (key, row) in enumerate(zip(keys, rows, strict=True)):
+            if len(refused) == _MAX_REFUSALS:
+                return pages[[*refused, *range(index, len(keys))]]
+            if not self._put([key], [row.data]):
+                refused.append(index)
+        return pages[refused]
 
     def _put(self, keys: Sequence[int], pages: Sequence[memoryview]) -> bool:
         try:
@@ -291,8 +300,9 @@ class Residency:
         frame = region.replicas[page].pop(location.number)
         if not region.replicas[page]:
             del region.replicas[page]
-        self.space.unmap_pages(region, np.array([page]), [location.number])
-        location.frames.free(frame, region.order, region.first_key + page)
+        pages = np.array([page])
+        self.space.unmap_pages(region, pages, [location.number])
+        self.give_frames(region, pages, location, np.array([frame]))
         self.events["evicted_copies"] += 1
 
     # Gone.
@@ -302,10 +312,11 @@ class Residency:
         pages = np.flatnonzero(region.state == PageState.RESIDENT)
         self.drop_copies(region, pages)
         self.space.unmap_pages(region, pages)
-        for page in pages.tolist():
-            location = self.locations[region.home[page]]
-            location.policy.remove(region.first_key + page)
-            location.frames.free(int(region.frame[page]), region.order, region.first_key + page)
+        for location in self.locations:
+            here = pages[region.home[pages] == location.number]
+            for key in (region.first_key + here).tolist():
+                location.policy.remove(key)
+            self.give_frames(region, here, location, region.frame[here])
         for page in np.flatnonzero(region.backed).tolist():
             self.store.drop(region.first_key + page)
         self.held.difference_update(range(region.first_key, region.first_key + region.nr_pages))

@@ -32,7 +32,7 @@ def names(tree: Tree, path: str) -> list[str]:
 def test_mkdir_makes_an_item_with_its_default_groups(tree: Tree) -> None:
     tree.mkdir(f"{ROOT}/a")
     assert names(tree, ROOT) == ["a"]
-    assert names(tree, f"{ROOT}/a") == ["size", "slow", "buffers"]
+    assert names(tree, f"{ROOT}/a") == ["size", "slow", "data", "buffers"]
 
 
 def test_mkdir_errors(tree: Tree) -> None:

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable
 
 import pytest
-from toy import Toy
+from toy import DATA_BYTES, Toy
 from wiring import errno_of
 
 from fs.kernfs import ROOT, Cred, Tree
@@ -209,6 +209,20 @@ def test_configfs_and_debugfs_writes(tree: Tree) -> None:
 
 
 # streams
+
+
+def test_bytes_are_read_and_written_at_offsets(tree: Tree) -> None:
+    """In configfs too, where a text file takes a page at most."""
+    tree.mkdir("/sys/kernel/config/toy/one")
+    path = "/sys/kernel/config/toy/one/data"
+    assert tree.getattr(path).st_size == DATA_BYTES
+    file = tree.open(path, os.O_RDWR)
+    assert file.write(b"x" * 10_000, 5) == 10_000
+    assert file.read(10_010, 0) == bytes(5) + b"x" * 10_000 + bytes(5)
+    assert file.write(b"end", DATA_BYTES - 2) == 2
+    assert file.read(100, DATA_BYTES - 2) == b"en"
+    assert file.read(100, DATA_BYTES) == b""
+    assert errno_of(file.write, b"more", DATA_BYTES) == errno.ENOSPC
 
 
 def test_stream_gives_the_record_at_the_offset(tree: Tree) -> None:

@@ -127,7 +127,7 @@ def test_mkdir_and_rmdir(mnt: Mounted) -> None:
     os.chdir("/")
     config = mnt.root / "sys/kernel/config/toy"
     (config / "a").mkdir()
-    assert mnt.out("cd sys/kernel/config/toy/a; echo 64K > size; cat size; ls") == "65536\nbuffers\nsize\nslow\n"
+    assert mnt.out("cd sys/kernel/config/toy/a; echo 64K > size; cat size; ls") == "65536\nbuffers\ndata\nsize\nslow\n"
     (config / "a/buffers/one").mkdir()
     assert errno_of(os.rmdir, config / "a") == errno.ENOTEMPTY
     (config / "a/buffers/one").rmdir()
@@ -150,6 +150,19 @@ def test_rmdir_waits_for_a_store(mnt: Mounted) -> None:
             assert remove.wait(DEADLINE_S) == 0
         assert store.wait(DEADLINE_S) == 0
     assert not item.exists()
+
+
+def test_bytes_go_in_and_out_with_dd(mnt: Mounted) -> None:
+    """As many as a request holds at once, and where dd says."""
+    mnt.out("mkdir sys/kernel/config/toy/bytes")
+    mnt.out("head -c 300000 /dev/zero | tr '\\0' a | dd of=sys/kernel/config/toy/bytes/data bs=1M 2>/dev/null")
+    mnt.out("printf bc | dd of=sys/kernel/config/toy/bytes/data bs=1 seek=131071 conv=notrunc 2>/dev/null")
+    found = (mnt.root / "sys/kernel/config/toy/bytes/data").read_bytes()
+    assert found == b"a" * 131071 + b"bc" + b"a" * (300000 - 131073)
+    assert mnt.out("stat -c %s sys/kernel/config/toy/bytes/data") == "300000\n"
+    over = mnt.sh("head -c 300001 /dev/zero > sys/kernel/config/toy/bytes/data")
+    assert "No space left on device" in over.stderr
+    mnt.out("rmdir sys/kernel/config/toy/bytes")
 
 
 def test_records_of_a_stream(mnt: Mounted) -> None:

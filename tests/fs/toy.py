@@ -13,6 +13,7 @@ from functools import partial
 from kernelsim.attr import (
     Attr,
     Bool,
+    Bytes,
     Choice,
     ConfigGroup,
     Int,
@@ -27,6 +28,7 @@ from kernelsim.attr import (
 )
 
 BIG_LINES = 40_000
+DATA_BYTES = 300_000
 
 
 class Vm(Kobject):
@@ -130,9 +132,11 @@ class Buffers(ConfigGroup):
 class Item(Kobject):
     size = Attr(Size(0, 2**40), 0, doc="Bytes.")
     slow = Attr(Trigger(), doc="Takes until the gate is open.")
+    data = Attr(Bytes(), doc="Bytes at offsets.")
 
     def __init__(self, opened: threading.Event) -> None:
         self.opened = opened
+        self.bytes = bytearray(DATA_BYTES)
         self.buffers = Buffers()
 
     def children(self) -> Mapping[str, Kobject]:
@@ -142,6 +146,23 @@ class Item(Kobject):
     def _slow(self, _text: str) -> Operation[None]:
         while not self.opened.is_set():
             yield self.opened
+
+    @data.read
+    def _read_data(self, pos: int, size: int, _nonblock: bool) -> bytes:
+        return bytes(self.bytes[pos : pos + size])
+
+    @data.write_at
+    def _write_data(self, pos: int, data: bytes) -> Operation[int]:
+        if pos >= len(self.bytes):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield None
+        nr = min(len(data), len(self.bytes) - pos)
+        self.bytes[pos : pos + nr] = data[:nr]
+        return nr
+
+    @data.size
+    def _data_size(self) -> int:
+        return len(self.bytes)
 
 
 class Group(ConfigGroup):

@@ -10,6 +10,7 @@ from wiring import errno_of
 from kernelsim.attr import (
     Attr,
     Bool,
+    Bytes,
     Choice,
     Dir,
     Int,
@@ -195,6 +196,14 @@ def test_bad_declarations_are_refused_when_added(attr: Attr[object]) -> None:
     with pytest.raises(ValueError, match="attribute"):
         registry.add("/sys/x", bad(attr)())
     assert list(registry.nodes) == ["/"]
+
+
+@pytest.mark.parametrize(("kind", "hook"), [(Bytes(), "_write"), (Stream(), "_write_at")])
+def test_each_sort_of_stream_has_its_own_write_hook(kind: Stream, hook: str) -> None:
+    attr = Attr(kind, doc="")
+    setattr(attr, hook, print)
+    with pytest.raises(ValueError, match="write_at"):
+        Registry().add("/sys/x", bad(attr)())
 
 
 def test_hooks_of_the_wrong_sort_are_refused() -> None:

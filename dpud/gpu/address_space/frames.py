@@ -78,6 +78,36 @@ def free_frame(heads: Longs, nexts: Longs, prevs: Longs, order_of: Orders, frame
     _push(heads, nexts, prevs, order_of, frame, order)
 
 
+@njit
+def free_frames(
+    heads: Longs, nexts: Longs, prevs: Longs, order_of: Orders, owner: Longs, frames: Longs, keys: Longs, order: int
+) -> int:
+    """free_frame() for the blocks of many pages -> how many of them were not the page's own, and were left alone."""
+    nr_wrong = 0
+    for i in range(len(frames)):
+        first, end = frames[i], frames[i] + (1 << order)
+        if owner[first] != keys[i] or owner[end - 1] != keys[i]:
+            nr_wrong += 1
+            continue
+        owner[first:end] = FREE
+        free_frame(heads, nexts, prevs, order_of, first, order)
+    return nr_wrong
+
+
+@njit
+def alloc_frames(
+    heads: Longs, nexts: Longs, prevs: Longs, order_of: Orders, owner: Longs, out: Longs, keys: Longs, order: int
+) -> int:
+    """alloc_frame() for many pages -> how many got one before there were no more."""
+    for i in range(len(keys)):
+        frame = alloc_frame(heads, nexts, prevs, order_of, order)
+        if frame < 0:
+            return i
+        out[i] = frame
+        owner[frame : frame + (1 << order)] = keys[i]
+    return len(keys)
+
+
 class FramePool:
     """The frames of one location's memory."""
 
@@ -105,21 +135,18 @@ class FramePool:
     def nr_free_bytes(self) -> int:
         return self.nr_free * FRAME_BYTES
 
-    def alloc(self, order: int, key: int) -> int | None:
-        """First frame of a block for the page `key`; None where no block is large enough."""
-        frame = alloc_frame(*self._lists, order)
-        if frame < 0:
-            return None
-        self.owner[frame : frame + (1 << order)] = key
-        self.nr_free -= 1 << order
-        return frame
+    def alloc(self, order: int, keys: Longs) -> Longs:
+        """First frames of a block for each page, in turn, as far as there are blocks."""
+        out = np.empty(len(keys), dtype=np.int64)
+        nr = alloc_frames(*self._lists, self.owner, out, keys, order)
+        self.nr_free -= nr << order
+        return out[:nr]
 
-    def free(self, frame: int, order: int, key: int) -> None:
-        """The page gives its block back."""
-        assert (self.owner[frame : frame + (1 << order)] == key).all(), "a frame of another page"
-        self.owner[frame : frame + (1 << order)] = FREE
-        self.nr_free += 1 << order
-        free_frame(*self._lists, frame, order)
+    def free(self, frames: Longs, order: int, keys: Longs) -> None:
+        """Pages give their blocks back."""
+        nr_wrong = free_frames(*self._lists, self.owner, frames, keys, order)
+        assert nr_wrong == 0, "frames of another page"
+        self.nr_free += len(frames) << order
 
     def owners(self, frame: int, order: int) -> list[int]:
         """Keys of the pages in a block, each once."""

@@ -223,6 +223,12 @@ class AddressSpace:
             self.table.ptes[location, at] &= ~(PTE_WRITE | PTE_DIRTY)
             self._invalidate(region, pages, location)
 
+    def clear_accessed(self, region: Region) -> None:
+        """Forget which pages were accessed."""
+        self.table.ptes[:, region.leaf : region.leaf + region.nr_pages] &= ~PTE_ACCESSED
+        for location in range(len(self.names)):
+            self._invalidate(region, np.arange(region.nr_pages), location)
+
     def _invalidate(self, region: Region, pages: Pages, location: int) -> None:
         vas = region.vas(pages)
         self.tlbs[location].invalidate(vas, region.page_shift)

@@ -5,7 +5,7 @@ A transfer of n bytes that may begin at t ends at  max(t, engine free) + n / ban
 for the n / bandwidth only: latency is on the way, so transfers overlap in it, as DMA descriptors do.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 NS_PER_S = 1_000_000_000
 
@@ -43,6 +43,10 @@ class DeviceProfile:
     link_latency_ns: int = 1_000
     local_bytes_per_s: int = 1_555_000_000_000
     local_latency_ns: int = 500
+
+    def sized(self, memory_bytes: int) -> "DeviceProfile":
+        """The same with another size of memory."""
+        return replace(self, memory_bytes=memory_bytes)
 
     def host_to_device(self) -> CopyEngine:
         return CopyEngine(self.link_bytes_per_s, self.link_latency_ns)

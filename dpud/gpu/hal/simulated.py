@@ -95,6 +95,7 @@ class SimulatedDevice(Device):
         self.download = self.profile.device_to_host()
         self.local = self.profile.local()
         self._extents = Extents(self.memory_bytes)
+        self._fresh = 0  # memory from here on was never allocated: it is zero, and costs the host nothing
         self._streams: list[SimStream] = []
         self._pending: list[tuple[int, int, Work]] = []
         self._order = itertools.count()
@@ -106,7 +107,9 @@ class SimulatedDevice(Device):
         if handle is None:
             raise GpuError(errno.ENOMEM, f"device {self.device_id} has no {size} bytes in one piece")
         buffer = SimBuffer(self, handle, size)
-        self.submit(self.local, 0, stream, lambda: self.memory[handle : handle + size].fill(0))
+        used = self.memory[handle : min(handle + size, self._fresh)]
+        self.submit(self.local, 0, stream, lambda: used.fill(0))
+        self._fresh = max(self._fresh, handle + size)
         return buffer
 
     def free(self, buffer: "SimBuffer", stream: Stream) -> None:

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`dpud bench gpu [NAME]`: the modules of GPU memory virtualization, each beside something real that does the same."""
+
+from collections.abc import Mapping
+from importlib import import_module
+
+from dpud.bench.report import Report
+from dpud.errors import UserError
+
+BENCHMARKS: Mapping[str, str] = {"compression": "compression"}
+"""Name on the command line -> module of this package, which has `run() -> Report`."""
+
+
+def run(*names: str) -> Report:
+    """The benchmarks named, or all. Raises UserError for a name that is none."""
+    for name in names:
+        if name not in BENCHMARKS:
+            raise UserError(f"no benchmark gpu {name}: there are {', '.join(BENCHMARKS)}")
+    reports = [import_module(f"dpud.bench.gpu.{BENCHMARKS[name]}").run() for name in names or BENCHMARKS]
+    first: Report = reports[0]
+    first.parts += reports[1:]
+    return first

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""The dictionary coders: lz4 (block format), snappy (raw format), zstd (one frame a page, as the `zstd` tool reads it).
+
+zstd's contexts crash when two threads share one, so each thread has its own, by level and dictionary.
+"""
+
+import threading
+from typing import Any
+
+import lz4.block
+import snappy
+import zstandard
+
+from dpud.gpu.compression.codec import Codec, Dictionary, Quality, register
+
+_HC = 3
+"""lz4 levels from here on mean its high-compression mode; 1 is the fast mode and 0 that with less search."""
+
+
+@register
+class Lz4(Codec):
+    id = 2
+    name = "lz4"
+    levels = {Quality.FAST: 1, Quality.BALANCED: 1, Quality.BEST: 9}
+    selectable = True
+    errors = (lz4.block.LZ4BlockError,)
+
+    def encode(self, page: memoryview, level: int, dictionary: Dictionary | None = None) -> bytes:
+        if level >= _HC:
+            return lz4.block.compress(page, mode="high_compression", compression=level, store_size=False)  # type: ignore[no-any-return]
+        return lz4.block.compress(page, store_size=False)  # type: ignore[no-any-return]
+
+    def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:
+        out[:] = lz4.block.decompress(data, uncompressed_size=len(out))
+
+
+class ZstdContexts(threading.local):
+    """This thread's compressors and decompressors."""
+
+    def __init__(self) -> None:
+        self._compressors: dict[tuple[int, int], zstandard.ZstdCompressor] = {}
+        self._decompressors: dict[int, zstandard.ZstdDecompressor] = {}
+
+    def compressor(self, level: int, dictionary: Dictionary | None) -> zstandard.ZstdCompressor:
+        key = (level, dictionary.number if dictionary else 0)
+        if key not in self._compressors:
+            more: dict[str, Any] = {"dict_data": zstandard.ZstdCompressionDict(dictionary.data)} if dictionary else {}
+            self._compressors[key] = zstandard.ZstdCompressor(level=level, write_content_size=True, **more)
+        return self._compressors[key]
+
+    def decompressor(self, dictionary: Dictionary | None) -> zstandard.ZstdDecompressor:
+        key = dictionary.number if dictionary else 0
+        if key not in self._decompressors:
+            more: dict[str, Any] = {"dict_data": zstandard.ZstdCompressionDict(dictionary.data)} if dictionary else {}
+            self._decompressors[key] = zstandard.ZstdDecompressor(**more)
+        return self._decompressors[key]
+
+    def decode(self, data: bytes | memoryview, nr_bytes: int, dictionary: Dictionary | None = None) -> bytes:
+        """One frame. Raises ValueError or ZstdError."""
+        if zstandard.frame_content_size(data) != nr_bytes:  # what the frame says is what would be allocated
+            raise ValueError("zstd frame of another size")
+        return self.decompressor(dictionary).decompress(data, allow_extra_data=False)
+
+
+CONTEXTS = ZstdContexts()
+
+
+@register
+class Zstd(Codec):
+    id = 3
+    name = "zstd"
+    levels = {Quality.BALANCED: 1, Quality.BEST: 9}
+    selectable = True
+    takes_dictionary = True
+    errors = (zstandard.ZstdError,)
+
+    def encode(self, page: memoryview, level: int, dictionary: Dictionary | None = None) -> bytes:
+        return CONTEXTS.compressor(level, dictionary).compress(page)
+
+    def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:
+        out[:] = CONTEXTS.decode(data, len(out), dictionary)
+
+
+@register
+class Snappy(Codec):
+    id = 4
+    name = "snappy"
+    levels = {Quality.FAST: 0}
+    selectable = True
+    errors = (snappy.UncompressError,)
+
+    def encode(self, page: memoryview, level: int, dictionary: Dictionary | None = None) -> bytes:
+        return snappy.compress(page)  # type: ignore[no-any-return]
+
+    def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:
+        if (nr_bytes := preamble(data)) != len(out):  # what the stream says is what would be allocated
+            raise ValueError(f"snappy stream of {nr_bytes} bytes")
+        out[:] = snappy.uncompress(bytes(data))
+
+
+def preamble(data: bytes | memoryview) -> int:
+    """Uncompressed bytes that a snappy stream declares: a little-endian varint. Source: snappy format_description."""
+    value = 0
+    for index, byte in enumerate(data[:5]):
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return value
+    raise ValueError("snappy stream without a length")

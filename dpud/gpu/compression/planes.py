@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""Codecs for arrays of numbers: the n-th bytes of all elements together, each such plane coded by itself.
+
+Theory of operation
+    In floating-point weights the exponents take few values and the mantissas are noise. Byte by byte in one stream they
+    spoil each other's statistics; apart, an entropy coder takes the exponent plane to about 3 bits a byte and gives the
+    mantissa planes up at once. Integers have planes that are all zero. The idea is Blosc's shuffle filter and ZipNN's
+    (arXiv 2411.05239); coding the planes apart is what lets the incompressible ones stay as they are.
+
+    Where neighbours are close (a smooth field, time stamps), the second difference of the bits seen as integers has
+    smaller high bytes than the values have. Positive floats order as their bits do, so this works for them too.
+
+Format
+    A length for each plane, least significant byte first, then the planes: 16 bits a length where they suffice, else
+    32, little-endian. A plane as long as it must be decoded is raw; else it is a stream of the inner coder.
+"""
+
+import struct
+from abc import abstractmethod
+from typing import Any, TypeAlias
+
+import lz4.block
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from dpud.gpu.compression.codec import Codec, Dictionary, Quality, register
+from dpud.gpu.compression.lz import CONTEXTS
+
+Bytes: TypeAlias = NDArray[np.uint8]
+_WORDS: dict[int, Any] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+class Planes(Codec):
+    """Byte planes of `element_bytes`-byte elements; a subclass says how one plane is coded."""
+
+    @abstractmethod
+    def encode_plane(self, plane: Bytes, level: int) -> bytes: ...
+
+    @abstractmethod
+    def decode_plane(self, data: memoryview, nr_bytes: int) -> bytes: ...
+
+    def before(self, words: NDArray[Any]) -> NDArray[Any]:
+        """What is done to the elements first."""
+        return words
+
+    def after(self, words: NDArray[Any]) -> NDArray[Any]:
+        """The inverse."""
+        return words
+
+    def encode(self, page: memoryview, level: int, dictionary: Dictionary | None = None) -> bytes:
+        words = self.before(np.frombuffer(page, _WORDS[self.element_bytes]))
+        planes = np.ascontiguousarray(words.view(np.uint8).reshape(-1, self.element_bytes).T)
+        parts = [self._shorter(plane, level) for plane in planes]
+        return self._lengths(len(page)).pack(*map(len, parts)) + b"".join(parts)
+
+    def _shorter(self, plane: Bytes, level: int) -> bytes:
+        coded = self.encode_plane(plane, level)
+        return coded if len(coded) < len(plane) else plane.tobytes()
+
+    def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:
+        view, nr_bytes = memoryview(data), len(out) // self.element_bytes
+        lengths = self._lengths(len(out))
+        if len(view) < lengths.size:
+            raise ValueError("planes without their lengths")
+        begin = lengths.size
+        elements = np.empty((nr_bytes, self.element_bytes), np.uint8)
+        for index, length in enumerate(lengths.unpack_from(view)):
+            part = view[begin : begin + length]
+            begin += length
+            plane = part if length == nr_bytes else self.decode_plane(part, nr_bytes)
+            elements[:, index] = np.frombuffer(plane, np.uint8)
+        if begin != len(view):
+            raise ValueError("planes of another size")
+        words = self.after(elements.reshape(-1).view(_WORDS[self.element_bytes]))
+        out[:] = words.view(np.uint8).data
+
+    def _lengths(self, raw_bytes: int) -> struct.Struct:
+        return struct.Struct("<" + ("H" if raw_bytes // self.element_bytes < 1 << 16 else "I") * self.element_bytes)
+
+
+class ZstdPlanes(Planes):
+    levels = {Quality.BALANCED: 1, Quality.BEST: 1}  # higher levels look for matches, which exponents do not have
+    errors = (zstandard.ZstdError,)
+
+    def encode_plane(self, plane: Bytes, level: int) -> bytes:
+        return CONTEXTS.compressor(level, None).compress(plane.data)
+
+    def decode_plane(self, data: memoryview, nr_bytes: int) -> bytes:
+        return CONTEXTS.decode(data, nr_bytes)
+
+
+class Lz4Planes(Planes):
+    levels = {Quality.FAST: 1}
+    errors = (lz4.block.LZ4BlockError,)
+
+    def encode_plane(self, plane: Bytes, level: int) -> bytes:
+        return lz4.block.compress(plane.data, store_size=False)  # type: ignore[no-any-return]
+
+    def decode_plane(self, data: memoryview, nr_bytes: int) -> bytes:
+        return lz4.block.decompress(data, uncompressed_size=nr_bytes)  # type: ignore[no-any-return]
+
+
+class DifferencePlanes(ZstdPlanes):
+    """Of the second difference."""
+
+    levels = {Quality.BALANCED: 1, Quality.BEST: 9}
+
+    def before(self, words: NDArray[Any]) -> NDArray[Any]:
+        return _difference(_difference(words))
+
+    def after(self, words: NDArray[Any]) -> NDArray[Any]:
+        once = np.add.accumulate(words, dtype=words.dtype)  # or numpy would widen them
+        return np.add.accumulate(once, dtype=words.dtype)
+
+
+def _difference(words: NDArray[Any]) -> NDArray[Any]:
+    """Each word less the one before it, modulo the size of a word; the first as it is."""
+    result = words.copy()
+    result[1:] -= words[:-1]
+    return result
+
+
+@register
+class Planes2Lz4(Lz4Planes):
+    id, name, element_bytes = 5, "planes2-lz4", 2
+
+
+@register
+class Planes4Lz4(Lz4Planes):
+    id, name, element_bytes = 6, "planes4-lz4", 4
+
+
+@register
+class Planes8Lz4(Lz4Planes):
+    id, name, element_bytes = 7, "planes8-lz4", 8
+
+
+@register
+class Planes2Zstd(ZstdPlanes):
+    id, name, element_bytes = 8, "planes2-zstd", 2
+
+
+@register
+class Planes4Zstd(ZstdPlanes):
+    id, name, element_bytes = 9, "planes4-zstd", 4
+
+
+@register
+class Planes8Zstd(ZstdPlanes):
+    id, name, element_bytes = 10, "planes8-zstd", 8
+
+
+@register
+class Difference4Zstd(DifferencePlanes):
+    id, name, element_bytes, refines = 11, "diff4-zstd", 4, Planes4Zstd.id
+
+
+@register
+class Difference8Zstd(DifferencePlanes):
+    id, name, element_bytes, refines = 12, "diff8-zstd", 8, Planes8Zstd.id

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: MIT
+"""The C library's names, as Python functions with the same arguments. facade_base.py has the conventions.
+
+    init_swap_system(512 << 20, 4096, 0.8)
+    ptr = allocate_gpu_memory(1 << 20)
+    write_memory(ptr, b"weights")
+    free_gpu_memory(ptr)
+    cleanup_swap_system()
+
+Beside them are the classes that they stand for: GpuMemory and what is passed to it.
+"""
+
+from dpud.gpu.facade_address_space import ACCESS_EXECUTE as ACCESS_EXECUTE
+from dpud.gpu.facade_address_space import ACCESS_READ as ACCESS_READ
+from dpud.gpu.facade_address_space import ACCESS_READ_WRITE as ACCESS_READ_WRITE
+from dpud.gpu.facade_address_space import ACCESS_WRITE as ACCESS_WRITE
+from dpud.gpu.facade_address_space import MEMORY_TYPE_DEVICE as MEMORY_TYPE_DEVICE
+from dpud.gpu.facade_address_space import MEMORY_TYPE_HOST as MEMORY_TYPE_HOST
+from dpud.gpu.facade_address_space import MEMORY_TYPE_MANAGED as MEMORY_TYPE_MANAGED
+from dpud.gpu.facade_address_space import MEMORY_TYPE_PINNED as MEMORY_TYPE_PINNED
+from dpud.gpu.facade_address_space import access_unified_memory as access_unified_memory
+from dpud.gpu.facade_address_space import allocate_unified_memory as allocate_unified_memory
+from dpud.gpu.facade_address_space import cleanup_unified_address_space as cleanup_unified_address_space
+from dpud.gpu.facade_address_space import free_unified_memory as free_unified_memory
+from dpud.gpu.facade_address_space import get_address_space_stats as get_address_space_stats
+from dpud.gpu.facade_address_space import init_unified_address_space as init_unified_address_space
+from dpud.gpu.facade_address_space import print_address_space_stats as print_address_space_stats
+from dpud.gpu.facade_address_space import read_memory as read_memory
+from dpud.gpu.facade_address_space import sync_memory_region as sync_memory_region
+from dpud.gpu.facade_address_space import write_memory as write_memory
+from dpud.gpu.facade_base import Ref as Ref
+from dpud.gpu.facade_base import last_error as last_error
+from dpud.gpu.facade_memory import access_gpu_memory as access_gpu_memory
+from dpud.gpu.facade_memory import allocate_gpu_memory as allocate_gpu_memory
+from dpud.gpu.facade_memory import background_swap as background_swap
+from dpud.gpu.facade_memory import cleanup_swap_system as cleanup_swap_system
+from dpud.gpu.facade_memory import free_gpu_memory as free_gpu_memory
+from dpud.gpu.facade_memory import init_swap_system as init_swap_system

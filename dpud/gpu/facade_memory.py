@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""The C names of GPU memory whose pages can leave the device.
+
+`init_swap_system(max_gpu_memory, page_size, swap_threshold)`: a device of that many bytes; once `swap_threshold` of it
+is used, pages leave it in the background (background_swap() is one round of that). What is behind it are the parts that
+other init functions made before; without them, host memory eight times the device.
+"""
+
+import errno
+from typing import Any
+
+from dpud.gpu.address_space.permissions import READ
+from dpud.gpu.address_space.regions import RegionType
+from dpud.gpu.clock import ManualClock
+from dpud.gpu.errors import GpuError
+from dpud.gpu.facade_base import CLIENT, c_int, c_pointer, has_memory, the_memory, use_memory
+from dpud.gpu.hal.engine import DeviceProfile
+from dpud.gpu.hal.simulated import SimulatedDevice
+from dpud.gpu.memory import GpuMemory
+from dpud.gpu.store import HostPool
+
+HOST_POOL_TIMES = 8
+
+behind: dict[str, Any] = {}
+"""Constructor arguments of GpuMemory (codec, pool, swap, new_policy, prefetcher, admission) that others have made."""
+
+
+class _Swap:
+    page_size = 4096
+
+
+@c_int
+def init_swap_system(max_gpu_memory: int, page_size: int, swap_threshold: float) -> None:
+    """EBUSY if there is memory already; EINVAL for values that make no sense."""
+    if has_memory():
+        raise GpuError(errno.EBUSY, "initialized already")
+    if page_size not in (2048, 4096, 65536, 2 << 20) or not 0 < swap_threshold < 1 or max_gpu_memory < 4 * page_size:
+        raise GpuError(errno.EINVAL, f"{max_gpu_memory} bytes, pages of {page_size}, threshold {swap_threshold}")
+    clock = ManualClock()
+    device = SimulatedDevice(DeviceProfile(memory_bytes=max_gpu_memory), clock)
+    memory = GpuMemory([device], clock=clock, **({"pool": HostPool(max_gpu_memory * HOST_POOL_TIMES)} | behind))
+    marks = memory.residency.watermarks
+    marks.low = round(100 * (1 - swap_threshold))
+    marks.high = min(100, marks.low + 5)
+    _Swap.page_size = page_size
+    use_memory(memory)
+
+
+@c_pointer
+def allocate_gpu_memory(size: int) -> int:
+    """An address on the device; its bytes read as zeros."""
+    return the_memory().allocate(CLIENT, size, RegionType.DEVICE, page_size=_Swap.page_size)
+
+
+def free_gpu_memory(ptr: int | None) -> None:
+    """free(NULL) is nothing; a pointer that was not allocated is an error for last_error()."""
+    if ptr is not None:
+        _free(ptr)
+
+
+@c_int
+def _free(ptr: int) -> None:
+    the_memory().free(ptr, CLIENT)
+
+
+@c_pointer
+def access_gpu_memory(ptr: int) -> int:
+    """The same address, once its page is on the device."""
+    return the_memory().access(CLIENT, ptr, READ).va
+
+
+def background_swap(budget_bytes: int = 1 << 30) -> int:
+    """One round of background eviction -> bytes."""
+    return the_memory().background(budget_bytes)
+
+
+def cleanup_swap_system() -> None:
+    """Frees everything."""
+    use_memory(None)

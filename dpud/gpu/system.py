@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""All of it put together: devices, their memory, and where everything is shown.
+
+/sys/class/gpu_memvirt/gpuN/memory            each device's memory
+/sys/class/gpu_memvirt/gpuN/MODULE            the modules; they are shared by all devices
+/sys/class/gpu_memvirt/host/memory            the host's
+/sys/kernel/config/gpu_memvirt/gpuN/clients   who uses it
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from dpud.gpu.clock import Clock, ManualClock
+from dpud.gpu.configfs import ClientGroup
+from dpud.gpu.files import AddressSpaceFiles, MemoryFiles, settle
+from dpud.gpu.hal.engine import DeviceProfile
+from dpud.gpu.hal.simulated import SimulatedDevice
+from dpud.gpu.memory import HOST_PROFILE, GpuMemory
+from dpud.gpu.store import HostPool
+from kernelsim.attr import Kobject, Operation, Registry
+from kernelsim.operation import Waitable
+
+CLASS_PATH = "/sys/class/gpu_memvirt"
+CONFIG_PATH = "/sys/kernel/config/gpu_memvirt"
+LOG_VARIABLE = "MEMORY_VIRT_LOG_LEVEL"
+
+_SLICE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class GpuConfig:
+    """What there is. Sizes in bytes."""
+
+    nr_devices: int = 1
+    device_bytes: int = 256 << 20
+    host_bytes: int = 1 << 30
+    pool_bytes: int = 512 << 20
+
+
+def build(config: GpuConfig, clock: Clock | None = None) -> GpuMemory:
+    """Simulated devices with a pool behind them."""
+    clock = clock or ManualClock()
+    profile = DeviceProfile(memory_bytes=config.device_bytes)
+    devices = [SimulatedDevice(profile, clock, number) for number in range(config.nr_devices)]
+    host = SimulatedDevice(HOST_PROFILE.sized(config.host_bytes), clock, config.nr_devices)
+    pool = HostPool(config.pool_bytes) if config.pool_bytes else None
+    return GpuMemory(devices, host=host, clock=clock, pool=pool)
+
+
+def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
+    """(folder, its files) of the parts that all devices share."""
+    yield "address_space", AddressSpaceFiles(memory)
+
+
+def add_files(registry: Registry, memory: GpuMemory) -> None:
+    """Show devices, modules and clients."""
+    for location in memory.locations:
+        folder = "host" if location.number == memory.nr_devices else f"gpu{location.number}"
+        registry.add(f"{CLASS_PATH}/{folder}/memory", MemoryFiles(memory, location))
+    for name, kobj in modules(memory):
+        registry.add(f"{CLASS_PATH}/gpu0/{name}", kobj)
+        for number in range(1, memory.nr_devices):
+            registry.link(f"{CLASS_PATH}/gpu{number}/{name}", f"../gpu0/{name}")
+    for number in range(memory.nr_devices):
+        registry.add(f"{CONFIG_PATH}/gpu{number}/clients", ClientGroup(memory, number))
+
+
+def reclaimer(memory: GpuMemory, short: Waitable, wake_up: Callable[[], None]) -> Operation[None]:
+    """What runs in the background as long as there is a daemon: keeps free memory above the watermarks."""
+    memory.on_short = wake_up
+    while True:
+        if memory.background(_SLICE_BYTES):
+            yield from settle(memory)
+            yield None
+        else:
+            yield short
+
+
+def set_log_level() -> None:
+    """MEMORY_VIRT_LOG_LEVEL: DEBUG, INFO, WARNING (the default) or ERROR, for all that is logged below dpud.gpu."""
+    level = os.environ.get(LOG_VARIABLE, "WARNING").upper()
+    known = logging.getLevelNamesMapping()
+    logging.getLogger("dpud.gpu").setLevel(known.get(level, logging.WARNING))

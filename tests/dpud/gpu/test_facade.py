@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The C names: arguments, return values and errors as in the description the project began with."""
+
+import errno
+from collections.abc import Iterator
+
+import pytest
+
+from dpud.gpu import facade
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    yield
+    facade.cleanup_swap_system()
+    facade.cleanup_unified_address_space()
+
+
+@pytest.mark.parametrize("arguments", [(1 << 30, 4096, 0.9), (512 * MIB, 2048, 0.7), (512 * MIB, 4096, 0.8)])
+def test_the_configurations_of_the_description(arguments: tuple[int, int, float]) -> None:
+    assert facade.init_swap_system(*arguments) == 0
+    pointer = facade.allocate_gpu_memory(1024 * 1024)
+    assert pointer is not None
+    assert facade.write_memory(pointer, b"weights") == 0
+    assert facade.access_gpu_memory(pointer) == pointer
+    assert facade.read_memory(pointer, 7) == b"weights"
+    facade.free_gpu_memory(pointer)
+    assert facade.access_gpu_memory(pointer) is None
+    assert facade.last_error() == errno.EFAULT
+
+
+def test_more_than_the_device_holds() -> None:
+    """Above the threshold pages leave in the background, and come back."""
+    assert facade.init_swap_system(4 * MIB, 4096, 0.8) == 0
+    pointers = [facade.allocate_gpu_memory(MIB) for _ in range(12)]
+    for number, pointer in enumerate(pointers):
+        assert pointer is not None
+        assert facade.write_memory(pointer, bytes([number + 1]) * MIB) == 0
+    assert facade.background_swap() > 0
+    for number, pointer in enumerate(pointers):
+        assert pointer is not None
+        assert facade.read_memory(pointer, MIB) == bytes([number + 1]) * MIB
+
+
+def test_unified_memory() -> None:
+    assert facade.init_unified_address_space(1 << 30, 4096) == 0
+    for kind in (
+        facade.MEMORY_TYPE_HOST,
+        facade.MEMORY_TYPE_DEVICE,
+        facade.MEMORY_TYPE_MANAGED,
+        facade.MEMORY_TYPE_PINNED,
+    ):
+        pointer = facade.allocate_unified_memory(MIB, kind, facade.ACCESS_READ_WRITE)
+        assert pointer is not None
+        assert facade.write_memory(pointer + 10, b"bytes") == 0
+        assert facade.access_unified_memory(pointer + 10, facade.ACCESS_READ) == pointer + 10
+        assert facade.access_unified_memory(pointer, facade.ACCESS_EXECUTE) is None
+        assert facade.last_error() == errno.EACCES
+        assert facade.free_unified_memory(pointer) == 0
+        assert facade.free_unified_memory(pointer) == -1
+        assert facade.last_error() == errno.EFAULT
+
+
+def test_sync_needs_something_behind_the_device() -> None:
+    assert facade.init_swap_system(8 * MIB, 4096, 0.9) == 0
+    assert facade.init_unified_address_space(1 << 30, 65536) == 0
+    pointer = facade.allocate_unified_memory(MIB, facade.MEMORY_TYPE_MANAGED, facade.ACCESS_READ_WRITE)
+    assert pointer is not None
+    assert facade.write_memory(pointer, b"x" * MIB) == 0
+    assert facade.sync_memory_region(pointer, MIB) == 0
+    assert facade.get_address_space_stats()["stored"] == 16
+
+
+def test_nothing_works_before_init_and_init_works_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert facade.allocate_gpu_memory(1) is None
+    assert facade.last_error() == errno.ENODEV
+    assert facade.init_unified_address_space(1 << 30, 1000) == -1
+    assert facade.last_error() == errno.EINVAL
+    assert facade.get_address_space_stats() == {}
+    assert facade.init_unified_address_space(1 << 30, 4096) == 0
+    assert facade.init_unified_address_space(1 << 30, 4096) == -1
+    assert facade.last_error() == errno.EBUSY
+    assert facade.allocate_unified_memory(2 << 30, facade.MEMORY_TYPE_DEVICE, facade.ACCESS_READ) is None
+    assert facade.last_error() == errno.ENOMEM
+    facade.print_address_space_stats()
+    assert "tlb_hits" in capsys.readouterr().out

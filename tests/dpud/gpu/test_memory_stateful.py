@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Anything that several clients can do on several devices, against plain byte arrays."""
+
+import errno
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from small import KIB, DictSwap, attempt, small_memory
+
+from dpud.gpu.address_space.advice import Advice
+from dpud.gpu.address_space.permissions import Permission
+from dpud.gpu.address_space.regions import RegionType
+from dpud.gpu.check import violations
+from dpud.gpu.errors import GpuError
+from dpud.gpu.memory import HOST
+from dpud.gpu.store import HostPool
+
+CLIENTS = ("ann", "bob")
+LOCATIONS = st.sampled_from([0, 1, HOST])
+FRACTIONS = st.floats(0, 1, exclude_max=True)
+RIGHTS = st.sampled_from([Permission(bits) for bits in range(8)])
+
+
+@dataclass
+class Model:
+    """One region as it should be."""
+
+    va: int
+    owner: str
+    page: int
+    data: bytearray
+    rights: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+    def allowed(self, client: str, start: int, end: int, wanted: Permission) -> bool:
+        rights = self.rights.get(client)
+        return rights is not None and all(
+            int(rights[page]) & wanted == wanted for page in range(start // self.page, -(-end // self.page))
+        )
+
+
+class Path(RuleBasedStateMachine):
+    """The data path beside the models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = small_memory(
+            512 * KIB, 256 * KIB, host_bytes=512 * KIB, pool=HostPool(192 * KIB), swap=DictSwap(512 * KIB)
+        )
+        self.models: list[Model] = []
+        self.rng = np.random.default_rng(7)
+
+    @rule(
+        owner=st.sampled_from(CLIENTS),
+        size=st.integers(1, 300 * KIB),
+        page=st.sampled_from([2048, 4096, 65536]),
+        kind=st.sampled_from(list(RegionType)),
+        rights=RIGHTS,
+        device=st.sampled_from([0, 1]),
+    )
+    def allocate(self, owner: str, size: int, page: int, kind: RegionType, rights: Permission, device: int) -> None:
+        try:
+            va = self.memory.allocate(owner, size, kind, rights, page_size=page, device=device)
+        except GpuError as error:
+            self.expect((error.errno, kind) == (errno.ENOMEM, RegionType.PINNED))
+            return
+        model = Model(va, owner, page, bytearray(size))
+        model.rights[owner] = np.full(-(-size // page), rights.effective())
+        self.models.append(model)
+
+    @staticmethod
+    def expect(holds: bool) -> None:
+        assert holds
+
+    def pick(self, which: float) -> Model:
+        return self.models[int(which * len(self.models))]
+
+    def span(self, model: Model, where: float, length: float) -> tuple[int, int]:
+        start = int(where * len(model.data))
+        return start, start + 1 + int(length * (len(model.data) - start))
+
+    @precondition(lambda self: self.models)
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        which=FRACTIONS,
+        where=FRACTIONS,
+        length=FRACTIONS,
+        at=LOCATIONS,
+        same=st.booleans(),
+    )
+    def write(self, client: str, which: float, where: float, length: float, at: int, same: bool) -> None:
+        model = self.pick(which)
+        start, end = self.span(model, where, length)
+        end = min(end, len(model.data))
+        data = bytes([end & 255]) * (end - start) if same else self.rng.bytes(end - start)
+        number, nr_done = 0, end - start
+        try:
+            self.memory.write(client, model.va + start, data, at)
+        except GpuError as error:
+            number, nr_done = error.errno or 0, error.nr_done
+        self.judge(model, client, start, end, Permission.WRITE, number)
+        if number != errno.EACCES:
+            model.data[start : start + nr_done] = data[:nr_done]
+
+    @precondition(lambda self: self.models)
+    @rule(client=st.sampled_from(CLIENTS), which=FRACTIONS, where=FRACTIONS, length=FRACTIONS, at=LOCATIONS)
+    def read(self, client: str, which: float, where: float, length: float, at: int) -> None:
+        model = self.pick(which)
+        start, end = self.span(model, where, length)
+        end = min(end, len(model.data))
+        number = 0
+        try:
+            assert self.memory.read(client, model.va + start, end - start, at) == model.data[start:end]
+        except GpuError as error:
+            number = error.errno or 0
+        self.judge(model, client, start, end, Permission.READ, number)
+
+    def judge(self, model: Model, client: str, start: int, end: int, wanted: Permission, number: int) -> None:
+        if model.allowed(client, start, end, wanted):
+            assert number in (0, errno.ENOMEM)
+        else:
+            assert number == errno.EACCES
+            assert self.memory.space.faults.records[-1].client == client
+
+    @precondition(lambda self: self.models)
+    @rule(
+        of=st.sampled_from(CLIENTS),
+        which=FRACTIONS,
+        where=FRACTIONS,
+        length=FRACTIONS,
+        rights=RIGHTS,
+        by=st.sampled_from(CLIENTS),
+    )
+    def protect(self, of: str, which: float, where: float, length: float, rights: Permission, by: str) -> None:
+        model = self.pick(which)
+        start, end = self.span(model, where, length)
+        start = start // model.page * model.page
+        number = attempt(self.memory.protect, by, model.va + start, end - start, rights, of=of)
+        assert number == (0 if by == model.owner else errno.EACCES)
+        if number:
+            return
+        granted = model.rights.setdefault(of, np.zeros(-(-len(model.data) // model.page), dtype=int))
+        granted[start // model.page : -(-end // model.page)] = rights.effective()
+
+    @precondition(lambda self: self.models)
+    @rule(which=FRACTIONS, where=FRACTIONS, length=FRACTIONS, advice=st.sampled_from(list(Advice)), location=LOCATIONS)
+    def advise(self, which: float, where: float, length: float, advice: Advice, location: int) -> None:
+        model = self.pick(which)
+        start, end = self.span(model, where, length)
+        start = start // model.page * model.page
+        region = self.memory.space.regions.find(model.va)
+        assert region is not None
+        where_to = location if advice.takes_location else None
+        number = attempt(self.memory.advise, model.owner, model.va + start, end - start, advice, where_to)
+        assert number == (0 if region.type is RegionType.MANAGED else errno.EINVAL)
+
+    @precondition(lambda self: self.models)
+    @rule(which=FRACTIONS, where=FRACTIONS, length=FRACTIONS, to=LOCATIONS)
+    def prefetch(self, which: float, where: float, length: float, to: int) -> None:
+        model = self.pick(which)
+        start, end = self.span(model, where, length)
+        start = start // model.page * model.page
+        region = self.memory.space.regions.find(model.va)
+        assert region is not None
+        number = attempt(self.memory.prefetch, model.owner, model.va + start, end - start, to)
+        assert number in ((0, errno.ENOMEM) if region.type is RegionType.MANAGED else (errno.EINVAL,))
+
+    @precondition(lambda self: self.models)
+    @rule(which=FRACTIONS)
+    def sync(self, which: float) -> None:
+        model = self.pick(which)
+        readable = model.allowed(model.owner, 0, len(model.data), Permission.READ)
+        number = attempt(self.memory.sync, model.owner, model.va, len(model.data))
+        assert number in ((0, errno.ENOSPC) if readable else (errno.EACCES,))
+
+    @rule(nr_bytes=st.integers(1, 600 * KIB), location=LOCATIONS)
+    def evict(self, nr_bytes: int, location: int) -> None:
+        free = self.memory.locations[location].frames.nr_free_bytes
+        freed = self.memory.evict(nr_bytes, location)
+        assert self.memory.locations[location].frames.nr_free_bytes - free == freed
+
+    @rule(budget=st.integers(0, 600 * KIB))
+    def background(self, budget: int) -> None:
+        self.memory.background(budget)
+
+    @precondition(lambda self: self.models)
+    @rule(which=FRACTIONS)
+    def free(self, which: float) -> None:
+        model = self.pick(which)
+        self.memory.free(model.va, model.owner)
+        self.models.remove(model)
+        assert attempt(self.memory.read, model.owner, model.va, 1) == errno.EFAULT
+
+    @precondition(lambda self: self.models)
+    @rule(which=FRACTIONS, where=FRACTIONS, location=st.sampled_from([0, 1, 2]))
+    def translate(self, which: float, where: float, location: int) -> None:
+        """One by one and in bulk, the same; and the software's cache gets something to be stale with."""
+        model = self.pick(which)
+        va = model.va + int(where * len(model.data))
+        (bulk,) = self.memory.translate_bulk(np.array([va]), location).tolist()
+        if attempt(self.memory.translate, va, location):
+            assert bulk == -1
+        else:
+            assert self.memory.translate(va, location) == bulk
+
+    @invariant()
+    def nothing_is_violated(self) -> None:
+        assert violations(self.memory) == []
+
+    def teardown(self) -> None:
+        """Everything is given back."""
+        for model in self.models:
+            self.memory.free(model.va, model.owner)
+        assert violations(self.memory) == []
+        for location in self.memory.locations:
+            assert location.frames.nr_free == location.frames.nr_frames
+        assert self.memory.store.pool is not None
+        assert self.memory.store.pool.used_bytes == 0
+
+
+TestPath = Path.TestCase
+TestPath.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)

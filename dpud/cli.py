@@ -226,7 +226,7 @@ def replay_(
         raise UserError("--compact-at and --proactiveness are for --traditional or --dpu")
     before, end = (None if folder is None else Path(folder) for folder in (source, after))
     options = ReplayOptions(Path(trace), before, end, compaction, compact_at, proactiveness)
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
+    with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("Replaying", total=1.0)
         outcome = replay(options, lambda done: progress.update(task, completed=done))
     Console(width=None if sys.stdout.isatty() else 110).print(replay_report.report(outcome), highlight=False)

@@ -178,6 +178,7 @@ def record_(directory: str, command: tuple[str, ...], seconds: float | None, buf
     """
     from dpud.record import Recording, record
 
+    command = command[command[:1] == ("--",) :]
     if command and seconds is not None:
         raise UserError("--seconds is for recording without CMD")
     signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))

@@ -243,7 +243,9 @@ def _is_tracing(name: str) -> bool:
 
     root = open_root()
     try:
-        return Path(f"/proc/self/fd/{root}/instances/{name}/tracing_on").read_text() == "1\n"
+        place = Path(f"/proc/self/fd/{root}/instances/{name}")
+        files = ("events/kmem/mm_page_free/enable", "tracing_on")  # a new instance has the latter on, without events
+        return all((place / file).read_text() == "1\n" for file in files)
     except OSError:
         return False
     finally:

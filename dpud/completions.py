@@ -143,6 +143,18 @@ def _bash_offer(wanted: Wanted) -> str:
 # zsh
 
 
+_ZSH_COMMAND = """\
+_dpud_command() {
+    # any command and its arguments, with or without -- before it
+    if [[ $words[1] == -- ]]; then
+        shift words
+        ((CURRENT--))
+    fi
+    _normal
+}
+"""
+
+
 def zsh() -> str:
     """The function for zsh."""
     return "\n".join(_zsh_lines()) + "\n"
@@ -153,6 +165,7 @@ def _zsh_lines() -> Iterator[str]:
     yield "# Made by `make docs`. Do not edit."
     yield "# zsh completion for dpud: put it into a folder of $fpath."
     yield ""
+    yield from _ZSH_COMMAND.split("\n")
     yield "_dpud() {"
     yield "    local curcontext=$curcontext state line"
     yield "    typeset -A opt_args"
@@ -188,7 +201,7 @@ def _zsh_specs(name: str, command: click.Command) -> Iterator[str]:
     for argument in _arguments(command):
         wanted = _wanted(name, argument)
         if wanted.command:
-            yield "'*::command:_normal'"
+            yield "'*::command:_dpud_command'"
         else:
             number = "*" if argument.nargs == -1 else "1"
             yield _quoted(f"{number}:{argument.name}:{_zsh_action(wanted)}")

@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint bench clean system warm
+.PHONY: install demo test lint docs bench clean system warm
 
 install: system $(INSTALLED) warm
 
@@ -14,13 +14,16 @@ demo: install
 	$(BIN)/dpud demo
 
 test: install
-	@scripts/debian-packages gcc libc6-dev trace-cmd
+	@scripts/debian-packages gcc libc6-dev trace-cmd mandoc man-db zsh
 	$(BIN)/pytest -m ''
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python -m dpud.docs
 
 bench: install
 	scripts/debian-packages lxcfs gcc libc6-dev zstd

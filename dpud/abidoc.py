@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""docs/abi.md, made from the declarations: `python -m dpud.abidoc > docs/abi.md`."""
+"""docs/abi.md, made from the declarations: `python -m dpud.abidoc > docs/abi.md`, or with all others by `make docs`."""
 
 import re
 from collections.abc import Iterator
@@ -12,9 +12,10 @@ from dpud.dpu.faults import FaultKind
 from dpud.dpu.sysfs import add_rank_files
 from dpud.gpu.configfs import BufferGroup, ClientGroup
 from dpud.gpu.system import CONFIG_PATH, GpuConfig, add_files, build
+from kernelsim.alloc_configfs import AllocGroup
 from kernelsim.attr import Attr, Registry, Stub
 from kernelsim.dpu_compact_inject import KINDS
-from kernelsim.machine import MM_CONFIGFS, Machine, MachineConfig, NodeConfig
+from kernelsim.machine import ALLOC_CONFIGFS, MM_CONFIGFS, Machine, MachineConfig, NodeConfig
 from kernelsim.trace_events import SYSTEMS
 
 HEAD = """\
@@ -68,6 +69,7 @@ def example(driver: DpuDriver) -> Registry:
     add_fault_files(machine.registry, driver)
     machine.registry.add(f"{MM_CONFIGFS}/NAME", machine.new_process("NAME"))
     _add_gpu(machine.registry)
+    machine.registry.add(f"{ALLOC_CONFIGFS}/NAME", AllocGroup(machine).make_item("NAME"))
     return machine.registry
 
 
@@ -82,12 +84,12 @@ def _add_gpu(registry: Registry) -> None:
 
 def _tables(registry: Registry) -> Iterator[str]:
     """One table a directory, by name."""
-    files = {_generic(path): attr for path, _kobj, attr in registry.walk()}
-    for directory, paths in groupby(sorted(files, key=_split), key=lambda path: _split(path)[0]):
+    files = generic_files(registry)
+    for directory, paths in groupby(sorted(files, key=split), key=lambda path: split(path)[0]):
         yield f"## {directory}\n"
         yield _ROW.format("file", "mode", "values", "default", "what", "since")
         yield _ROW.format(*["---"] * 6)
-        yield from (_row(_split(path)[1], files[path]) for path in paths)
+        yield from (_row(split(path)[1], files[path]) for path in paths)
         yield ""
 
 
@@ -97,7 +99,13 @@ def _row(name: str, attr: Attr[Any]) -> str:
     return _ROW.format(f"`{name}`", f"0{attr.mode:03o}", values.replace("|", "\\|"), default, attr.doc, attr.since)
 
 
-def _split(path: str) -> tuple[str, str]:
+def generic_files(registry: Registry) -> dict[str, Attr[Any]]:
+    """Every file's declaration by its path, one directory standing for all of its kind."""
+    return {_generic(path): attr for path, _kobj, attr in registry.walk()}
+
+
+def split(path: str) -> tuple[str, str]:
+    """(directory, name)"""
     directory, _, name = path.rpartition("/")
     return directory, name
 

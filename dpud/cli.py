@@ -178,6 +178,7 @@ def record_(directory: str, command: tuple[str, ...], seconds: float | None, buf
     """
     from dpud.record import Recording, record
 
+    command = command[command[:1] == ("--",) :]
     if command and seconds is not None:
         raise UserError("--seconds is for recording without CMD")
     signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))
@@ -226,7 +227,7 @@ def replay_(
         raise UserError("--compact-at and --proactiveness are for --traditional or --dpu")
     before, end = (None if folder is None else Path(folder) for folder in (source, after))
     options = ReplayOptions(Path(trace), before, end, compaction, compact_at, proactiveness)
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
+    with Progress(transient=True, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("Replaying", total=1.0)
         outcome = replay(options, lambda done: progress.update(task, completed=done))
     Console(width=None if sys.stdout.isatty() else 110).print(replay_report.report(outcome), highlight=False)

@@ -44,6 +44,12 @@ from msgspec import Meta, Struct
 from dpud.errors import UserError
 from kernelsim.kconfig import Kconfig
 
+
+def _about(text: str) -> Meta:
+    """What a key means, for the manual page."""
+    return Meta(description=text)
+
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)")
 _METADATA_BYTES_PER_PAGE = 32  # kernelsim.page.page_dtype
@@ -69,9 +75,12 @@ class Size(int):
 class Node(Struct, frozen=True, forbid_unknown_fields=True):
     """One NUMA node."""
 
-    memory: Size = Size(4 << 30)
-    cma: Size = Size(0)
-    distance: tuple[Annotated[int, Meta(ge=10, le=255)], ...] = ()
+    memory: Annotated[Size, _about("Memory of the node: at least 32M, a multiple of 2M.")] = Size(4 << 30)
+    cma: Annotated[Size, _about("How much of it is a CMA area: contiguous memory, lent to movable pages.")] = Size(0)
+    distance: Annotated[
+        tuple[Annotated[int, Meta(ge=10, le=255)], ...],
+        _about("Distance to each node, as node*/distance shows it; for all nodes or for none (10 and 20 then)."),
+    ] = ()
 
     def __post_init__(self) -> None:
         if self.memory < _MIN_NODE:
@@ -83,9 +92,11 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Machine(Struct, frozen=True, forbid_unknown_fields=True):
-    cpus: Annotated[int, Meta(ge=1, le=4096)] = 4
-    debug_vm: bool = False
-    nodes: Annotated[tuple[Node, ...], Meta(min_length=1, max_length=64)] = (Node(), Node())
+    cpus: Annotated[int, Meta(ge=1, le=4096), _about("CPUs, shared out over the nodes.")] = 4
+    debug_vm: Annotated[bool, _about("Check every invariant after each step, and log what is violated: slow.")] = False
+    nodes: Annotated[
+        tuple[Node, ...], Meta(min_length=1, max_length=64), _about("The NUMA nodes, a table for each.")
+    ] = (Node(), Node())
 
     def __post_init__(self) -> None:
         lengths = {len(node.distance) for node in self.nodes}
@@ -94,16 +105,24 @@ class Machine(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Memory(Struct, frozen=True, forbid_unknown_fields=True):
-    bytes: Literal["full", "stamp", "none"] | None = None
+    bytes: Annotated[
+        Literal["full", "stamp", "none"] | None,
+        _about(
+            'What is kept of each page: its 4096 bytes, 8 bytes that travel with it, or nothing. "full" if left out, '
+            'and always "stamp" with `--from`.'
+        ),
+    ] = None
 
 
 class Dpu(Struct, frozen=True, forbid_unknown_fields=True):
-    ranks: Annotated[int, Meta(ge=0, le=40)] = 1
-    dpus_per_rank: Annotated[int, Meta(ge=1, le=64)] = 64
-    profile: str = "upmem-v1a"
-    properties: str = ""
-    backend: Literal["emulated", "dpu"] = "emulated"
-    binary: str = ""
+    ranks: Annotated[int, Meta(ge=0, le=40), _about("DPU ranks; with 0, a machine without a DPU.")] = 1
+    dpus_per_rank: Annotated[int, Meta(ge=1, le=64), _about("DPUs of each rank.")] = 64
+    profile: Annotated[str, _about("The engine at first, and with it where modelled times come from.")] = "upmem-v1a"
+    properties: Annotated[str, _about("A profile string of the UPMEM SDK.")] = ""
+    backend: Annotated[
+        Literal["emulated", "dpu"], _about("Who runs the batches: this program, or the SDK's Python package.")
+    ] = "emulated"
+    binary: Annotated[str, _about('The DPU program for backend = "dpu".')] = ""
 
     def __post_init__(self) -> None:
         if (self.backend == "dpu") != bool(self.binary):
@@ -111,10 +130,10 @@ class Dpu(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
-    devices: Annotated[int, Meta(ge=0, le=8)] = 1
-    memory: Size = Size(256 << 20)
-    host_memory: Size = Size(1 << 30)
-    pool: Size = Size(512 << 20)
+    devices: Annotated[int, Meta(ge=0, le=8), _about("Simulated GPUs; 0: none.")] = 1
+    memory: Annotated[Size, _about("Memory of each.")] = Size(256 << 20)
+    host_memory: Annotated[Size, _about("For host and pinned memory, and managed memory used there.")] = Size(1 << 30)
+    pool: Annotated[Size, _about('For pages that left a device; "0": none.')] = Size(512 << 20)
 
     def __post_init__(self) -> None:
         for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):
@@ -123,9 +142,14 @@ class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Mount(Struct, frozen=True, forbid_unknown_fields=True):
-    path: str | None = None
-    allow_other: bool | None = None
-    server: Literal["dev", "libfuse"] = "dev"
+    path: Annotated[str | None, _about("Mount point; what `--mount` says goes before it.")] = None
+    allow_other: Annotated[
+        bool | None, _about("Other users may look; unless you are root, needs user_allow_other in /etc/fuse.conf.")
+    ] = None
+    server: Annotated[
+        Literal["dev", "libfuse"],
+        _about("Speak FUSE to /dev/fuse directly, or through mfusepy or fusepy, which is several times slower."),
+    ] = "dev"
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,7 +157,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     machine: Machine = Machine()
     memory: Memory = Memory()
-    kconfig: Mapping[str, Any] = {}
+    kconfig: Annotated[
+        Mapping[str, Any], _about('How the kernel was built: CONFIG_* options, "y" or "n"; the others have defaults.')
+    ] = {}
     dpu: Dpu = Dpu()
     gpu: Gpu = Gpu()
     mount: Mount = Mount()

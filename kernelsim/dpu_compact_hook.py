@@ -40,6 +40,9 @@ class DpuCompactDebugfs(Kobject):
     )
     unavailable = Attr(Text(), doc="How long pages could not be used: from being unmapped to being mapped again.")
     batch_size = Attr(Text(), doc="How many pages were unmapped together.")
+    histograms = Attr(
+        Text(), doc="Latency, unavailability and batch size, by engine: how many values in each power of two."
+    )
     regions = Attr(Text(), doc="The last 64 regions, one a line.")
 
     def __init__(self, dpu: DpuCompact) -> None:
@@ -88,6 +91,10 @@ class DpuCompactDebugfs(Kobject):
     @batch_size.show
     def _batch_size(self) -> str:
         return self.dpu.accounts.batches.table("batch_size", "pages")
+
+    @histograms.show
+    def _histograms(self) -> str:
+        return self.dpu.accounts.batches.histograms()
 
     @regions.show
     def _regions(self) -> str:

@@ -31,6 +31,7 @@ from kernelsim.jit import i64, njit
 NR_LAST_REGIONS = 64
 _SUB_BITS = 4  # buckets per power of two: 16
 _NR_BUCKETS = 62 << _SUB_BITS
+_BAR = 40
 QUANTILES = ((50, "p50"), (95, "p95"), (99, "p99"))
 
 
@@ -97,6 +98,16 @@ class Distribution:
         rank = max(-(-self.nr * percent // 100), 1)
         bucket = int(np.searchsorted(np.cumsum(self._buckets), rank))
         return min(_upper_edge(bucket), self.max)
+
+    def octaves(self) -> Iterator[tuple[int, int, int]]:
+        """(lowest value, highest value, how many) for 0 and for each power of two, from the first that has any to the
+        last."""
+        counts: dict[int, int] = {}
+        for bucket in np.flatnonzero(self._buckets).tolist():
+            octave = _upper_edge(bucket).bit_length()
+            counts[octave] = counts.get(octave, 0) + int(self._buckets[bucket])
+        for octave in range(min(counts, default=0), max(counts, default=-1) + 1):
+            yield (1 << octave) >> 1, (1 << octave) - 1, counts.get(octave, 0)
 
     def cells(self) -> Iterator[int]:
         """Count, quantiles, maximum."""
@@ -238,6 +249,19 @@ class BatchStats:
                 lines.append(f"{engine:<12}{what:<10}{cells}\n")
         return "".join(lines)
 
+    def histograms(self) -> str:
+        """The text of the file `histograms`."""
+        lines = [f"{'engine':<12}{'of':<12}{'what':<10}{'from':>16}{'to':>16}{'count':>12}\n"]
+        for engine, stats in self.engines.items():
+            for of, distributions in vars(stats).items():
+                for what, distribution in distributions.items():
+                    head = f"{engine:<12}{of:<12}{what:<10}"
+                    lines += (
+                        f"{head}{low:>16}{high:>16}{nr:>12}  {_bar(nr, distribution.nr)}".rstrip() + "\n"
+                        for low, high, nr in distribution.octaves()
+                    )
+        return "".join(lines)
+
     def regions_table(self) -> str:
         """The text of the file `regions`, oldest first."""
         lines = [
@@ -251,6 +275,11 @@ class BatchStats:
                 f"{times.device_ns:>14}{times.total_ns:>14}{record.wall_ns:>14}  {record.error or '-'}\n"
             )
         return "".join(lines)
+
+
+def _bar(nr: int, total: int) -> str:
+    """A part of the whole as a line of up to 40 signs; at least one for anything."""
+    return "#" * -(-nr * _BAR // total)
 
 
 def _find(distributions: dict[str, Distribution], what: str) -> Distribution:

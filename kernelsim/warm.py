@@ -4,16 +4,31 @@
 from collections.abc import Callable
 from contextlib import suppress
 
+import numpy as np
+
 from kernelsim.alloc_configfs import AllocGroup
 from kernelsim.attr import PAGE_SIZE, File
 from kernelsim.compaction import COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT
 from kernelsim.dpu_hw import DpuHardware
 from kernelsim.hostimage import HostImage
 from kernelsim.machine import ALLOC_CONFIGFS, MM_CONFIGFS, NODES_SYSFS, Machine, MachineConfig, NodeConfig
+from kernelsim.mm_types import Vm
+from kernelsim.mmap import Mm
 from kernelsim.mmzone import MIGRATE_MOVABLE
 from kernelsim.operation import complete
 from kernelsim.page_alloc import free_pages
 from kernelsim.pcp import drain_all_pages
+from kernelsim.replay import Replay, requests
+from kernelsim.trace_scan import (
+    ALLOC,
+    EXTFRAG,
+    FREE,
+    LOST,
+    MIGRATED,
+    NR_GFP_TEXTS,
+    event_dtype,
+    scan_lines,
+)
 
 Step = tuple[str, Callable[[], object]]
 
@@ -123,7 +138,33 @@ def _import(image: HostImage, hw: DpuHardware) -> None:
     machine = Machine.from_image(image, None, hw)
     machine.registry.write(f"{NODES_SYSFS}/node0/compact_dpu", "1")
     _compact(machine)
-    assert not machine.check()
+    assert not machine.check(), machine.check()
+
+
+def _replay(image: HostImage) -> None:
+    """Every kind of event, so that a trace does not wait: blocks that move and do not, freed whole and in pieces."""
+    replays: list[Replay] = []
+
+    def adopt(vm: Vm, image: HostImage) -> list[tuple[str, Mm]]:
+        replays.append(Replay(vm))
+        return replays[0].adopt(image)
+
+    machine = Machine.from_image(image, owners=adopt)
+    events = np.zeros(10, dtype=event_dtype).view(np.recarray)
+    events["kind"] = [ALLOC, ALLOC, ALLOC, FREE, FREE, FREE, FREE, EXTFRAG, MIGRATED, LOST]
+    events["order"] = [0, 2, 2, 0, 1, 0, 9, 0, 0, 0]
+    events["migratetype"] = [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+    events["pfn"] = [0, 8, 16, 0, 8, 17, 1024, 1, 1, 1]
+    events["gfp"] = _GFP_KERNEL
+    replay = replays[0]
+    line = np.frombuffer(b" a-1 [000] 1.000001: mm_page_free: page=1 pfn=0x1 order=0\n", dtype=np.uint8)
+    rows = np.zeros(1, dtype=event_dtype).view(np.recarray)
+    scan_lines(line, rows, np.zeros(NR_GFP_TEXTS, np.uint64), np.zeros((NR_GFP_TEXTS, 2), np.int64))
+    replay.run(events, *requests(events, lambda _gfp: 0), 0, 1, False)
+    events["pfn"][1] = 15 * 512  # free in the image
+    replay.place(events[1], -1, 2, 0)
+    machine.registry.write("/proc/sys/vm/compact_memory", "1")
+    assert not machine.check(), machine.check()
 
 
 def steps(new_hw: Callable[[], DpuHardware], small_image: Callable[[], HostImage]) -> list[Step]:
@@ -136,4 +177,5 @@ def steps(new_hw: Callable[[], DpuHardware], small_image: Callable[[], HostImage
         ("machine with real bytes", lambda: run("full")),
         ("machine with content stamps", lambda: run("stamp")),
         ("machine from a capture", lambda: _import(small_image(), new_hw())),
+        ("replay of a trace", lambda: _replay(small_image())),
     ]

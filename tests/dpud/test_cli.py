@@ -21,7 +21,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_command() -> None:
     done = command("--help")
     assert done.returncode == 0
-    for name in ("run", "exec", "shell", "snapshot", "status", "demo", "bench"):
+    for name in ("run", "exec", "shell", "snapshot", "record", "replay", "status", "demo", "bench"):
         assert f" {name} " in done.stdout
 
 
@@ -44,6 +44,13 @@ def test_help_does_not_wait_for_numba_or_numpy() -> None:
         (["exec", "--mount", "/", "--from", "host", "true"], "--mount uses a daemon that is running"),
         (["status", "--mount", "/tmp"], "no dpud answers at /tmp: No such file or directory"),
         (["snapshot", "/nonexistent/a/b"], "/nonexistent/a/b: "),
+        (["record", "/nonexistent/a/b", "true"], "/nonexistent/a/b: "),
+        (["record", "--seconds", "1", "/tmp/x", "--", "true"], "--seconds is for recording without CMD"),
+        (["replay", "/nonexistent/a"], "/nonexistent/a: no such file or folder"),
+        (["replay", "/etc/passwd"], "/etc/passwd: a trace alone: --from DIR must name a capture"),
+        (["replay", "/etc/passwd", "--from", "/nonexistent"], "/nonexistent: no such folder"),
+        (["replay", "/etc"], "/etc: has no trace.zst"),
+        (["replay", "/etc", "--compact-at", "1"], "--compact-at and --proactiveness are for"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], problem: str) -> None:

@@ -3,6 +3,7 @@
 at the same time, of one program whose name is meant to confuse: `a [b] c:1-2`."""
 
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def lines(draw: Any) -> tuple[str, tuple[int, ...]]:
     free = draw(st.booleans())
     name = "mm_page_free" if free else "mm_page_alloc"
     number = draw(st.sampled_from((f"{pfn:#x}", str(pfn))))
-    text = f"page={draw(st.sampled_from(('00000000ab12cd34', '0xffffea0000', '(____ptrval____)')))} pfn={number} order={order}"
+    page = draw(st.sampled_from(("00000000ab12cd34", "0xffffea0000", "(____ptrval____)")))
+    text = f"page={page} pfn={number} order={order}"
     if not free:
         text += f" migratetype={migratetype} gfp_flags=GFP_KERNEL|__GFP_ZERO"
     time = f"{usecs // 10**6}.{usecs % 10**6:06d}"
@@ -136,9 +138,7 @@ LINE = " sh-7 [001] .....   3.000005: mm_page_alloc: page=0000abcd pfn=0x1f orde
 
 @given(st.integers(0, len(LINE) - 1), st.booleans())
 def test_a_line_that_is_cut_off(at: int, last: bool) -> None:
-    """As the end of a file it is left out (or shorter text is still an event); in the middle it is an error, or none."""
-    import tempfile
-
+    """At the end of a file it is left out, or is an event in what is left of it; in the middle it may be an error."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace"
         cut = LINE[:at]
@@ -155,8 +155,8 @@ def test_a_line_that_is_cut_off(at: int, last: bool) -> None:
 
 
 def test_fields_in_another_order_and_unknown_ones(trace: Any) -> None:
-    text = " sh-7 [001] 3.000005: mm_page_alloc: migratetype=1 gfp_flags=GFP_USER|__GFP_COLD node=3 order=2 pfn=77 page=1\n"
-    assert trace(text)[WHAT].tolist() == [(ALLOC, 77, 2, 1, 0x100CC0, 1)]
+    text = " sh-7 [001] 3.000005: mm_page_alloc: migratetype=1 gfp_flags=GFP_USER|__GFP_COLD node=3 order=2 pfn=77"
+    assert trace(text + " page=1\n")[WHAT].tolist() == [(ALLOC, 77, 2, 1, 0x100CC0, 1)]
 
 
 @pytest.mark.parametrize("page", ["(null)", "0000000000000000", "0x0", "(nil)"])
@@ -188,7 +188,10 @@ def test_other_lines_that_count(trace: Any, line: str, kind: int, nr: int) -> No
 
 
 def test_what_is_no_event_is_passed_over(trace: Any) -> None:
-    noise = "# tracer: nop\n\n\tffffffff81234567 __alloc_pages+0x1 ([kernel.kallsyms])\ncpus=2\n sh-7 [0] 1.000000: sched_switch: prev=mm_page_free\n"
+    noise = (
+        "# tracer: nop\n\n\tffffffff81234567 __alloc_pages+0x1 ([kernel.kallsyms])\ncpus=2\n"
+        " sh-7 [0] 1.000000: sched_switch: prev=mm_page_free\n"
+    )
     assert len(trace(noise + LINE + "\n" + noise)) == 1
 
 
@@ -222,8 +225,6 @@ def test_a_bad_trace_is_one_line(trace: Any, tmp_path: Path, text: bytes, proble
 
 @given(st.lists(st.one_of(st.binary(max_size=200), lines().map(lambda case: case[0].encode())), max_size=5))
 def test_any_bytes_are_events_or_an_error(parts: list[bytes]) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace"
         path.write_bytes(b"\n".join(parts))

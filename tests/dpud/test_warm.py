@@ -14,8 +14,8 @@ def test_the_small_image_is_a_machine() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_every_step_runs(number: int) -> None:
     all_steps = steps(DpuDriver, small_image)
-    assert len(all_steps) == 3
+    assert len(all_steps) == 4
     all_steps[number][1]()

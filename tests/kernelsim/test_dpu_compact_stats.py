@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Distributions against sorted lists; unavailable times against a walk through a batch."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from machines import Lab
 
 from kernelsim.dpu_compact_stats import NO_FOLIO, ClusterStep, Distribution, Ramp, Wall, unavailable_ns
 from kernelsim.dpu_hw import BatchTimes
@@ -22,6 +24,18 @@ def test_quantiles_are_at_most_a_sixteenth_too_high(samples: list[tuple[int, int
     for percent in (1, 50, 95, 99, 100):
         exact = ordered[max(math.ceil(len(ordered) * percent / 100), 1) - 1]
         assert exact <= distribution.quantile(percent) <= exact + exact / 16 + 1
+
+
+@given(st.lists(st.integers(0, 2**61), max_size=50))
+def test_octaves_hold_every_value_once(values: list[int]) -> None:
+    distribution = Distribution()
+    for value in values:
+        distribution.add(value)
+    octaves = list(distribution.octaves())
+    assert [nr for _, _, nr in octaves] == [sum(low <= value <= high for value in values) for low, high, _ in octaves]
+    assert sum(nr for _, _, nr in octaves) == len(values)
+    assert all(after[0] == before[1] + 1 for before, after in itertools.pairwise(octaves))
+    assert not octaves or (octaves[0][2] and octaves[-1][2])
 
 
 def test_small_values_are_exact_and_none_is_zero() -> None:
@@ -83,3 +97,22 @@ def test_wall_of_the_first_and_the_last_page() -> None:
     first, *_, last = wall.unavailable_ns(100).values().tolist()
     assert first == pytest.approx(1004 - 100)
     assert last == pytest.approx(1400 - 199)
+
+
+def test_the_histograms_file_has_what_the_tables_count() -> None:
+    lab = Lab((32,))
+    lab.spawn("worker", anon="16M", holes="50")
+    lab.compact()
+    debugfs = "/sys/kernel/debug/dpu_compact"
+    counts: dict[tuple[str, ...], int] = {}
+    for line in lab.read(f"{debugfs}/histograms").splitlines()[1:]:
+        engine, of, what, _low, _high, nr, *_bar = line.split()
+        counts[engine, of, what] = counts.get((engine, of, what), 0) + int(nr)
+    tables = {
+        (engine, of, what): int(nr)
+        for of in ("latency", "unavailable", "batch_size")
+        for engine, what, nr, *_ in map(str.split, lab.read(f"{debugfs}/{of}").splitlines()[1:])
+    }
+    assert counts == tables
+    assert counts["upmem-v1a", "latency", "modelled"] > 0
+    assert counts["upmem-v1a", "batch_size", "pages"] > 0

@@ -13,7 +13,8 @@
     cat web/verify                  reads everything back: `ok`, or how many pages differ
     rmdir web                       ends it
 
-Settings that need memory fail with ENOMEM and leave the process as it was. What is done to one process is done one
+Settings that need memory fail with ENOMEM and leave the process as it was. So does a signal that ends a write to `anon`
+or `file` before all of the new memory is there; one that comes later finds the new memory whole. What is done to one process is done one
 after the other: a second request waits, as for Linux's mmap_lock, and finds ESRCH once the process has ended.
 """
 
@@ -182,8 +183,10 @@ class Process(Kobject):
     @anon.store
     @exclusive
     def _set_anon(self, size: int) -> LongOp:
-        yield from self._replace(size, self.anon_vmas, None)
+        old = self.anon_vmas
+        yield from self._fill(size, None)
         self._holes = "0"
+        yield from self._unmap(old)
 
     @file.show
     def _file_bytes(self) -> int:
@@ -192,16 +195,17 @@ class Process(Kobject):
     @file.store
     @exclusive
     def _set_file(self, size: int) -> LongOp:
-        nr_pages = self._pages(size)
+        nr_pages, old = self._pages(size), self.file_vmas
         file = File(self.machine.vm, nr_pages) if nr_pages else None
         if file:
             self.machine.share(file)
             self.files.append(file)
         try:
-            yield from self._replace(size, self.file_vmas, file)
+            yield from self._fill(size, file)
         except OSError:
             yield from self._drop_unmapped_files()
             raise
+        yield from self._unmap(old)
         yield from self._drop_unmapped_files()
 
     def _pages(self, size: int) -> int:
@@ -210,20 +214,32 @@ class Process(Kobject):
             raise OSError(errno.ENOMEM, "more than the machine has")
         return nr_pages
 
-    def _replace(self, size: int, old: list[Vma], file: File | None) -> LongOp:
-        """Map and fill the new before the old goes, so that running out of memory changes nothing."""
+    def _fill(self, size: int, file: File | None) -> LongOp:
+        """Map and fill new memory, before the old goes; running out of memory, or a signal, changes nothing."""
         nr_pages = self._pages(size)
-        if nr_pages:
-            vma = self.mm.mmap(nr_pages, file)
-            if file is None and self.thp:
-                vma.madvise_hugepage()
-            try:
-                yield from self.mm.write(vma)
-            except OSError:
+        if not nr_pages:
+            return
+        vma = self.mm.mmap(nr_pages, file)
+        if file is None and self.thp:
+            vma.madvise_hugepage()
+        try:
+            yield from self.mm.write(vma)
+        except OSError:
+            yield from self._unmap([vma])
+            raise
+        except GeneratorExit:
+            self.mm.munmap_now(vma)
+            raise
+
+    def _unmap(self, vmas: list[Vma]) -> LongOp:
+        """Take mappings down, to the end even when interrupted."""
+        try:
+            for vma in vmas:
                 yield from self.mm.munmap(vma)
-                raise
-        for vma in old:
-            yield from self.mm.munmap(vma)
+        finally:
+            for vma in vmas:
+                if vma in self.mm.vma:
+                    self.mm.munmap_now(vma)
 
     def _drop_unmapped_files(self) -> LongOp:
         """All at once; what an interrupted request left is dropped by the next, or at the end."""

@@ -136,6 +136,7 @@ class Vm:
         self.kernel_stamps: KernelStamps | None = None
         self.direct_blocks: DirectBlocks | None = None
         self.page_alloc: PageAllocator = FreeListsOnly(mem)
+        self._dead_mappings: list[int] = []
         self._touched = np.zeros(0, dtype=np.uint8)
 
     @property
@@ -179,10 +180,16 @@ class Vm:
 
     def take_mapping(self) -> int:
         """A new rmap object: the head of an empty chain."""
+        while self._dead_mappings and not self.in_flight:
+            self._avcs.release(self._dead_mappings.pop())
         return self._avcs.take()
 
     def release_mapping(self, mapping: int) -> None:
-        self._avcs.release(mapping)
+        """An rmap object is gone. A page in flight may still name it: its number is not used anew before that ends."""
+        if self.in_flight:
+            self._dead_mappings.append(mapping)
+        else:
+            self._avcs.release(mapping)
 
     def link(self, mapping: int, vma: int) -> None:
         """Put a VMA at the front of an rmap object's chain."""

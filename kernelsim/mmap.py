@@ -21,7 +21,7 @@ from kernelsim.gup import pin_pages, unpin_pages
 from kernelsim.huge_memory import alloc_anon_thp, do_huge_pmd_anonymous_page, split_huge_pmd, thp_allowable
 from kernelsim.mlock import mlock_pages
 from kernelsim.mm_types import LongOp, Vm
-from kernelsim.operation import Operation
+from kernelsim.operation import Operation, complete
 from kernelsim.page_alloc import free_pages
 from kernelsim.pgtable import _PAGE_PSE, HPAGE_PMD_NR, HPAGE_PMD_ORDER, alloc_table, free_pgtables, walk_leaf
 from kernelsim.rmap import VM_HUGEPAGE, VM_LOCKED, VM_SHARED, VM_WRITE
@@ -251,6 +251,17 @@ class Mm:
         for part in vma.vpns_by(_VPNS_AT_ONCE):
             yield from self.madvise_dontneed(vma, part)
         yield from wait_in_flight(self.vm)
+        self.vma.remove(vma)
+        vma.drop()
+
+    def munmap_now(self, vma: Vma) -> None:
+        """The same at once, for a request that was interrupted and so cannot wait.
+
+        Pages of it that are in flight lose their migration entries, which are what the batch's end looks for, and are
+        freed then.
+        """
+        for part in vma.vpns_by(_VPNS_AT_ONCE):
+            complete(self.madvise_dontneed(vma, part))
         self.vma.remove(vma)
         vma.drop()
 

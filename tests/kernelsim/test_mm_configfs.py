@@ -6,8 +6,9 @@ import errno
 import numpy as np
 import pytest
 import wiring
-from machines import MIB, Lab, settle
+from machines import MIB, Lab, advance, settle, small_slices
 
+from kernelsim.attr import Operation
 from kernelsim.machine import MM_CONFIGFS
 from kernelsim.mm_configfs import choose, parse_amount
 
@@ -232,3 +233,46 @@ def test_an_interrupted_request_leaves_the_machine_sound(lab: Lab, attr: str, te
         operation.close()
         lab.assert_at_rest()
         assert "c" not in lab.machine.processes or attr == "fork"
+
+
+def change_under_way(attr: str, thp: str, busy: bool) -> tuple[Lab, Operation[object], Operation[object]]:
+    """A process, a write of more memory to it, and a compaction that has a batch in flight, or is over."""
+    lab = Lab((32,), nr_ranks=2, patience=7)
+    lab.spawn("a", thp=thp, anon="4M", file="1M", holes="50 seed=1")
+    compaction = lab.start_compact()
+    while not (lab.vm.in_flight if busy else advance(compaction)[0]):
+        assert not (busy and advance(compaction)[0])
+    return lab, lab.start_set("a", attr, "6M"), compaction
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["alone", "batch in flight"])
+@pytest.mark.parametrize(("attr", "thp"), [("anon", "0"), ("anon", "1"), ("file", "0")])
+def test_a_signal_leaves_the_old_memory_or_the_new_as_a_whole(attr: str, thp: str, busy: bool) -> None:
+    patch = small_slices(100)
+    try:
+        lab, change, compaction = change_under_way(attr, thp, False)
+        nr_slices = 1
+        while not advance(change)[0]:
+            nr_slices += 1
+        outcomes = []
+        for after in (1, nr_slices // 2, nr_slices - 2, nr_slices - 1):
+            lab, change, compaction = change_under_way(attr, thp, busy)
+            old = lab.read(f"{A}/{attr}")
+            if not any(over for over, _ in (advance(change) for _ in range(after))):
+                change.close()
+            assert lab.machine.check() == []
+            now = lab.read(f"{A}/{attr}")
+            outcomes.append(now)
+            assert now in (old, f"{6 * MIB}\n")
+            process = lab.machine.processes["a"]
+            assert [len(process.anon_vmas), len(process.file_vmas)] == [1, 1]
+            assert lab.read(f"{A}/holes") == ("50 seed=1\n" if now == old or attr == "file" else "0\n")
+            settle([compaction] if busy else [])
+            lab.assert_at_rest()
+            settle([lab.end("a")])
+            assert lab.vm.files == []
+            lab.assert_at_rest()
+        assert outcomes[0] == old
+        assert busy or outcomes[-1] == f"{6 * MIB}\n"
+    finally:
+        patch.undo()

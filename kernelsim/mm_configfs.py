@@ -8,14 +8,16 @@
     echo '50 seed=7' > web/holes    gives a random half of its anonymous pages back; '50 runs' in runs
     echo worker > web/fork          forks a child; it appears as a directory of its own
     echo 10 > web/mlock             locks the first 10 percent of its anonymous memory
-    echo 5 > web/pin                pins a random 5 percent of its anonymous pages, as long-term DMA does
+    echo 5 > web/pin                pins a random 5 percent of its anonymous pages, as long-term DMA does; such pages
+                                    leave CMA areas first
     echo 20 > web/touch             writes a random 20 percent of its pages anew
     cat web/verify                  reads everything back: `ok`, or how many pages differ
     rmdir web                       ends it
 
 Settings that need memory fail with ENOMEM and leave the process as it was. So does a signal that ends a write to `anon`
-or `file` before all of the new memory is there; one that comes later finds the new memory whole. What is done to one process is done one
-after the other: a second request waits, as for Linux's mmap_lock, and finds ESRCH once the process has ended.
+or `file` before all of the new memory is there; one that comes later finds the new memory whole. What is done to one
+process is done one after the other: a second request waits, as for Linux's mmap_lock, and finds ESRCH once the process
+has ended.
 """
 
 import errno
@@ -30,8 +32,8 @@ from numpy.typing import NDArray
 from kernelsim.attr import Attr, Bool, ConfigGroup, Int, Kobject, Size, Text
 from kernelsim.filemap import File
 from kernelsim.mm_types import LongOp
-from kernelsim.mmap import Mm, Vma, wait_in_flight
-from kernelsim.operation import Mutex, Operation
+from kernelsim.mmap import Mm, Vma
+from kernelsim.operation import Mutex, Operation, complete
 from kernelsim.page import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -242,14 +244,13 @@ class Process(Kobject):
                     self.mm.munmap_now(vma)
 
     def _drop_unmapped_files(self) -> LongOp:
-        """All at once; what an interrupted request left is dropped by the next, or at the end."""
-        yield from wait_in_flight(self.machine.vm)
+        """With their cached pages. What an interrupted request left is dropped by the next, or at the end."""
         mapped = {id(vma.file) for vma in self.mm.vma}
-        gone = [file for file in self.files if id(file) not in mapped]
-        self.files = [file for file in self.files if id(file) in mapped]
-        for file in gone:
-            if self.machine.unshare(file):
-                file.evict()
+        for file in [file for file in self.files if id(file) not in mapped]:
+            if self.machine.nr_sharers(file) == 1:
+                yield from file.evict()
+            self.machine.unshare(file)
+            self.files.remove(file)
 
     @holes.show
     def _show_holes(self) -> str:
@@ -284,7 +285,7 @@ class Process(Kobject):
         left = sum(vma.nr_pages for vma in vmas) * percent // 100
         for vma in vmas:
             if 0 < left < vma.nr_pages:
-                yield from wait_in_flight(self.machine.vm)
+                yield from self.machine.vm.wait_in_flight()
                 upper = self.mm.split(vma, vma.start + left)
                 yield from self.mm.mlock(upper, False)
             yield from self.mm.mlock(vma, left > 0)
@@ -298,11 +299,16 @@ class Process(Kobject):
     @exclusive
     def _pin(self, text: str) -> LongOp:
         percent, options, _ = parse_amount(text)
-        self.mm.unpin()
-        for number, vma in enumerate(self.anon_vmas):
-            for vpns in chosen_vpns(vma, percent, options.get("seed", 0) + number):
-                yield from self.mm.pin(vma, vpns)
-                yield None
+        self._pinned = "0"
+        yield from self.mm.unpin()
+        try:
+            for number, vma in enumerate(self.anon_vmas if percent else ()):
+                for vpns in chosen_vpns(vma, percent, options.get("seed", 0) + number):
+                    yield from self.mm.pin(vma, vpns)
+                    yield None
+        except BaseException:  # all or nothing, whatever ends it
+            complete(self.mm.unpin())
+            raise
         self._pinned = " ".join(text.split())
 
     @touch.store

@@ -139,6 +139,11 @@ class Vm:
         self._dead_mappings: list[int] = []
         self._touched = np.zeros(0, dtype=np.uint8)
 
+    def wait_in_flight(self) -> LongOp:
+        """Wait until no batch is being moved."""
+        while self.in_flight:
+            yield self.in_flight[0]
+
     @property
     def nr_cpus(self) -> int:
         return int(self.tlbs.shape[0])

@@ -153,10 +153,15 @@ class Lab:
 
     def spawn(self, name: str, **settings: str) -> Process:
         """mkdir, then one echo for each setting, in order."""
-        process = complete(self._group.make_item(name))
+        process = complete(self.start_spawn(name))
+        self.set(name, **settings)
+        return process
+
+    def start_spawn(self, name: str) -> Operation[Process]:
+        """mkdir, as an operation."""
+        process = yield from self._group.make_item(name)
         assert isinstance(process, Process)
         self.registry.add(f"{MM_CONFIGFS}/{name}", process)
-        self.set(name, **settings)
         return process
 
     def set(self, name: str, **settings: str) -> None:

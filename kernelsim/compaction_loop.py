@@ -4,9 +4,9 @@
 migrate_pages() follows mm/migrate.c for one batch: every folio gets a target and its PTEs become migration entries; one
 TLB flush for each mm; then contents, identity and PTEs pass to the targets, and the vacated pages are freed. A folio
 that somebody else holds goes back where it was. A large folio that is mapped in part only, and so due to be split, is
-split first of all; one for which there is no target of its size is split too. Their pages come last. If the targets
-run out, what has one is moved and the rest put back: on a real machine it is mostly a dirty large folio of the page
-cache, which cannot be split, that ends a compaction so (`contended`).
+split first of all; one for which there is no target of its size is split too. Their pages come last. If the targets run
+out, what has one is moved and the rest put back: on a real machine it is mostly a dirty large folio of the page cache,
+which cannot be split, that ends a compaction so (`contended`).
 
 A freed page goes to the per-CPU lists of the compacting CPU where the machine has such lists (pcp.py), else to the
 buddy lists, where a direct compaction catches the block it was started for (compaction_capture()).

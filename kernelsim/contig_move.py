@@ -17,7 +17,7 @@ from kernelsim.huge_memory import split_folio
 from kernelsim.jit import njit
 from kernelsim.lruvec import folio_isolate_lru, mod_nr_isolated
 from kernelsim.migrate import MOVABLE, count_migrated, flush_touched, folio_migrate, putback_or_free, why_not_movable
-from kernelsim.mmzone import MIGRATE_MOVABLE, Blocks, Nodes, Zones, pageblock_order
+from kernelsim.mmzone import MIGRATE_MOVABLE, MIGRATE_UNMOVABLE, Blocks, Nodes, Zones, pageblock_order
 from kernelsim.page import Pages, PG_anon, PG_held, PG_huge, PG_mlocked, PG_partially_mapped, compound_head
 from kernelsim.page_alloc import find_buddy_head, get_page_from_freelist, release_held
 from kernelsim.pgtable import PageTables
@@ -66,15 +66,63 @@ def survey_range(pages: Pages, start: int, end: int, reasons: NDArray[np.int64])
 
 
 @njit
-def _take_target(pages: Pages, zones: Zones, blocks: Blocks, zonelist: NDArray[np.int32], order: int) -> int:
+def _take_target(
+    pages: Pages, zones: Zones, blocks: Blocks, zonelist: NDArray[np.int32], order: int, migratetype: int
+) -> int:
     """A held frame of 2^order pages from the nearest zone that has one, or -ENOMEM (alloc_migration_target)."""
-    new = get_page_from_freelist(pages, zones, blocks, zonelist, order, MIGRATE_MOVABLE)
+    new = get_page_from_freelist(pages, zones, blocks, zonelist, order, migratetype)
     if new >= 0:
         for pfn in range(new, new + (1 << order)):
             pages[pfn].flags = PG_held
             pages[pfn].refcount = 0
         zones[pages[new].zone].held_pages += 1 << order
     return new
+
+
+@njit
+def _split_for_move(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    vmas: Vmas,
+    avcs: Avcs,
+    pt: PageTables,
+    events: Events,
+    head: int,
+) -> bool:
+    """Make single pages of a large folio that cannot or should not move whole; False if that cannot be done now."""
+    order = pages[head].order
+    if order == 0 or split_folio(pages, zones, blocks, nodes, vmas, avcs, pt, events, head):
+        return False
+    events[0].thp_migration_fail += order >= pageblock_order
+    events[0].thp_migration_split += order >= pageblock_order
+    return True
+
+
+@njit
+def _isolate_move(
+    pages: Pages,
+    zones: Zones,
+    nodes: Nodes,
+    vmas: Vmas,
+    avcs: Avcs,
+    pt: PageTables,
+    touched: NDArray[np.uint8],
+    moves: Moves,
+    nr: int,
+    pfn: int,
+    new: int,
+) -> int:
+    """Isolate and unmap one folio, to be moved to `new`; returns the new number of moves."""
+    folio_isolate_lru(pages, zones, nodes, pfn)
+    mapped, _, ptep = try_to_migrate(pages, zones, nodes, vmas, avcs, pt, touched, pfn)
+    moves[nr].old_pfn = pfn
+    moves[nr].new_pfn = new
+    moves[nr].ptep = ptep
+    moves[nr].is_mapped = mapped
+    moves[nr].order = pages[pfn].order
+    return nr + 1
 
 
 @njit
@@ -108,27 +156,60 @@ def isolate_moves(
     while pfn < end and nr_pages < budget and nr < len(moves):
         order = pages[pfn].order
         if why_not_movable(pages, pfn) == MOVABLE:
-            split = order > 1 and pages[pfn + 1].flags & PG_partially_mapped != 0
-            new = -ENOMEM if split else _take_target(pages, zones, blocks, zonelist, order)
-            if new < 0 and order > 0 and split_folio(pages, zones, blocks, nodes, vmas, avcs, pt, events, pfn) == 0:
-                events[0].thp_migration_fail += order >= pageblock_order
-                events[0].thp_migration_split += order >= pageblock_order
+            due = order > 1 and pages[pfn + 1].flags & PG_partially_mapped != 0
+            if due and _split_for_move(pages, zones, blocks, nodes, vmas, avcs, pt, events, pfn):
                 continue  # with what is now a single page
+            new = _take_target(pages, zones, blocks, zonelist, order, MIGRATE_MOVABLE)
+            if new < 0 and _split_for_move(pages, zones, blocks, nodes, vmas, avcs, pt, events, pfn):
+                continue
             if new < 0:
                 error = new
                 break
-            folio_isolate_lru(pages, zones, nodes, pfn)
-            mapped, _, ptep = try_to_migrate(pages, zones, nodes, vmas, avcs, pt, touched, pfn)
-            moves[nr].old_pfn = pfn
-            moves[nr].new_pfn = new
-            moves[nr].ptep = ptep
-            moves[nr].is_mapped = mapped
-            moves[nr].order = order
-            nr += 1
+            nr = _isolate_move(pages, zones, nodes, vmas, avcs, pt, touched, moves, nr, pfn, new)
         nr_pages += 1 << order
         pfn += 1 << order
     flush_touched(tlbs, events, touched)
     return pfn, nr, error
+
+
+@njit
+def isolate_listed(
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    zonelist: NDArray[np.int32],
+    vmas: Vmas,
+    avcs: Avcs,
+    pt: PageTables,
+    tlbs: Tlbs,
+    events: Events,
+    touched: NDArray[np.uint8],
+    heads: NDArray[np.int64],
+    moves: Moves,
+) -> tuple[int, int, int]:
+    """Isolate and unmap the folios in `heads`, each with a target that is not for movable pages only (GFP_USER).
+
+    A large folio for which there is none is split, and left for the next call. Returns (number of moves, pages that
+    cannot move, 0 or -ENOMEM where there was no target).
+    """
+    nr = 0
+    nr_failed = 0
+    error = 0
+    for head in heads:
+        order = pages[head].order
+        if why_not_movable(pages, head) != MOVABLE:
+            nr_failed += 1 << order
+            continue
+        new = _take_target(pages, zones, blocks, zonelist, order, MIGRATE_UNMOVABLE)
+        if new >= 0:
+            nr = _isolate_move(pages, zones, nodes, vmas, avcs, pt, touched, moves, nr, head, new)
+        elif not _split_for_move(pages, zones, blocks, nodes, vmas, avcs, pt, events, head):
+            error = new
+            break
+    flush_touched(tlbs, events, touched)
+    events[0].pgmigrate_fail += nr_failed
+    return nr, nr_failed, error
 
 
 @njit

@@ -163,3 +163,5 @@ def _check_held(vm: Vm, cover: NDArray[np.uint8], report: Report) -> None:
     if not vm.in_flight and not vm.compaction_mutex.locked:
         report.equal("held pages without a compaction", int(mem.zones["held_pages"].sum()), 0)
         report.equal("isolated pages without a compaction", nr_isolated, 0)
+        nr_blocks = int(mem.zones["nr_isolate_pageblock"].sum())
+        report.equal("isolated pageblocks without a range being emptied", nr_blocks, 0)

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from kernelsim.content import new_stamps
 from kernelsim.jit import njit
 from kernelsim.lruvec import put_page
-from kernelsim.mm_types import Vm
+from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmzone import Blocks, Nodes, Zones
 from kernelsim.page import Pages, compound_head
+
+TRUNCATE_SLICE_PAGES = 1 << 15
 
 
 @njit
@@ -52,11 +54,19 @@ class File:
         vm.sequence += nr_pages
         vm.files.append(self)
 
-    def evict(self) -> None:
-        """Delete the file: the cache lets go of its pages. No VMA may map it any more, and no batch be in flight."""
+    def evict(self) -> LongOp:
+        """Delete the file: the cache lets go of its pages, none of which is then in flight. No VMA may map it any more.
+
+        To be called again if interrupted.
+        """
         mem, vm = self.vm.mem, self.vm
-        truncate_inode_pages(
-            mem.pages, mem.zones, mem.blocks, mem.nodes, vm.i_pages, self.i_base, self.i_base + self.nr_pages
-        )
+        end = self.i_base + self.nr_pages
+        for first in range(self.i_base, end, TRUNCATE_SLICE_PAGES):
+            yield from vm.wait_in_flight()
+            truncate_inode_pages(
+                mem.pages, mem.zones, mem.blocks, mem.nodes, vm.i_pages, first, min(first + TRUNCATE_SLICE_PAGES, end)
+            )
+            if first + TRUNCATE_SLICE_PAGES < end:
+                yield None
         vm.release_mapping(self.mapping)
         vm.files.remove(self)

@@ -11,7 +11,7 @@ from kernelsim.huge_memory import copy_huge_pmd
 from kernelsim.jit import njit
 from kernelsim.memory import do_anonymous_page
 from kernelsim.mm_types import LongOp
-from kernelsim.mmap import SLICE_PAGES, Mm, Vma, alloc_root, wait_in_flight
+from kernelsim.mmap import SLICE_PAGES, Mm, Vma, alloc_root
 from kernelsim.mmzone import Blocks, Nodes, Zones
 from kernelsim.operation import Operation, complete
 from kernelsim.page import Pages, PG_dirty, compound_head, folio_maybe_dma_pinned
@@ -103,7 +103,7 @@ def dup_mm(parent: Mm, cpu: int) -> Operation[Mm]:
     No batch is in flight meanwhile, so that the child can be taken down at any time without waiting.
     """
     vm = parent.vm
-    yield from wait_in_flight(vm)
+    yield from vm.wait_in_flight()
     vm.nr_forks += 1
     try:
         root = yield from alloc_root(vm, parent.node, parent.comm)

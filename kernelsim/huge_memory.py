@@ -93,6 +93,7 @@ from kernelsim.rmap import (
     Vmas,
     add_rmap_pmd,
     folio_span,
+    is_mlock_under_way,
     is_partially_mapped,
     mod_entire,
     mod_mapped,
@@ -384,6 +385,8 @@ def split_folio(
     """Make single pages of a large folio; those that nobody maps or caches are freed. 0, -EAGAIN or -EBUSY."""
     order = pages[head].order
     error = why_not_split(pages, head)
+    if error == 0 and is_mlock_under_way(vmas, avcs, pages[head].mapping):
+        error = -EAGAIN  # its pages' lock counts could not be told apart
     if order >= HPAGE_PMD_ORDER:
         events[0].thp_split_page += error == 0
         events[0].thp_split_page_failed += error != 0

@@ -373,10 +373,12 @@ class Machine:
         """One more process uses the file."""
         self._sharers[file.mapping] = self._sharers.get(file.mapping, 0) + 1
 
-    def unshare(self, file: File) -> bool:
-        """One process less; True if it was the last."""
+    def unshare(self, file: File) -> None:
+        """One process less."""
         self._sharers[file.mapping] -= 1
-        return self._sharers[file.mapping] == 0
+
+    def nr_sharers(self, file: File) -> int:
+        return self._sharers[file.mapping]
 
     # Looking at the whole.
 

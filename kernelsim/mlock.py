@@ -3,6 +3,9 @@
 
 `mlock_count` counts such mappings of a folio (by PTE or PMD), so that it becomes evictable with the last of them.
 
+A large range is counted slice by slice. Meanwhile its VMA has VM_MLOCKING, and no folio of its is split, which counts
+the locks of each page anew from the VMAs' flags.
+
 Difference from Linux: a large folio that a VM_LOCKED VMA maps only in part is locked too.
 """
 
@@ -12,7 +15,7 @@ from kernelsim.jit import njit
 from kernelsim.lruvec import lruvec_add_folio, lruvec_del_folio
 from kernelsim.mmzone import Nodes, Zones
 from kernelsim.page import Pages, PG_lru, PG_mlocked, PG_unevictable, compound_head
-from kernelsim.pgtable import _PAGE_PRESENT, PageTables, next_leaf, pte_pfn, walk_leaf
+from kernelsim.pgtable import _PAGE_MIGRATION, _PAGE_PRESENT, PageTables, next_leaf, pte_pfn, walk_leaf
 from kernelsim.rmap import Vmas
 from kernelsim.vmstat import Events
 
@@ -49,14 +52,25 @@ def munlock_folio(pages: Pages, zones: Zones, nodes: Nodes, events: Events, pfn:
 
 @njit
 def mlock_pages(
-    pages: Pages, zones: Zones, nodes: Nodes, vmas: Vmas, pt: PageTables, events: Events, vma: int, lock: bool
+    pages: Pages,
+    zones: Zones,
+    nodes: Nodes,
+    vmas: Vmas,
+    pt: PageTables,
+    events: Events,
+    vma: int,
+    vpn: int,
+    end: int,
+    lock: bool,
 ) -> None:
-    """Account a VMA's present pages to, or from, a change of VM_LOCKED."""
-    vpn = int(vmas[vma].start)
-    while vpn < vmas[vma].end:
+    """Account the pages at vpn .. end-1 of a VMA, those on the move included, to or from a change of VM_LOCKED.
+
+    No huge page lies across the ends of the range.
+    """
+    while vpn < end:
         at = walk_leaf(pt, vmas[vma].root, vpn)
         entry = pt[at] if at >= 0 else np.uint64(0)
-        if entry & _PAGE_PRESENT:
+        if entry & (_PAGE_PRESENT | _PAGE_MIGRATION):
             head = compound_head(pages, pte_pfn(entry))
             if lock:
                 mlock_folio(pages, zones, nodes, events, head)

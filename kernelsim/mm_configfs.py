@@ -8,13 +8,16 @@
     echo '50 seed=7' > web/holes    gives a random half of its anonymous pages back; '50 runs' in runs
     echo worker > web/fork          forks a child; it appears as a directory of its own
     echo 10 > web/mlock             locks the first 10 percent of its anonymous memory
-    echo 5 > web/pin                pins a random 5 percent of its anonymous pages, as long-term DMA does
+    echo 5 > web/pin                pins a random 5 percent of its anonymous pages, as long-term DMA does; such pages
+                                    leave CMA areas first
     echo 20 > web/touch             writes a random 20 percent of its pages anew
     cat web/verify                  reads everything back: `ok`, or how many pages differ
     rmdir web                       ends it
 
-Settings that need memory fail with ENOMEM and leave the process as it was. What is done to one process is done one
-after the other: a second request waits, as for Linux's mmap_lock, and finds ESRCH once the process has ended.
+Settings that need memory fail with ENOMEM and leave the process as it was. So does a signal that ends a write to `anon`
+or `file` before all of the new memory is there; one that comes later finds the new memory whole. What is done to one
+process is done one after the other: a second request waits, as for Linux's mmap_lock, and finds ESRCH once the process
+has ended.
 """
 
 import errno
@@ -29,8 +32,8 @@ from numpy.typing import NDArray
 from kernelsim.attr import Attr, Bool, ConfigGroup, Int, Kobject, Size, Text
 from kernelsim.filemap import File
 from kernelsim.mm_types import LongOp
-from kernelsim.mmap import Mm, Vma, wait_in_flight
-from kernelsim.operation import Mutex, Operation
+from kernelsim.mmap import Mm, Vma
+from kernelsim.operation import Mutex, Operation, complete
 from kernelsim.page import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -186,8 +189,10 @@ class Process(Kobject):
     @anon.store
     @exclusive
     def _set_anon(self, size: int) -> LongOp:
-        yield from self._replace(size, self.anon_vmas, None)
+        old = self.anon_vmas
+        yield from self._fill(size, None)
         self._holes = "0"
+        yield from self._unmap(old)
 
     @file.show
     def _file_bytes(self) -> int:
@@ -196,16 +201,17 @@ class Process(Kobject):
     @file.store
     @exclusive
     def _set_file(self, size: int) -> LongOp:
-        nr_pages = self._pages(size)
+        nr_pages, old = self._pages(size), self.file_vmas
         file = File(self.machine.vm, nr_pages) if nr_pages else None
         if file:
             self.machine.share(file)
             self.files.append(file)
         try:
-            yield from self._replace(size, self.file_vmas, file)
+            yield from self._fill(size, file)
         except OSError:
             yield from self._drop_unmapped_files()
             raise
+        yield from self._unmap(old)
         yield from self._drop_unmapped_files()
 
     def _pages(self, size: int) -> int:
@@ -214,30 +220,41 @@ class Process(Kobject):
             raise OSError(errno.ENOMEM, "more than the machine has")
         return nr_pages
 
-    def _replace(self, size: int, old: list[Vma], file: File | None) -> LongOp:
-        """Map and fill the new before the old goes, so that running out of memory changes nothing."""
+    def _fill(self, size: int, file: File | None) -> LongOp:
+        """Map and fill new memory, before the old goes; running out of memory, or a signal, changes nothing."""
         nr_pages = self._pages(size)
-        if nr_pages:
-            vma = self.mm.mmap(nr_pages, file)
-            if file is None and self.thp:
-                vma.madvise_hugepage()
-            try:
-                yield from self.mm.write(vma)
-            except OSError:
+        if not nr_pages:
+            return
+        vma = self.mm.mmap(nr_pages, file)
+        if file is None and self.thp:
+            vma.madvise_hugepage()
+        try:
+            yield from self.mm.write(vma)
+        except OSError:
+            yield from self._unmap([vma])
+            raise
+        except GeneratorExit:
+            self.mm.munmap_now(vma)
+            raise
+
+    def _unmap(self, vmas: list[Vma]) -> LongOp:
+        """Take mappings down, to the end even when interrupted."""
+        try:
+            for vma in vmas:
                 yield from self.mm.munmap(vma)
-                raise
-        for vma in old:
-            yield from self.mm.munmap(vma)
+        finally:
+            for vma in vmas:
+                if vma in self.mm.vma:
+                    self.mm.munmap_now(vma)
 
     def _drop_unmapped_files(self) -> LongOp:
-        """All at once; what an interrupted request left is dropped by the next, or at the end."""
-        yield from wait_in_flight(self.machine.vm)
+        """With their cached pages. What an interrupted request left is dropped by the next, or at the end."""
         mapped = {id(vma.file) for vma in self.mm.vma}
-        gone = [file for file in self.files if id(file) not in mapped]
-        self.files = [file for file in self.files if id(file) in mapped]
-        for file in gone:
-            if self.machine.unshare(file):
-                file.evict()
+        for file in [file for file in self.files if id(file) not in mapped]:
+            if self.machine.nr_sharers(file) == 1:
+                yield from file.evict()
+            self.machine.unshare(file)
+            self.files.remove(file)
 
     @holes.show
     def _show_holes(self) -> str:
@@ -272,7 +289,7 @@ class Process(Kobject):
         left = sum(vma.nr_pages for vma in vmas) * percent // 100
         for vma in vmas:
             if 0 < left < vma.nr_pages:
-                yield from wait_in_flight(self.machine.vm)
+                yield from self.machine.vm.wait_in_flight()
                 upper = self.mm.split(vma, vma.start + left)
                 yield from self.mm.mlock(upper, False)
             yield from self.mm.mlock(vma, left > 0)
@@ -286,11 +303,16 @@ class Process(Kobject):
     @exclusive
     def _pin(self, text: str) -> LongOp:
         percent, options, _ = parse_amount(text)
-        self.mm.unpin()
-        for number, vma in enumerate(self.anon_vmas):
-            for vpns in chosen_vpns(vma, percent, options.get("seed", 0) + number):
-                yield from self.mm.pin(vma, vpns)
-                yield None
+        self._pinned = "0"
+        yield from self.mm.unpin()
+        try:
+            for number, vma in enumerate(self.anon_vmas if percent else ()):
+                for vpns in chosen_vpns(vma, percent, options.get("seed", 0) + number):
+                    yield from self.mm.pin(vma, vpns)
+                    yield None
+        except BaseException:  # all or nothing, whatever ends it
+            complete(self.mm.unpin())
+            raise
         self._pinned = " ".join(text.split())
 
     @touch.store

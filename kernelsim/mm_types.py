@@ -142,7 +142,13 @@ class Vm:
         self.page_alloc: PageAllocator = FreeListsOnly(mem)
         self.trace = no_trace()
         self.pr_debug = DynamicDebug()
+        self._dead_mappings: list[int] = []
         self._touched = np.zeros(0, dtype=np.uint8)
+
+    def wait_in_flight(self) -> LongOp:
+        """Wait until no batch is being moved."""
+        while self.in_flight:
+            yield self.in_flight[0]
 
     @property
     def nr_cpus(self) -> int:
@@ -185,10 +191,16 @@ class Vm:
 
     def take_mapping(self) -> int:
         """A new rmap object: the head of an empty chain."""
+        while self._dead_mappings and not self.in_flight:
+            self._avcs.release(self._dead_mappings.pop())
         return self._avcs.take()
 
     def release_mapping(self, mapping: int) -> None:
-        self._avcs.release(mapping)
+        """An rmap object is gone. A page in flight may still name it: its number is not used anew before that ends."""
+        if self.in_flight:
+            self._dead_mappings.append(mapping)
+        else:
+            self._avcs.release(mapping)
 
     def link(self, mapping: int, vma: int) -> None:
         """Put a VMA at the front of an rmap object's chain."""

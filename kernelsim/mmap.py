@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Processes as memory management sees them: an mm with its VMAs, and the calls that shape it.
 
-Calls that touch many pages are long operations (generators): they work in slices and may be interleaved with anything
-that goes on in the machine, except other calls on the same mm (mm_configfs.py queues those). Calls that take page
-tables down or copy them (munmap, exit, fork) first wait until no batch is in flight, because a batch remembers where
-its PTEs are; on Linux the page-table and rmap locks see to that.
+Calls that touch many pages are long operations (generators): they work in slices, so that a process of any size lets
+others have their turns, and may be interleaved with anything that goes on in the machine, except other calls on the
+same mm (mm_configfs.py queues those). Calls that take page tables down or copy them (munmap, exit, fork) first wait
+until no batch is in flight, because a batch remembers where its PTEs are; on Linux the page-table and rmap locks see to
+that.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ from numpy.typing import NDArray
 
 from kernelsim import memory as _memory
 from kernelsim.filemap import File
-from kernelsim.gup import pin_pages, unpin_pages
+from kernelsim.gup import migrate_longterm_unpinnable_folios, pin_pages, unpin_pages
 from kernelsim.huge_memory import alloc_anon_thp, do_huge_pmd_anonymous_page, split_huge_pmd, thp_allowable
 from kernelsim.mlock import mlock_pages
 from kernelsim.mm_types import LongOp, Vm
-from kernelsim.operation import Operation
+from kernelsim.operation import Operation, complete
 from kernelsim.page_alloc import free_pages
 from kernelsim.pgtable import _PAGE_PSE, HPAGE_PMD_NR, HPAGE_PMD_ORDER, alloc_table, free_pgtables, walk_leaf
-from kernelsim.rmap import VM_HUGEPAGE, VM_LOCKED, VM_SHARED, VM_WRITE
+from kernelsim.rmap import VM_HUGEPAGE, VM_LOCKED, VM_MLOCKING, VM_SHARED, VM_WRITE
 from kernelsim.tlb import flush_tlb_mm
 
 MMAP_BASE_VPN = 0x7F00_0000_0000 >> 12
 VPN_LIMIT = 1 << 35
 SLICE_PAGES = 2048  # about two milliseconds of page faults with real bytes
+MLOCK_SLICE_PAGES = 1 << 15
+UNPIN_SLICE_PAGES = 1 << 16
+FREE_TABLES_SLICE_PAGES = 1 << 12
 _VPNS_AT_ONCE = 1 << 18  # a list of so many takes a millisecond to make
 
 
@@ -294,7 +298,19 @@ class Mm:
         """Take a mapping down; its page tables stay until exit."""
         for part in vma.vpns_by(_VPNS_AT_ONCE):
             yield from self.madvise_dontneed(vma, part)
-        yield from wait_in_flight(self.vm)
+        yield from self.vm.wait_in_flight()
+        self._hiwater_vm = self.hiwater_vm
+        self.vma.remove(vma)
+        vma.drop()
+
+    def munmap_now(self, vma: Vma) -> None:
+        """The same at once, for a request that was interrupted and so cannot wait.
+
+        Pages of it that are in flight lose their migration entries, which are what the batch's end looks for, and are
+        freed then.
+        """
+        for part in vma.vpns_by(_VPNS_AT_ONCE):
+            complete(self.madvise_dontneed(vma, part))
         self._hiwater_vm = self.hiwater_vm
         self.vma.remove(vma)
         vma.drop()
@@ -322,18 +338,37 @@ class Mm:
         return upper
 
     def mlock(self, vma: Vma, lock: bool = True) -> LongOp:
-        """Lock (or unlock) a mapping: its pages, present and future, are unevictable."""
-        yield from wait_in_flight(self.vm)
-        if vma.locked != lock:
-            vm, mem = self.vm, self.vm.mem
-            vm.vmas["flags"][vma.id] ^= VM_LOCKED
-            mlock_pages(mem.pages, mem.zones, mem.nodes, vm.vmas, vm.pt, vm.events, vma.id, lock)
+        """Lock (or unlock) a mapping: its pages, present and future, are unevictable.
+
+        An interrupted call has done so to the lower part, which is a mapping of its own from then on.
+        """
+        vm, mem = self.vm, self.vm.mem
+        if vma.locked == lock:
+            return
+        vm.vmas["flags"][vma.id] ^= VM_LOCKED | VM_MLOCKING
+        first = vma.start
+        try:
+            while first < vma.end:
+                stop = min((first + MLOCK_SLICE_PAGES) | (HPAGE_PMD_NR - 1), vma.end - 1) + 1
+                mlock_pages(mem.pages, mem.zones, mem.nodes, vm.vmas, vm.pt, vm.events, vma.id, first, stop, lock)
+                first = stop
+                if first < vma.end:
+                    yield None
+        finally:
+            vm.vmas["flags"][vma.id] &= ~VM_MLOCKING
+            if first < vma.end:
+                vm.vmas["flags"][self.split(vma, first).id] ^= VM_LOCKED
 
     def pin(self, vma: Vma, vpns: NDArray[np.int64]) -> LongOp:
-        """Pin present pages for long-term DMA, on top of those pinned before; shared ones are copied first."""
+        """Pin present pages for long-term DMA, on top of those pinned before.
+
+        Shared ones are copied first, and what must stay movable (CMA areas) they leave. OSError(ENOMEM): one cannot.
+        """
         pinned = np.empty(len(vpns), dtype=np.int64)
         while True:
             yield from self._unshare(vma, vpns)
+            if (yield from migrate_longterm_unpinnable_folios(self.vm, vma.id, vpns, self.comm)):
+                continue
             nr = pin_pages(self.vm.vmas, self.vm.pt, self.vm.mem.pages, vma.id, vpns, pinned)
             if nr >= 0:
                 self.pinned = np.concatenate([self.pinned, pinned[:nr]])
@@ -348,22 +383,29 @@ class Mm:
         ):  # fmt: skip
             yield from self._wait_or_make_room(error, "pin")
 
-    def unpin(self) -> None:
+    def unpin(self) -> LongOp:
         """Drop all pins of this process."""
         mem = self.vm.mem
-        unpin_pages(mem.pages, mem.zones, mem.blocks, mem.nodes, self.pinned)
-        self.pinned = self.pinned[:0]
+        while len(self.pinned):
+            self.pinned, last = self.pinned[:-UNPIN_SLICE_PAGES], self.pinned[-UNPIN_SLICE_PAGES:]
+            unpin_pages(mem.pages, mem.zones, mem.blocks, mem.nodes, last)
+            yield None
 
     def exit(self) -> LongOp:
-        """End the process: pins, mappings, page tables and the mm itself go."""
-        self.unpin()
+        """End the process: pins, mappings, page tables and the mm itself go. To be called again if interrupted."""
+        if self.root < 0:
+            return
+        yield from self.unpin()
         while self.vma:
             yield from self.munmap(self.vma[-1])
-        yield from wait_in_flight(self.vm)
+        yield from self.vm.wait_in_flight()
         vm, mem = self.vm, self.vm.mem
         flush_tlb_mm(vm.tlbs, vm.events, self.id)
-        free_pgtables(mem.pages, mem.zones, mem.blocks, mem.nodes, vm.pt, self.root, 3)
+        budget = FREE_TABLES_SLICE_PAGES + 1
+        while not free_pgtables(mem.pages, mem.zones, mem.blocks, mem.nodes, vm.pt, self.root, 3, budget):
+            yield None
         vm.release_mm(self.id)
+        self.root = -1
 
 
 def alloc_root(vm: Vm, node: int, comm: str) -> Operation[int]:
@@ -380,9 +422,3 @@ def alloc_root(vm: Vm, node: int, comm: str) -> Operation[int]:
 
 
 _NO_DISK: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
-
-
-def wait_in_flight(vm: Vm) -> LongOp:
-    """Wait until no batch is being moved."""
-    while vm.in_flight:
-        yield vm.in_flight[0]

@@ -194,17 +194,20 @@ def free_table(pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pfn: in
 
 @njit
 def free_pgtables(
-    pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pt: PageTables, table: int, level: int
+    pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pt: PageTables, table: int, level: int, budget: int
 ) -> int:
-    """Free a table of the given level (3 is the root) and all tables below it; returns how many frames that were.
+    """Free the tables below one of the given level (3 is the root), and then that, but at most `budget` of them.
 
-    The caller has unmapped every page.
+    Returns what is left of the budget: 0 if not all are gone, to be called again. The caller has unmapped every page.
     """
-    nr = 1
     if level > 0:
         for i in range(table * PTRS_PER_PT, (table + 1) * PTRS_PER_PT):
             if pt[i] & _PAGE_PRESENT:
                 below = pte_pfn(pt[i])  # no PMD maps a page any more, so this is a table
-                nr += free_pgtables(pages, zones, blocks, nodes, pt, below, level - 1)
-    free_table(pages, zones, blocks, nodes, table)
-    return nr
+                budget = free_pgtables(pages, zones, blocks, nodes, pt, below, level - 1, budget)
+                if budget == 0:
+                    return 0
+                pt[i] = _NONE
+    if budget > 1:  # what is left says whether all are gone
+        free_table(pages, zones, blocks, nodes, table)
+    return budget - 1

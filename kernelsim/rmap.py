@@ -50,6 +50,7 @@ Mms: TypeAlias = Any
 VM_WRITE = 1 << 1
 VM_SHARED = 1 << 3
 VM_LOCKED = 1 << 13
+VM_MLOCKING = 1 << 14  # as Linux's VM_IO during an mlock(2): its pages are being counted to, or from, VM_LOCKED
 VM_HUGEPAGE = 1 << 29  # MADV_HUGEPAGE
 
 vma_dtype = np.dtype(
@@ -89,6 +90,17 @@ def folio_span(vmas: Vmas, vma: int, index: int, nr_pages: int) -> tuple[int, in
     """(first, end, base): the virtual pages at which a VMA would map pages of a folio; page i of it is at base + i."""
     base = int(vmas[vma].start) + index - int(vmas[vma].pgoff)
     return max(base, int(vmas[vma].start)), min(base + nr_pages, int(vmas[vma].end)), base
+
+
+@njit
+def is_mlock_under_way(vmas: Vmas, avcs: Avcs, mapping: int) -> bool:
+    """Whether mlock counts of pages of this rmap object are only partly brought up to date."""
+    avc = avcs[mapping].next
+    while avc != 0:
+        if vmas[avcs[avc].vma].flags & VM_MLOCKING:
+            return True
+        avc = avcs[avc].next
+    return False
 
 
 @njit

@@ -21,7 +21,8 @@ CORE_MAY_IMPORT = """
 MAY_IMPORT = {
     "kernelsim/attr.py": ("kernelsim.kinds", "kernelsim.operation"),
     "kernelsim/kinds.py": (),
-    "kernelsim/operation.py": (),
+    "kernelsim/operation.py": ("kernelsim.wait",),
+    "kernelsim/wait.py": (),
     "kernelsim": ("kernelsim",),
     "fs": ("fs", "kernelsim.attr", "kernelsim.kinds", "kernelsim.operation"),
     "dpud/gpu": (

@@ -40,6 +40,7 @@ from kernelsim import dpu_compact_inject
 from kernelsim.attr import Operation
 from kernelsim.dpu_hw import ENGINES
 from kernelsim.machine import NODES_SYSFS
+from kernelsim.mm_types import LongOp
 from kernelsim.timer import ManualClock
 
 T = TypeVar("T")
@@ -115,13 +116,13 @@ class World:
 
     def change(self, name: str, attr: str, text: str) -> bool:
         """echo into a process's file; mkdir first where there is none."""
-        if name not in self.lab.machine.processes:
-            try:
-                self.lab.spawn(name)
-            except OSError as full:
-                if full.errno not in MAY_HAPPEN:
-                    raise
-        return name in self.lab.names and self.begin(self.lab.start_set(name, attr, text))
+        if name in self.lab.names:
+            return self.begin(self.lab.start_set(name, attr, text))
+        return name not in self.lab.machine.processes and self.begin(self._made(name, attr, text))
+
+    def _made(self, name: str, attr: str, text: str) -> LongOp:
+        yield from self.lab.start_spawn(name)
+        yield from self.lab.start_set(name, attr, text)
 
     def look(self, name: str) -> bool:
         """cat verify."""

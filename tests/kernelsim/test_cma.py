@@ -10,11 +10,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from machines import Lab, advance, settle, small_slices
+from numpy.typing import NDArray
 from wiring import errno_of
 
 from dpud.dpu.faults import FaultKind
 from kernelsim import page_alloc as buddy
-from kernelsim.machine import Machine, MachineConfig, NodeConfig
+from kernelsim.machine import MM_CONFIGFS, Machine, MachineConfig, NodeConfig
+from kernelsim.mm_configfs import Process
 
 MIB = 1 << 20
 DEBUGFS = "/sys/kernel/debug/cma/pernuma0"
@@ -259,9 +261,18 @@ def test_a_full_area_is_enomem_and_logged() -> None:
     assert figure(lab, "available_pages", SYSFS) == figure(lab, "total_pages", SYSFS) == 2048
 
 
+def short_pins(lab: Lab, every: int) -> NDArray[np.int64]:
+    """Pin pages of the area for a while, as direct I/O does: such pins do not make pages leave it first."""
+    base = figure(lab, "base_pfn")
+    mapped = np.flatnonzero(lab.mem.pages["mapcount"][base : base + figure(lab, "count")]) + base
+    lab.mem.pages["refcount"][mapped[::every]] += 1024
+    return mapped[::every]
+
+
 def test_pinned_pages_make_it_ebusy_in_the_log_and_enomem_in_the_shell() -> None:
     lab = Lab((64,), cma=16)
-    lab.spawn("a", anon="40M", pin="10 seed=3")
+    lab.spawn("a", anon="40M")
+    pinned = short_pins(lab, 10)
     lived_there = in_area(lab)
     assert alloc(lab, 2048) == errno.ENOMEM
     assert lab.machine.printk.lines()[-1] == "cma: __cma_alloc: pernuma0: alloc failed, req-size: 2048 pages, ret: -16"
@@ -269,7 +280,7 @@ def test_pinned_pages_make_it_ebusy_in_the_log_and_enomem_in_the_shell() -> None
     assert (figure(lab, "used"), lab.vmstat()["cma_alloc_fail"]) == (0, 1)
     assert 0 < in_area(lab) <= lived_there
     lab.assert_at_rest()
-    lab.set("a", pin="0")
+    lab.mem.pages["refcount"][pinned] -= 1024
     assert alloc(lab, 4096) == 0
     lab.assert_at_rest()
 
@@ -277,15 +288,10 @@ def test_pinned_pages_make_it_ebusy_in_the_log_and_enomem_in_the_shell() -> None
 def test_a_busy_place_is_passed_over() -> None:
     """The second place is behind the pinned page, and is had."""
     lab = Lab((64,), cma=16)
-    process = lab.spawn("a", anon="40M")
+    lab.spawn("a", anon="40M")
     base = figure(lab, "base_pfn")
-    (vma,) = process.anon_vmas
-    settle([process.mm.pin(vma, vma.vpns())])
-    for pfn in process.mm.pinned:
-        if pfn != base + 700:
-            lab.mem.pages["refcount"][pfn] -= 1024
-    process.mm.pinned = process.mm.pinned[process.mm.pinned == base + 700]
-    assert len(process.mm.pinned) == 1
+    assert lab.mem.pages["mapcount"][base + 700] == 1
+    lab.mem.pages["refcount"][base + 700] += 1024
     assert alloc(lab, 1000) == 0
     words = [int(word) for word in lab.read(f"{DEBUGFS}/bitmap").split()]
     used = [at for at in range(4096) if words[at // 32] >> at % 32 & 1]
@@ -428,3 +434,56 @@ class TestCmaUsers(CmaUsers.TestCase):
 @pytest.mark.slow
 class TestCmaUsersAtLength(CmaUsers.TestCase):
     settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+# Long-term pins do not stay in a CMA area (check_and_migrate_movable_pages).
+
+
+def in_areas(lab: Lab, process: Process) -> int:
+    """Pinned pages of a process that lie in a CMA area."""
+    pinned = process.mm.pinned
+    return sum(int(((pinned >= area.base) & (pinned < area.base + area.nr_pages)).sum()) for area in lab.vm.cma_areas)
+
+
+@pytest.mark.parametrize("thp", ["0", "1"])
+@pytest.mark.parametrize("words", ["stamp", "full"])
+def test_what_is_pinned_for_long_leaves_the_area(words: str, thp: str) -> None:
+    lab = Lab((64,), words, cma=16)
+    process = lab.spawn("a", thp=thp, anon="50M")
+    area = lab.vm.cma_areas[0]
+    mapped = lab.mem.pages["mapcount"][area.base : area.base + area.nr_pages] > 0
+    assert mapped.sum() >= (7 if thp == "1" else 1000)  # it has pages there
+    lab.set("a", holes="30 seed=1")
+    moved = lab.vmstat()["pgmigrate_success"]
+    lab.set("a", pin="5 seed=2")
+    assert len(process.mm.pinned) > 300
+    assert in_areas(lab, process) == 0
+    assert lab.vmstat()["pgmigrate_success"] > moved
+    lab.assert_at_rest()
+    assert alloc(lab, area.nr_pages) == 0  # nothing in it is in the way
+    lab.assert_at_rest()
+
+
+def test_a_page_of_the_area_that_somebody_else_holds_fails_the_pin() -> None:
+    """ENOMEM, and no pin is left."""
+    lab = Lab((64,), cma=16)
+    process = lab.spawn("a", anon="50M", holes="20 seed=1")
+    area = lab.vm.cma_areas[0]
+    pages = lab.mem.pages
+    victim = int(np.flatnonzero(pages["mapcount"][area.base : area.base + area.nr_pages])[0]) + area.base
+    pages["refcount"][victim] += 1  # as get_user_pages_fast() of some I/O under way
+    refcounts = int(pages["refcount"].sum())
+    assert errno_of(lab.write, f"{MM_CONFIGFS}/a/pin", "100") == errno.ENOMEM
+    assert (len(process.mm.pinned), lab.read(f"{MM_CONFIGFS}/a/pin")) == (0, "0\n")
+    assert int(pages["refcount"].sum()) == refcounts
+    pages["refcount"][victim] -= 1
+    lab.assert_at_rest()
+
+
+def test_without_room_outside_the_area_the_pin_fails() -> None:
+    lab = Lab((64,), cma=16)
+    process = lab.spawn("a", anon="56M")
+    lab.alloc(lab.allocator("rest", gfp="GFP_NOWAIT", count="20000"))
+    assert errno_of(lab.write, f"{MM_CONFIGFS}/a/pin", "100") == errno.ENOMEM
+    assert len(process.mm.pinned) == 0
+    lab.assert_at_rest()

@@ -399,7 +399,7 @@ def test_a_large_folio_that_is_mapped_in_part_is_split_first() -> None:
     complete(mm.pin(vma, vma.vpns()[300:301]))
     complete(mm.madvise_dontneed(vma, vma.vpns()[:150]))
     assert lab.vmstat()["thp_split_page"] == 0
-    mm.unpin()
+    complete(mm.unpin())
     nr_moved = lab.vmstat()["pgmigrate_success"]
     take(lab, head, 512)
     assert_taken(lab, head, 512)

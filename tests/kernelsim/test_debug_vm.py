@@ -17,6 +17,7 @@ from kernelsim.hostimage import build_host_image
 from kernelsim.lruvec import folio_isolate_lru
 from kernelsim.machine import Machine
 from kernelsim.mm_configfs import Process
+from kernelsim.page_isolation import start_isolate_page_range
 from kernelsim.pcp import free_frozen_page
 from kernelsim.pgtable import walk_pmd, walk_pte
 
@@ -283,6 +284,16 @@ def test_a_page_left_isolated_by_nobody_is_found() -> None:
     board.movable([board.pfn(0)])
     folio_isolate_lru(board.mem.pages, board.mem.zones, board.mem.nodes, board.pfn(0))
     assert board.machine.check() == ["isolated pages without a compaction: kernel says 1, found 0"]
+
+
+def test_a_pageblock_left_isolated_by_nobody_is_found() -> None:
+    board = Board(4)
+    board.free(board.pfn(2), 512)
+    board.vm.compaction_mutex.locked = True
+    start_isolate_page_range(board.mem, board.pfn(2), board.pfn(3))
+    board.assert_sound()
+    board.vm.compaction_mutex.locked = False
+    assert board.machine.check() == ["isolated pageblocks without a range being emptied: kernel says 1, found 0"]
 
 
 def pcp_board() -> Board:

@@ -257,7 +257,7 @@ def test_a_file_page_has_a_reference_from_the_cache() -> None:
     complete(space.mm.munmap(vma))
     pfn = int(space.vm.i_pages[file.i_base + 2])
     assert (space.mem.pages["refcount"][pfn], space.mem.pages["mapcount"][pfn]) == (1, 0)
-    file.evict()
+    complete(file.evict())
     space.process.files.clear()
     assert space.lab.vmstat()["nr_file_pages"] == 0
     assert space.lab.machine.check() == []

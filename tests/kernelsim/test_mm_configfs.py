@@ -6,8 +6,10 @@ import errno
 import numpy as np
 import pytest
 import wiring
-from machines import MIB, Lab, settle
+from machines import MIB, Lab, advance, settle, small_slices
 
+from kernelsim import mmap
+from kernelsim.attr import Operation
 from kernelsim.machine import MM_CONFIGFS
 from kernelsim.mm_configfs import choose, parse_amount
 
@@ -232,3 +234,146 @@ def test_an_interrupted_request_leaves_the_machine_sound(lab: Lab, attr: str, te
         operation.close()
         lab.assert_at_rest()
         assert "c" not in lab.machine.processes or attr == "fork"
+
+
+def change_under_way(attr: str, thp: str, busy: bool) -> tuple[Lab, Operation[object], Operation[object]]:
+    """A process, a write of more memory to it, and a compaction that has a batch in flight, or is over."""
+    lab = Lab((32,), nr_ranks=2, patience=7)
+    lab.spawn("a", thp=thp, anon="4M", file="1M", holes="50 seed=1")
+    compaction = lab.start_compact()
+    while not (lab.vm.in_flight if busy else advance(compaction)[0]):
+        assert not (busy and advance(compaction)[0])
+    return lab, lab.start_set("a", attr, "6M"), compaction
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["alone", "batch in flight"])
+@pytest.mark.parametrize(("attr", "thp"), [("anon", "0"), ("anon", "1"), ("file", "0")])
+def test_a_signal_leaves_the_old_memory_or_the_new_as_a_whole(attr: str, thp: str, busy: bool) -> None:
+    patch = small_slices(100)
+    try:
+        lab, change, compaction = change_under_way(attr, thp, False)
+        nr_slices = 1
+        while not advance(change)[0]:
+            nr_slices += 1
+        outcomes = []
+        for after in (1, nr_slices // 2, nr_slices - 2, nr_slices - 1):
+            lab, change, compaction = change_under_way(attr, thp, busy)
+            old = lab.read(f"{A}/{attr}")
+            if not any(over for over, _ in (advance(change) for _ in range(after))):
+                change.close()
+            assert lab.machine.check() == []
+            now = lab.read(f"{A}/{attr}")
+            outcomes.append(now)
+            assert now in (old, f"{6 * MIB}\n")
+            process = lab.machine.processes["a"]
+            assert [len(process.anon_vmas), len(process.file_vmas)] == [1, 1]
+            assert lab.read(f"{A}/holes") == ("50 seed=1\n" if now == old or attr == "file" else "0\n")
+            settle([compaction] if busy else [])
+            lab.assert_at_rest()
+            settle([lab.end("a")])
+            assert lab.vm.files == []
+            lab.assert_at_rest()
+        assert outcomes[0] == old
+        assert busy or outcomes[-1] == f"{6 * MIB}\n"
+    finally:
+        patch.undo()
+
+
+# Large processes let others have their turns.
+
+
+def slices(lab: Lab, operation: Operation[object]) -> int:
+    """How many slices it takes; after every fourth all invariants are checked."""
+    nr = 1
+    while not advance(operation)[0]:
+        nr += 1
+        if nr % 4 == 0:
+            assert lab.machine.check() == []
+    return nr
+
+
+def test_exit_mlock_pins_and_files_go_slice_by_slice() -> None:
+    """Slices of 100 pages, of 10 page tables, and of 2 MiB at least where huge pages may be."""
+    patch = small_slices(100)
+    patch.set(mmap, "FREE_TABLES_SLICE_PAGES", 10)
+    try:
+        lab = Lab((32,))
+        before = lab.mem.zones["free_pages"].tolist()
+        mm = lab.spawn("a", anon="8M", file="4M", pin="50").mm
+        for _ in range(30):  # a mapping of one page each 2 MiB: a page table each
+            vma = mm.mmap(1)
+            settle([mm.write(vma)])
+            assert vma.start == mm.next_vpn - 512
+        nr_pinned, nr_tables = len(mm.pinned), lab.vmstat()["nr_page_table_pages"]
+        assert nr_pinned > 900
+        assert nr_tables > 30
+        assert slices(lab, lab.start_set("a", "mlock", "100")) >= 4
+        assert slices(lab, lab.start_set("a", "pin", "0")) >= nr_pinned // 100
+        assert slices(lab, lab.start_set("a", "mlock", "0")) >= 4
+        assert slices(lab, lab.start_set("a", "file", "0")) >= 1024 // 400 + 1024 // 100
+        assert slices(lab, lab.end("a")) >= 2048 // 400 + nr_tables // 10
+        assert lab.mem.zones["free_pages"].tolist() == before
+        lab.assert_at_rest()
+    finally:
+        patch.undo()
+
+
+@pytest.mark.parametrize("words", ["exit", "file"])
+def test_an_end_that_was_interrupted_is_brought_to_its_end_by_the_next(words: str) -> None:
+    patch = small_slices(50)
+    try:
+        lab = Lab((32,))
+        before = lab.mem.zones["free_pages"].tolist()
+        for nr_slices in range(1, 60, 4):
+            lab.spawn("a", anon="1M", file="1M")
+            operation = lab.end("a") if words == "exit" else lab.start_set("a", "file", "0")
+            if not any(over for over, _ in (advance(operation) for _ in range(nr_slices))):
+                operation.close()
+            assert lab.machine.check() == []
+            if "a" in lab.machine.processes:
+                settle([lab.end("a")])
+            assert lab.mem.zones["free_pages"].tolist() == before
+            assert lab.vm.files == []
+    finally:
+        patch.undo()
+
+
+@pytest.mark.parametrize("lock", ["100", "0"])
+def test_an_interrupted_mlock_has_done_the_lower_part(lock: str) -> None:
+    patch = small_slices(100)
+    try:
+        lab = Lab((32,))
+        lab.spawn("a", thp="1", anon="7M", mlock="0" if lock == "100" else "100")
+        operation = lab.start_set("a", "mlock", lock)
+        assert not advance(operation)[0]
+        assert not advance(operation)[0]
+        operation.close()
+        nr_locked = 1024 if lock == "100" else 1792 - 1024
+        assert lab.vmstat()["nr_mlock"] == nr_locked
+        assert lab.read(f"{A}/mlock") == f"{round(100 * nr_locked / 1792)}\n"
+        lab.assert_at_rest()
+        lab.set("a", mlock="0")
+        assert lab.vmstat()["nr_mlock"] == 0
+        lab.assert_at_rest()
+    finally:
+        patch.undo()
+
+
+@pytest.mark.parametrize("lock", ["100", "0"])
+def test_what_is_moved_or_split_while_it_is_being_locked_is_locked_once(lock: str) -> None:
+    """Batches in flight, unmapping by another process, and an emptied range, between any two slices."""
+    patch = small_slices(64)
+    try:
+        lab = Lab((64,), nr_ranks=2, patience=3)
+        lab.spawn("a", thp="1", anon="12M", fork="b", mlock="0" if lock == "100" else "100")
+        lab.set("b", touch="20 seed=1")
+        settle([lab.start_set("a", "mlock", lock), lab.start_compact(), lab.start_set("b", "holes", "60 seed=2"),
+                lab.machine.contig.alloc_contig_range(0x2000, 0x2400)])  # fmt: skip
+        settle([lab.end("b")])
+        assert lab.vmstat()["nr_mlock"] == (3072 if lock == "100" else 0)
+        lab.set("a", mlock="0")
+        assert lab.vmstat()["nr_mlock"] == 0
+        assert not (lab.mem.pages["mlock_count"] > 0).any()
+        lab.assert_at_rest()
+    finally:
+        patch.undo()

@@ -198,7 +198,7 @@ def test_a_pinned_huge_page_stays_with_the_parent_and_the_child_gets_copies() ->
     write(vma, 3)
     assert entry(lab, vma, 3) >> 12 == head + 3
     lab.assert_at_rest()
-    vma.mm.unpin()
+    complete(vma.mm.unpin())
     lab.assert_at_rest()
 
 
@@ -280,7 +280,7 @@ def test_compaction_splits_what_is_mapped_in_part_and_cannot_move(enabled: int) 
     lab.sysctl(dpu_compact_region_order=9, dpu_compact_enabled=enabled)
     lab.compact()
     assert (len(huge_pages(lab)), lab.stats()["thp_split"]) == (6, 0)
-    vma.mm.unpin()
+    complete(vma.mm.unpin())
     lab.compact()
     assert (len(huge_pages(lab)), lab.stats()["thp_split"]) == (5, 1)
     assert lab.vmstat()["thp_split_page"] == lab.vmstat()["thp_migration_split"] == 1
@@ -293,7 +293,7 @@ def test_compaction_splits_what_is_mapped_in_part_and_cannot_move(enabled: int) 
 def test_what_is_mapped_in_part_but_can_move_moves_whole(enabled: int) -> None:
     lab = scattered()
     vma, head = partially_mapped(lab)
-    vma.mm.unpin()
+    complete(vma.mm.unpin())
     lab.sysctl(dpu_compact_region_order=18, dpu_compact_enabled=enabled)
     lab.compact()
     assert lab.stats()["thp_split"] == 0

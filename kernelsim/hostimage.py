@@ -373,8 +373,8 @@ def _pinned_pages(flags: NDArray[np.uint32], notes: list[str]) -> NDArray[np.int
     pinned: NDArray[np.int64] = cached[in_a_row & np.isin(cached >> pageblock_order, blocks)]
     if len(pinned):
         notes.append(
-            f"{len(pinned)} idle buffer-cache pages in consecutive frames are taken to be held by a file system since it "
-            "was mounted: they cannot move"
+            f"{len(pinned)} idle buffer-cache pages in consecutive frames are taken to be held by a file system "
+            "since it was mounted: they cannot move"
         )
     return pinned
 

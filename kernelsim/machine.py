@@ -265,8 +265,8 @@ class Machine:
         ]
         self.compaction_sysctl.proactiveness_written = self._trigger_kcompactd
         self.kthreads = Kthreads([*self.kswapds, *self.kcompactds], current=self.vm.trace.current)
-        for thread in self.kthreads.threads:
-            thread.task.pid = self.tasks.take_pid()
+        for pid, thread in enumerate(self.kthreads.threads, 2):  # init is 1
+            thread.task.pid = pid
             thread.task.cpu = next(iter(self.cpus[thread.nid]), 0)
         report = AllocFailure(self.mem, self.printk, self.clock.now_ns, lambda nid: self.kswapds[nid].hopeless)
         self.slowpath = AllocSlowpath(vm, self.reclaim, self.kswapds, compaction, self.dpu_direct, report)

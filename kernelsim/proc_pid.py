@@ -2,7 +2,7 @@
 """/proc/PID of emulated processes (fs/proc/base.c, array.c, task_mmu.c, 6.18).
 
 The directory comes with the process, from mkdir, fork or an imported machine, and goes when its memory is gone. Pids
-of configfs processes count up from 1, behind those of an imported machine, which are the real ones. They are not the
+of configfs processes count up from 100, behind those of an imported machine, which are the real ones. They are not the
 pids of the host: under `dpud exec` /proc/PID is the host's, and emulated processes are below the mount point alone.
 
 Emulated processes are root's, have one thread, no program, no stack and no CPU time, and open no files: fields about
@@ -266,13 +266,17 @@ class ProcPid(Kobject):
         return "0" if badness is None else str((1000 + int(badness * 1000 / total)) * 2 // 3)
 
 
+FIRST_PID = 100
+"""Of the first process; kernel threads have lower ones."""
+
+
 class Tasks:
     """Who has a directory in /proc."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.by_pid: dict[int, ProcPid] = {}
-        self.next_pid = 2  # init is the first
+        self.next_pid = FIRST_PID
 
     def take_pid(self) -> int:
         pid = self.next_pid

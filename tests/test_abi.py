@@ -94,7 +94,7 @@ def test_cma_wiring(case: Any) -> None:
 # What a process brings.
 
 PROCESS_FACTS = {
-    f"/proc/1/{name}": facts
+    f"/proc/100/{name}": facts
     for name, facts in tomllib.loads((Path(__file__).parent / "abi" / "process.toml").read_text()).items()
 }
 
@@ -107,7 +107,7 @@ def with_a_process() -> Lab:
 
 def test_a_process_has_these_files() -> None:
     lab = with_a_process()
-    found = {path: attr.mode for path, _, attr in lab.registry.walk() if path.startswith("/proc/1/")}
+    found = {path: attr.mode for path, _, attr in lab.registry.walk() if path.startswith("/proc/100/")}
     assert {path: oct(mode) for path, mode in found.items()} == {p: oct(f["mode"]) for p, f in PROCESS_FACTS.items()}
     for path, facts in PROCESS_FACTS.items():
         if "default" in facts:
@@ -118,7 +118,7 @@ def test_a_process_has_these_files() -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in wiring_cases(with_a_process().registry) if case.path.startswith("/proc/1/")], ids=str
+    "case", [case for case in wiring_cases(with_a_process().registry) if case.path.startswith("/proc/100/")], ids=str
 )
 def test_process_wiring(case: Any) -> None:
     case.run()

@@ -63,7 +63,7 @@ free = sum(flag >> 10 & 1 for flag in flags)
 zones = sum(int(line.split()[-1]) for line in open("/proc/zoneinfo") if "pages free" in line)
 assert abs(free - int(vmstat["nr_free_pages"])) < 64 and abs(free - zones) < 64
 mapped = collections.Counter()
-for pid in (1, 2):
+for pid in (100, 101):
     for line in open(f"{emulated}/{pid}/maps"):
         start, end = (int(address, 16) >> 12 for address in line.split()[0].split("-"))
         for entry in entries(f"{emulated}/{pid}/pagemap", start, end - start):

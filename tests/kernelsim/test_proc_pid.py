@@ -66,16 +66,16 @@ def family() -> Lab:
 def test_a_process_s_directory_comes_and_goes_with_it() -> None:
     lab = Lab((32,))
     process = lab.spawn("a", anon="1M", fork="b")
-    assert lab.read(f"{MM_CONFIGFS}/a/pid") == "1\n"
-    assert lab.read("/proc/2/comm") == "b\n"
-    assert re.search(r"^PPid:\t1$", lab.read("/proc/2/status"), re.MULTILINE)
+    assert lab.read(f"{MM_CONFIGFS}/a/pid") == "100\n"
+    assert lab.read("/proc/101/comm") == "b\n"
+    assert re.search(r"^PPid:\t100$", lab.read("/proc/101/status"), re.MULTILINE)
     lab.registry.remove(f"{MM_CONFIGFS}/a", process)
     for _ in lab.machine.end_process(process):
         pass
-    assert [path for path in lab.registry.nodes if path.startswith("/proc/1")] == []
-    assert "/proc/2/maps" in lab.registry.nodes
+    assert [path for path in lab.registry.nodes if path.startswith("/proc/100")] == []
+    assert "/proc/101/maps" in lab.registry.nodes
     lab.spawn("c")
-    assert lab.read("/proc/3/comm") == "c\n"
+    assert lab.read("/proc/102/comm") == "c\n"
 
 
 def test_maps() -> None:
@@ -83,7 +83,7 @@ def test_maps() -> None:
     lab.spawn("a", anon="1M", file="64K")
     file = lab.vm.files[0].mapping
     base = 0x7F0000000000
-    assert lab.read("/proc/1/maps").splitlines() == [
+    assert lab.read("/proc/100/maps").splitlines() == [
         f"{base:x}-{base + MIB:x} rw-p 00000000 00:00 0 ",
         f"{base + 2 * MIB:x}-{base + 2 * MIB + 65536:x} rw-s 00000000 00:01 {file} ".ljust(73) + f"/kernelsim/{file}",
     ]
@@ -91,7 +91,7 @@ def test_maps() -> None:
 
 def test_smaps_has_the_mappings_of_maps_and_adds_up_to_its_rollup() -> None:
     lab = family()
-    for pid in (1, 2):
+    for pid in (100, 101):
         smaps = mappings(lab.read(f"/proc/{pid}/smaps"))
         heads = [MAPS_LINE.fullmatch(line) for line in lab.read(f"/proc/{pid}/maps").splitlines()]
         assert [head for head, _ in smaps] == [head.groupdict() for head in heads if head]
@@ -109,7 +109,7 @@ def test_smaps_against_pagemap_and_kpagecount() -> None:
     """Proportional and private shares, page by page from the other files."""
     lab = family()
     count = lab.read_numbers("/proc/kpagecount")
-    for pid in (1, 2):
+    for pid in (100, 101):
         entries = pagemap(lab, pid)
         present = entries[bit(entries, 63)]
         sharers = count[(present & np.uint64((1 << 55) - 1)).astype(np.int64)]
@@ -126,13 +126,13 @@ def test_all_proportional_shares_are_the_machine_s_mapped_pages() -> None:
     """The sum of all processes' Pss is what is mapped at all."""
     lab = family()
     vmstat = lab.vmstat()
-    pss = sum(kbytes(lab.read(f"/proc/{pid}/smaps_rollup"))["Pss"] for pid in (1, 2))
+    pss = sum(kbytes(lab.read(f"/proc/{pid}/smaps_rollup"))["Pss"] for pid in (100, 101))
     assert abs(pss - 4 * (vmstat["nr_anon_pages"] + vmstat["nr_mapped"])) <= 2
 
 
 def test_status_statm_and_stat_agree() -> None:
     lab = family()
-    for pid, name in ((1, "a"), (2, "b")):
+    for pid, name in ((100, "a"), (101, "b")):
         status = kbytes(lab.read(f"/proc/{pid}/status"))
         size, resident, shared, _text, _lib, data, _dirty = map(int, lab.read(f"/proc/{pid}/statm").split())
         rss = int(lab.read(f"{MM_CONFIGFS}/{name}/rss")) // 1024
@@ -144,9 +144,9 @@ def test_status_statm_and_stat_agree() -> None:
         assert head == f"{pid} ({name}"
         assert len(fields) == 50
         assert (int(fields[22 - 2]), int(fields[23 - 2 - 0])) == (size * 4096, resident)
-    assert kbytes(lab.read("/proc/1/status"))["VmLck"] == 4096
-    assert kbytes(lab.read("/proc/2/status"))["VmLck"] == 0  # locks are not inherited
-    assert kbytes(lab.read("/proc/1/status"))["VmPin"] > 0
+    assert kbytes(lab.read("/proc/100/status"))["VmLck"] == 4096
+    assert kbytes(lab.read("/proc/101/status"))["VmLck"] == 0  # locks are not inherited
+    assert kbytes(lab.read("/proc/100/status"))["VmPin"] > 0
 
 
 def test_page_table_pages_are_shared_out_over_the_processes() -> None:
@@ -154,7 +154,7 @@ def test_page_table_pages_are_shared_out_over_the_processes() -> None:
     lab = family()
     lab.spawn("huge", thp="1", anon="8M")
     lab.set("huge", holes="3 seed=3")  # some of its 2 MiB pages are taken apart, others are not
-    tables = sum(kbytes(lab.read(f"/proc/{pid}/status"))["VmPTE"] for pid in (1, 2, 3)) // 4
+    tables = sum(kbytes(lab.read(f"/proc/{pid}/status"))["VmPTE"] for pid in (100, 101, 102)) // 4
     assert tables + 3 == lab.vmstat()["nr_page_table_pages"]
 
 
@@ -162,19 +162,19 @@ def test_peaks_stay() -> None:
     lab = Lab((32,))
     lab.spawn("a", anon="8M")
     lab.set("a", holes="100")
-    status = kbytes(lab.read("/proc/1/status"))
+    status = kbytes(lab.read("/proc/100/status"))
     assert (status["VmHWM"], status["VmRSS"], status["VmPeak"]) == (8192, 0, 8192)
     lab.set("a", anon="1M")
-    status = kbytes(lab.read("/proc/1/status"))
+    status = kbytes(lab.read("/proc/100/status"))
     assert (status["VmPeak"], status["VmSize"], status["VmHWM"]) == (9 * 1024, 1024, 8192)
-    lab.write("/proc/1/clear_refs", "5")
-    assert kbytes(lab.read("/proc/1/status"))["VmHWM"] == 1024
+    lab.write("/proc/100/clear_refs", "5")
+    assert kbytes(lab.read("/proc/100/status"))["VmHWM"] == 1024
 
 
 def test_numa_maps_says_which_node_has_the_pages() -> None:
     lab = Lab((32, 64))
     lab.spawn("a", anon="40M", file="1M")
-    lines = [line.split() for line in lab.read("/proc/1/numa_maps").splitlines()]
+    lines = [line.split() for line in lab.read("/proc/100/numa_maps").splitlines()]
     anon, file = ({k: v for k, _, v in (word.partition("=") for word in line[2:])} for line in lines)
     assert int(anon["N0"]) + int(anon["N1"]) == int(anon["anon"]) == int(anon["dirty"]) == 10240
     assert file["file"].startswith("/kernelsim/")
@@ -188,12 +188,12 @@ def test_numa_maps_says_which_node_has_the_pages() -> None:
 def test_huge_pages_show_as_huge() -> None:
     lab = Lab((64,))
     lab.spawn("a", thp="1", anon="8M")
-    ((_, sizes),) = mappings(lab.read("/proc/1/smaps"))
+    ((_, sizes),) = mappings(lab.read("/proc/100/smaps"))
     assert sizes["AnonHugePages"] == sizes["Rss"] == sizes["Private_Dirty"] == 8192
-    assert "THPeligible:           1\n" in lab.read("/proc/1/smaps")
-    assert "VmFlags: rd wr mr mw me ac hg \n" in lab.read("/proc/1/smaps")
+    assert "THPeligible:           1\n" in lab.read("/proc/100/smaps")
+    assert "VmFlags: rd wr mr mw me ac hg \n" in lab.read("/proc/100/smaps")
     lab.set("a", fork="b")
-    ((_, sizes),) = mappings(lab.read("/proc/1/smaps"))
+    ((_, sizes),) = mappings(lab.read("/proc/100/smaps"))
     assert (sizes["Pss"], sizes["Shared_Dirty"]) == (4096, 8192)
     entries = pagemap(lab, 1)
     assert bit(entries, 63).all()
@@ -209,20 +209,20 @@ def test_clear_refs_forgets_and_an_access_is_remembered() -> None:
     lab.spawn("a", anon="4M", file="1M")
 
     def referenced() -> list[int]:
-        return [sizes["Referenced"] for _, sizes in mappings(lab.read("/proc/1/smaps"))]
+        return [sizes["Referenced"] for _, sizes in mappings(lab.read("/proc/100/smaps"))]
 
     assert referenced() == [4096, 1024]
-    lab.write("/proc/1/clear_refs", "2\n")
+    lab.write("/proc/100/clear_refs", "2\n")
     assert referenced() == [0, 1024]
-    lab.write("/proc/1/clear_refs", "3")
+    lab.write("/proc/100/clear_refs", "3")
     assert referenced() == [0, 0]
     lab.set("a", touch="25 seed=1")
     anon, file = referenced()
     assert 900 < anon < 1150
     assert 200 < file < 320
-    lab.write("/proc/1/clear_refs", " 1 ")
+    lab.write("/proc/100/clear_refs", " 1 ")
     assert referenced() == [0, 0]
-    lab.write("/proc/1/clear_refs", "4")  # no soft-dirty bits in this kernel
+    lab.write("/proc/100/clear_refs", "4")  # no soft-dirty bits in this kernel
     lab.assert_sound()
 
 
@@ -231,10 +231,10 @@ def test_comm_is_cut_at_15_bytes() -> None:
     lab = Lab((32,))
     lab.spawn("a")
     for text, shown in (("abc\n", "abc\n\n"), ("abcdefghijklmnopqrst", "abcdefghijklmno\n"), ("ab\0cd", "ab\n")):
-        lab.write("/proc/1/comm", text)
-        assert lab.read("/proc/1/comm") == shown
-    assert lab.read("/proc/1/cmdline") == "ab\0"
-    assert lab.read("/proc/1/stat").startswith("1 (ab) S 0 ")
+        lab.write("/proc/100/comm", text)
+        assert lab.read("/proc/100/comm") == shown
+    assert lab.read("/proc/100/cmdline") == "ab\0"
+    assert lab.read("/proc/100/stat").startswith("100 (ab) S 0 ")
 
 
 @pytest.mark.parametrize(
@@ -244,25 +244,25 @@ def test_oom_score_adj_takes_what_linux_takes(text: str, value: int) -> None:
     """As seen on a live 6.18: only the first 12 bytes count."""
     lab = Lab((32,))
     lab.spawn("a")
-    lab.write("/proc/1/oom_score_adj", text)
-    assert lab.read("/proc/1/oom_score_adj") == f"{value}\n"
+    lab.write("/proc/100/oom_score_adj", text)
+    assert lab.read("/proc/100/oom_score_adj") == f"{value}\n"
 
 
 def test_oom_score_grows_with_memory_and_adjustment() -> None:
     """666 for nothing, as a live kernel shows for small processes; 1333 for all of memory or an adjustment of 1000."""
     lab = Lab((64,))
     lab.spawn("a")
-    assert lab.read("/proc/1/oom_score") == "666\n"
+    assert lab.read("/proc/100/oom_score") == "666\n"
     lab.set("a", anon="32M")
-    half = int(lab.read("/proc/1/oom_score"))
+    half = int(lab.read("/proc/100/oom_score"))
     assert 995 <= half <= 1020
-    lab.write("/proc/1/oom_score_adj", "500")
-    assert 330 <= int(lab.read("/proc/1/oom_score")) - half <= 334
+    lab.write("/proc/100/oom_score_adj", "500")
+    assert 330 <= int(lab.read("/proc/100/oom_score")) - half <= 334
     lab.set("a", fork="b")
-    assert lab.read("/proc/2/oom_score_adj") == "500\n"
-    lab.write("/proc/1/oom_score_adj", "-1000")
-    assert lab.read("/proc/1/oom_score") == "0\n"
-    assert errno_of(lab.write, "/proc/1/oom_score_adj", "5 6") == errno.EINVAL
+    assert lab.read("/proc/101/oom_score_adj") == "500\n"
+    lab.write("/proc/100/oom_score_adj", "-1000")
+    assert lab.read("/proc/100/oom_score") == "0\n"
+    assert errno_of(lab.write, "/proc/100/oom_score_adj", "5 6") == errno.EINVAL
 
 
 # While something goes on.
@@ -273,10 +273,10 @@ def test_a_process_at_work_is_running() -> None:
     lab.spawn("a", anon="8M")
     touching = lab.start_set("a", "touch", "100")
     advance(touching)
-    assert "State:\tR (running)\n" in lab.read("/proc/1/status")
+    assert "State:\tR (running)\n" in lab.read("/proc/100/status")
     while not advance(touching)[0]:
         pass
-    assert "State:\tS (sleeping)\n" in lab.read("/proc/1/status")
+    assert "State:\tS (sleeping)\n" in lab.read("/proc/100/status")
 
 
 def test_a_page_on_the_move_is_a_swap_entry(request: pytest.FixtureRequest) -> None:
@@ -286,7 +286,7 @@ def test_a_page_on_the_move_is_a_swap_entry(request: pytest.FixtureRequest) -> N
     lab = Lab((32,), patience=3)
     lab.spawn("a", anon="16M", holes="50 seed=1")
     before = pagemap(lab, 1)
-    resident = kbytes(lab.read("/proc/1/smaps_rollup"))["Rss"]
+    resident = kbytes(lab.read("/proc/100/smaps_rollup"))["Rss"]
     lab.sysctl(dpu_compact_region_order=11)
     compacting = lab.start_compact()
     over = False
@@ -297,7 +297,7 @@ def test_a_page_on_the_move_is_a_swap_entry(request: pytest.FixtureRequest) -> N
     assert swap.any()
     assert set((moving[swap] & np.uint64(31)).tolist()) <= {24, 26}
     assert ((moving[swap] >> np.uint64(5)) & np.uint64((1 << 50) - 1) == before[swap] & np.uint64((1 << 55) - 1)).all()
-    assert kbytes(lab.read("/proc/1/smaps_rollup"))["Rss"] == resident
+    assert kbytes(lab.read("/proc/100/smaps_rollup"))["Rss"] == resident
     while not over:
         over, _ = advance(compacting)
     assert not bit(pagemap(lab, 1), 62).any()
@@ -307,7 +307,7 @@ def test_a_page_on_the_move_is_a_swap_entry(request: pytest.FixtureRequest) -> N
 def test_reading_smaps_of_a_process_that_ends() -> None:
     lab = Lab((32,))
     lab.spawn("a", anon="2M", file="1M")
-    file = lab.registry.nodes["/proc/1/smaps"]
+    file = lab.registry.nodes["/proc/100/smaps"]
     reading = file.attr.read_text(file.kobj)  # type: ignore[attr-defined]
     advance(reading)
     for _ in lab.end("a"):
@@ -347,7 +347,7 @@ def test_lines_are_the_running_kernel_s(name: str) -> None:
     def label(line: str) -> str:
         return line.split(":")[0]
 
-    ours = {label(line): line for line in shape(lab.read(f"/proc/1/{name}"))}
+    ours = {label(line): line for line in shape(lab.read(f"/proc/100/{name}"))}
     theirs = {label(line): line for line in shape(Path(f"/proc/self/{name}").read_text())}
     assert [key for key in ours if key in theirs] == list(ours)
     assert [key for key in theirs if key in ours] == list(ours)

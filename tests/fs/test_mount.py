@@ -140,8 +140,8 @@ def test_rmdir_waits_for_a_store(mnt: Mounted) -> None:
     item = mnt.root / "sys/kernel/config/toy/busy"
     item.mkdir()
     mnt.out("echo 0 > sys/kernel/debug/toy/gate")
-    slow = os.open(item / "slow", os.O_WRONLY)  # so that the shell can wait for the store only
-    with subprocess.Popen(["sh", "-c", f"echo 1 >&{slow}"], pass_fds=(slow,)) as store:
+    slow = os.open(item / "slow", os.O_WRONLY)  # so that the writer can wait for the store only
+    with subprocess.Popen(["echo", "1"], stdout=slow) as store:
         os.close(slow)
         until(lambda: is_waiting(store))
         with subprocess.Popen(["rmdir", str(item)]) as remove:

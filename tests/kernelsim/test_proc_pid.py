@@ -353,3 +353,13 @@ def test_lines_are_the_running_kernel_s(name: str) -> None:
     assert [key for key in theirs if key in ours] == list(ours)
     sized = {key for key in ours if " kB" in ours[key] or ours[key].endswith("kB")}
     assert {key: ours[key] for key in sized} == {key: theirs[key] for key in sized}
+
+
+def test_page_faults_are_counted_for_who_had_them() -> None:
+    """256 pages of anonymous memory, and as many that had to be read in from the file."""
+    lab = Lab((32,))
+    lab.spawn("a", anon="1M", file="1M")
+    lab.spawn("b")
+    faults = [lab.read(f"/proc/{pid}/stat").rpartition(") ")[2].split()[10 - 3 : 13 - 3] for pid in (1, 2)]
+    assert faults == [["256", "0", "256"], ["0", "0", "0"]]
+    assert lab.vmstat()["pgfault"] == 512

@@ -360,6 +360,6 @@ def test_page_faults_are_counted_for_who_had_them() -> None:
     lab = Lab((32,))
     lab.spawn("a", anon="1M", file="1M")
     lab.spawn("b")
-    faults = [lab.read(f"/proc/{pid}/stat").rpartition(") ")[2].split()[10 - 3 : 13 - 3] for pid in (1, 2)]
+    faults = [lab.read(f"/proc/{pid}/stat").rpartition(") ")[2].split()[10 - 3 : 13 - 3] for pid in (100, 101)]
     assert faults == [["256", "0", "256"], ["0", "0", "0"]]
     assert lab.vmstat()["pgfault"] == 512

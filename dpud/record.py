@@ -122,10 +122,14 @@ class _Tracer:
         with self._until_interrupted():
             self._instance.write("tracing_on", "1")
             begin = time.monotonic()
+            child = None
             try:
-                self._drain_while(self._start(), begin)
+                child = self._start()
+                self._drain_while(child, begin)
             finally:
                 self._instance.write("tracing_on", "0")
+                if child is not None and child.poll() is None:  # we are being ended
+                    child.terminate()
             self.seconds = time.monotonic() - begin
 
     def _start(self) -> "subprocess.Popen[bytes] | None":

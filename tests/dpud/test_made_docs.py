@@ -165,6 +165,7 @@ def test_bash_completes(place: Path, words: list[str], offered: set[str]) -> Non
     assert set(filter(None, done.stdout.split("\n"))) == offered
 
 
+@pytest.mark.slow
 def test_every_command_and_option_is_in_both(made: dict[str, str]) -> None:
     """`--help` of the program itself says what there is."""
     script = (

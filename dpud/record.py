@@ -93,7 +93,8 @@ def _instance_name() -> str:
 
 def _write(draft: Path, tracer: "_Tracer", before: LiveCapture, after: LiveCapture) -> int:
     """The files beside the trace; returns the size of all."""
-    files = {"record.txt": tracer.text().encode()}
+    quiet = f"quiet_before {int(before.quiet)}\nquiet_after {int(after.quiet)}\n"
+    files = {"record.txt": (tracer.text() + quiet).encode()}
     files |= {f"before/{name}": content for name, content in files_of(before).items()}
     files |= {f"after/{name}": content for name, content in files_of(after).items()}
     for name, content in files.items():

@@ -125,7 +125,7 @@ CASES = [
     (["dpud", "replay", "--t"], {"--traditional"}),
     (["dpud", "demo", ""], {"capture", "process"}),
     (["dpud", "bench", "t"], {"tables", "terabyte"}),
-    (["dpud", "bench", "tables", "re"], {"region"}),
+    (["dpud", "bench", "tables", "reg"], {"region"}),
     (["dpud", "snapshot", "--fragment", "r"], {"random", "runs"}),
     (["dpud", "run", "--from", "h"], {"host", "hostdir"}),
     (["dpud", "replay", "m"], {"my trace.txt", "mydir"}),

@@ -213,6 +213,10 @@ def test_a_real_recording_replayed(tmp_path: Path) -> None:
         for state, pcp in ((outcome.nr_free, outcome.nr_pcp), (outcome.real_after, outcome.real_pcp))
     )
     assert outcome.counts["allocs"] > 10_000
+    notes = dict(line.split(" ", 1) for line in (folder / "record.txt").read_text().splitlines())
+    assert notes["exit_code"] == "7"
+    if (notes["quiet_before"], notes["quiet_after"], notes["lost_places"]) != ("1", "1", "0"):
+        pytest.skip("this host is too busy: its free lists moved while they were captured, or events were lost")
     assert abs(ours - real) <= outcome.counts["alloc_pages"] // 20 + outcome.counts["unseen_free"]
     for key, row in outcome.real_after.items():
         assert sum(outcome.nr_free[key][10:]) == pytest.approx(sum(row[10:]), rel=0.05, abs=16)

@@ -95,7 +95,7 @@ def test_facts_are_on_the_pages(page: str, words: tuple[str, ...]) -> None:
 def test_every_key_of_the_configuration_is_described() -> None:
     text = (MAN / "dpud-config.5").read_text()
     tags = re.findall(r"^\.TP\n\\fB(.*)\\fR$", text, re.MULTILINE)
-    for struct in (config.Machine, config.Node, config.Memory, config.Dpu, config.Mount):
+    for struct in (config.Machine, config.Node, config.Memory, config.Dpu, config.Gpu, config.Mount):
         for key in struct.__struct_fields__:
             assert key in tags
             entry = text.partition(f".TP\n\\fB{key}\\fR\n")[2]

@@ -41,7 +41,7 @@ _dpud() {
                 _dpud_offer w --write --seed --ops --help
                 return
             fi
-            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity terabyte soak
+            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu soak
             ;;
         demo)
             if [[ $cur == -* ]]; then

@@ -44,11 +44,11 @@ def pages(registry: Registry) -> dict[str, str]:
 
 
 def _area(path: str) -> str:
-    return next(
-        name
-        for name, (_, _, prefixes) in AREAS.items()
-        if any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes)
-    )
+    """A tree that AREAS does not know gets a page by its first folder."""
+    for name, (_, _, prefixes) in AREAS.items():
+        if any(path.startswith(f"{prefix}/") for prefix in prefixes):
+            return name
+    return f"dpud-{path.split('/')[1]}"
 
 
 def _head(name: str, number: int, what: str) -> Iterator[str]:
@@ -74,7 +74,8 @@ def _area_page(name: str, files: Mapping[str, Attr[Any]]) -> str:
 
 
 def _area_lines(name: str, files: Mapping[str, Attr[Any]]) -> Iterator[str]:
-    what, like, _ = AREAS[name]
+    folder = f"/{name.removeprefix('dpud-')}"
+    what, like, _ = AREAS.get(name, (f"files below {folder}", folder, ()))
     yield from _head(name, 5, f"{what}, as dpud emulates them")
     yield section("description")
     yield prose(f"What is in the emulated tree of {like}.")

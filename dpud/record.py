@@ -93,7 +93,8 @@ def _instance_name() -> str:
 
 def _write(draft: Path, tracer: "_Tracer", before: LiveCapture, after: LiveCapture) -> int:
     """The files beside the trace; returns the size of all."""
-    files = {"record.txt": tracer.text().encode()}
+    quiet = f"quiet_before {int(before.quiet)}\nquiet_after {int(after.quiet)}\n"
+    files = {"record.txt": (tracer.text() + quiet).encode()}
     files |= {f"before/{name}": content for name, content in files_of(before).items()}
     files |= {f"after/{name}": content for name, content in files_of(after).items()}
     for name, content in files.items():
@@ -122,10 +123,14 @@ class _Tracer:
         with self._until_interrupted():
             self._instance.write("tracing_on", "1")
             begin = time.monotonic()
+            child = None
             try:
-                self._drain_while(self._start(), begin)
+                child = self._start()
+                self._drain_while(child, begin)
             finally:
                 self._instance.write("tracing_on", "0")
+                if child is not None and child.poll() is None:  # we are being ended
+                    child.terminate()
             self.seconds = time.monotonic() - begin
 
     def _start(self) -> "subprocess.Popen[bytes] | None":

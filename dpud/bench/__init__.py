@@ -28,6 +28,7 @@ BENCHMARKS: Mapping[str, str] = {
     "breakeven": "breakeven",
     "engines": "engines",
     "fidelity": "fidelity",
+    "replay": "replay",
     "terabyte": "terabyte",
     "gpu": "gpu",
     "soak": "soak",

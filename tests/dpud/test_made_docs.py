@@ -95,7 +95,7 @@ def test_facts_are_on_the_pages(page: str, words: tuple[str, ...]) -> None:
 def test_every_key_of_the_configuration_is_described() -> None:
     text = (MAN / "dpud-config.5").read_text()
     tags = re.findall(r"^\.TP\n\\fB(.*)\\fR$", text, re.MULTILINE)
-    for struct in (config.Machine, config.Node, config.Memory, config.Dpu, config.Mount):
+    for struct in (config.Machine, config.Node, config.Memory, config.Dpu, config.Gpu, config.Mount):
         for key in struct.__struct_fields__:
             assert key in tags
             entry = text.partition(f".TP\n\\fB{key}\\fR\n")[2]
@@ -125,7 +125,7 @@ CASES = [
     (["dpud", "replay", "--t"], {"--traditional"}),
     (["dpud", "demo", ""], {"capture", "process"}),
     (["dpud", "bench", "t"], {"tables", "terabyte"}),
-    (["dpud", "bench", "tables", "re"], {"region"}),
+    (["dpud", "bench", "tables", "reg"], {"region"}),
     (["dpud", "snapshot", "--fragment", "r"], {"random", "runs"}),
     (["dpud", "run", "--from", "h"], {"host", "hostdir"}),
     (["dpud", "replay", "m"], {"my trace.txt", "mydir"}),
@@ -165,6 +165,7 @@ def test_bash_completes(place: Path, words: list[str], offered: set[str]) -> Non
     assert set(filter(None, done.stdout.split("\n"))) == offered
 
 
+@pytest.mark.slow
 def test_every_command_and_option_is_in_both(made: dict[str, str]) -> None:
     """`--help` of the program itself says what there is."""
     script = (

@@ -19,7 +19,7 @@ def mem_with_lists(high: int, high_max: int, nr_cpus: int = 2) -> Mem:
     free_range(mem.pages, mem.zones, mem.blocks, 0, NR_PAGES)
     mem.zones["present"] = mem.zones["managed"] = NR_PAGES
     for cpu in range(nr_cpus):
-        mem.pagesets[0, cpu] = (0, high, high, high_max, BATCH, 0)
+        mem.pagesets[0, cpu] = (0, high, high, high_max, BATCH, 0, 0)
     return mem
 
 
@@ -27,9 +27,10 @@ def take(mem: Mem, nr: int) -> list[int]:
     return [int(page_alloc.rmqueue(mem.pages, mem.zones, mem.blocks, 0, 0, MIGRATE_MOVABLE)) for _ in range(nr)]
 
 
-def free(mem: Mem, pfn: int, cpu: int = 0) -> None:
-    page_alloc.clear_page(mem.pages, pfn)
-    pcp.free_frozen_page(mem.pages, mem.zones, mem.blocks, mem.nodes, mem.pagesets, cpu, pfn)
+def free(mem: Mem, pfn: int, cpu: int = 0, order: int = 0) -> None:
+    for page in range(pfn, pfn + (1 << order)):
+        page_alloc.clear_page(mem.pages, page)
+    pcp.free_frozen_pages(mem.pages, mem.zones, mem.blocks, mem.nodes, mem.pagesets, cpu, pfn, order)
 
 
 def buddies(mem: Mem) -> int:

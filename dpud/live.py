@@ -138,9 +138,7 @@ class _Reader:
         self._zones = zones_of({name: text.read() for name, text in self._texts.items()})
         self._flags, self._counts = (_touched(alloc_pages(self._zones)) for _ in WORDS)
 
-    def read(
-        self, attempts: int, report: Progress, prepare: Callable[[], None] = lambda: None
-    ) -> tuple[bool, int]:
+    def read(self, attempts: int, report: Progress, prepare: Callable[[], None] = lambda: None) -> tuple[bool, int]:
         """Fill the buffers until buddyinfo was the same before and after; whether it was, and the attempts made. Before
         each attempt the host is prepared."""
         for attempt in range(1, attempts + 1):

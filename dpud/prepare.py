@@ -5,8 +5,9 @@
   met so ends a compaction. sync(2) writes them back.
 - Per-CPU page lists. Hundreds of megabytes of free pages can rest there, in an order that no file shows.
   `percpu_pagelist_high_fraction` at its maximum makes the lists as short as they get (four batches, mm/page_alloc.c
-  zone_highsize), and a page freed on a CPU then sends the surplus to the buddy lists; afterwards it gets its old value
-  back. What is left is a few hundred pages. Nothing is moved and nothing is reclaimed.
+  zone_highsize), and a page freed on a CPU then sends the surplus to the buddy lists. It stays so until the compaction
+  is done, since what that frees would rest on these lists too and keep pageblocks from being whole; then the old value
+  comes back. Nothing is moved and nothing is reclaimed.
 """
 
 import mmap
@@ -19,7 +20,7 @@ from dpud.proctext import parse_pagesets
 
 HIGH_FRACTION = Path("/proc/sys/vm/percpu_pagelist_high_fraction")
 ZONEINFO = Path("/proc/zoneinfo")
-PREPARED = "synced, per-CPU lists drained"
+PREPARED = "synced, per-CPU lists drained and kept short"
 
 _SHORTEST = (1 << 31) - 1
 _CHURN_BYTES = 4 << 20
@@ -28,17 +29,16 @@ _MAX_ROUNDS = 64
 
 
 def prepare(cpus: Iterable[int]) -> None:
-    """Write back dirty pages, and empty the per-CPU page lists of these CPUs, which this process may run on. It stays
-    bound as it was. Raises OSError."""
+    """Within short_lists(): write back dirty pages, and empty the per-CPU page lists of these CPUs, which this process
+    may run on. It stays bound as it was. Raises OSError."""
     os.sync()
     here = os.sched_getaffinity(0)
-    with _shortest_lists():
-        try:
-            for cpu in cpus:
-                os.sched_setaffinity(0, {cpu})
-                _empty_list()
-        finally:
-            os.sched_setaffinity(0, here)
+    try:
+        for cpu in cpus:
+            os.sched_setaffinity(0, {cpu})
+            _empty_list()
+    finally:
+        os.sched_setaffinity(0, here)
 
 
 def nr_listed() -> int:
@@ -48,7 +48,8 @@ def nr_listed() -> int:
 
 
 @contextmanager
-def _shortest_lists() -> Iterator[None]:
+def short_lists() -> Iterator[None]:
+    """Keep the limit of all per-CPU page lists at its minimum. Raises OSError."""
     before = HIGH_FRACTION.read_text()
     HIGH_FRACTION.write_text(str(_SHORTEST))
     try:

@@ -52,6 +52,16 @@ class RealCompaction:
     def delta(self, name: str) -> int:
         return self.after.get(name, 0) - self.before.get(name, 0)
 
+    @property
+    def others_allocated(self) -> int:
+        """Pages that something else than the compaction allocated meanwhile (its targets do not count as allocated)."""
+        return sum(self.delta(name) for name in self.after if name.startswith("pgalloc_"))
+
+    @property
+    def others_freed(self) -> int:
+        """Pages that were freed beyond those that the compaction vacated, and the few targets it did not use."""
+        return max(self.delta("pgfree") - self.delta("pgmigrate_success"), 0)
+
 
 @dataclass(frozen=True)
 class CompactReport:
@@ -90,6 +100,8 @@ def snapshot_compact(
         with _on_one_cpu(compactor) as cpus, ExitStack() as stack:
             compactor.open(stack)
             ready = (lambda: None) if as_is else partial(prepare.prepare, cpus)
+            if not as_is:
+                stack.enter_context(prepare.short_lists())
             with fragmented(how.pattern, how.mb, how.keep_percent, folder) if how else nullcontext():
                 before, after = read_around(compactor.compact, attempts, progress, ready)
         run = compactor.outcome()
@@ -166,6 +178,8 @@ def result_text(run: RealCompaction, how: Fragmentation | None, before: LiveCapt
         f"nr_ptes {len(before.raw.pagemap)}",
         f"quiet {int(before.quiet)}",
         f"prepared {'no' if as_is else prepare.PREPARED}",
+        f"others_allocated {run.others_allocated}",
+        f"others_freed {run.others_freed}",
     ]
     others = [name for name in run.after if name.startswith(_OTHERS) and name not in COUNTERS and run.delta(name)]
     return "".join(f"{line}\n" for line in [*lines, *(f"{name} {run.delta(name)}" for name in others)])

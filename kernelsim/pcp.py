@@ -2,11 +2,12 @@
 """Per-CPU page lists: where a freed page waits before the buddy allocator gets it back (mm/page_alloc.c).
 
 Each zone has, for each CPU, a list for each of the types Unmovable, Movable and Reclaimable and each order up to 3, and
-two for blocks of a pageblock's size (a freed THP). A block is freed to the front; when a list set holds `high` pages or
+two for blocks of a pageblock's size (freed THPs). A block is freed to the front; when a list set holds `high` pages or
 more, the oldest go to the buddy lists: between `batch` pages and as many as were freed in a row, first from the list
-that was freed to, then from those behind it. `high` grows under frees up to `high_max`. Whoever frees one block of order
-1 to 3 after the other, and nothing else in between, empties the lists. Pages here are free, but they do not merge, no scanner finds them, and /proc/buddyinfo does not count them: on a large machine a compaction can empty
-pageblock after pageblock without a single huge page to show for it, because hundreds of megabytes rest here.
+that was freed to, then from those behind it. `high` grows under frees up to `high_max`. Freeing blocks of order 1 to 3
+one after the other, nothing else in between, empties the lists. Pages here are free, but they do not merge, no scanner
+finds them, and /proc/buddyinfo does not count them: on a large machine a compaction can empty pageblock after pageblock
+without a single huge page to show for it, because hundreds of megabytes rest here.
 
 A block on a list has no flag, no reference, and its order; `pagesets[zone, cpu].count` is how many pages there are.
 
@@ -106,7 +107,15 @@ def _nr_pcp_free(pageset: Pagesets, high: int, free_high: bool) -> int:
 
 @njit
 def _free_pcppages_bulk(
-    pages: Pages, zones: Zones, blocks: Blocks, nodes: Nodes, pagesets: Pagesets, zone: int, cpu: int, nr: int, pindex: int
+    pages: Pages,
+    zones: Zones,
+    blocks: Blocks,
+    nodes: Nodes,
+    pagesets: Pagesets,
+    zone: int,
+    cpu: int,
+    nr: int,
+    pindex: int,
 ) -> None:
     """Give the oldest blocks back, first those of list `pindex`."""
     nr = min(nr, pagesets[zone, cpu].count)

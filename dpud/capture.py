@@ -30,7 +30,7 @@ from dpud.rawcapture import (
 )
 from kernelsim.hostimage import HostImage
 
-__all__ = ["DEMO", "CaptureError", "read_capture", "read_host"]
+__all__ = ["DEMO", "CaptureError", "read_capture", "read_host", "read_raw"]
 
 DEMO = Path(__file__).parent / "data" / "captures" / "demo"
 """A real machine with 4 GiB of fragmented memory; comes with the package.
@@ -43,10 +43,23 @@ CHUNK_BYTES = 4 << 20  # of its content
 
 def read_capture(path: Path, guess: int = 0) -> HostImage:
     """The machine captured in folder `path`; `guess` seeds what can only be guessed. Raises CaptureError."""
+    with _naming(path):
+        return _read_folder(path).image(guess)
+
+
+def read_raw(path: Path) -> RawCapture:
+    """What is in folder `path`, with nothing inferred from it. Raises CaptureError."""
+    with _naming(path):
+        return _read_folder(path)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever goes wrong in the block is a CaptureError that names the folder."""
     try:
         if not path.is_dir():
             raise CaptureError("no such folder")
-        return _read_folder(path).image(guess)
+        yield
     except CaptureError as error:
         raise CaptureError(f"{path}: {error}") from None
     except OSError as error:

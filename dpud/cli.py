@@ -115,15 +115,17 @@ def shell(mountpoint: str | None, config: str | None, source: str | None) -> Non
     "--mb", type=click.IntRange(1), default=1024, show_default=True, help="How much memory to fragment, in MiB."
 )
 @click.option("--keep", type=click.IntRange(1, 99), default=50, show_default=True, help="How many percent stay in use.")
-def snapshot(directory: str, compact: bool, fragment: str | None, mb: int, keep: int) -> None:
+@click.option("--as-is", is_flag=True, help="With --compact: do not sync and drain first.")
+def snapshot(directory: str, compact: bool, fragment: str | None, mb: int, keep: int, as_is: bool) -> None:
     """Capture this host's memory layout into DIR, for `--from DIR`. Needs root.
 
-    With --compact, capture it before and after a compaction by the real kernel, for `bench fidelity DIR`.
+    With --compact, capture it before and after a compaction by the real kernel, for `bench fidelity DIR`. Dirty pages
+    are written back and the per-CPU page lists drained first, because no file shows what they do to a compaction.
     """
-    if fragment and not compact:
-        raise UserError("--fragment is for --compact")
+    if (fragment or as_is) and not compact:
+        raise UserError(f"{'--fragment' if fragment else '--as-is'} is for --compact")
     with _capturing() as told:
-        report = _captured(Path(directory), (fragment, mb, keep) if compact else None, told)
+        report = _captured(Path(directory), (fragment, mb, keep, as_is) if compact else None, told)
     click.echo(report)
 
 
@@ -148,7 +150,7 @@ def _capturing() -> Iterator[Callable[[str, float], None]]:
 
 
 def _captured(
-    directory: Path, compact: tuple[str | None, int, int] | None, progress: Callable[[str, float], None]
+    directory: Path, compact: tuple[str | None, int, int, bool] | None, progress: Callable[[str, float], None]
 ) -> object:
     """The report of a capture, or of one around a compaction."""
     from dpud import realcompact
@@ -156,9 +158,9 @@ def _captured(
 
     if compact is None:
         return capture(directory, progress=progress)
-    pattern, mb, keep = compact
+    pattern, mb, keep, as_is = compact
     how = realcompact.Fragmentation(pattern, mb, keep) if pattern else None
-    return realcompact.snapshot_compact(directory, how, progress=progress)
+    return realcompact.snapshot_compact(directory, how, as_is=as_is, progress=progress)
 
 
 @cli.command("record", context_settings={"allow_interspersed_args": False})

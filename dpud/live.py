@@ -71,12 +71,16 @@ def read_live(attempts: int = 10, progress: Progress | None = None) -> LiveCaptu
 
 
 def read_around(
-    event: Callable[[], None], attempts: int = 10, progress: Progress | None = None
+    event: Callable[[], None],
+    attempts: int = 10,
+    progress: Progress | None = None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> tuple[LiveCapture, LiveCapture]:
     """This host right before and right after `event`, with all buffers made in advance and nothing done in between.
 
-    Processes are read first, which takes memory, and the pages last, until they held still; then comes the event. After
-    it the pages are read first, and once. Raises CaptureError, and what `event` raises.
+    Processes are read first, which takes memory, then the host is prepared, and the pages come last, until they held
+    still; then comes the event. After it the pages are read first, and once. Raises CaptureError, and what the
+    callbacks raise.
     """
     report = progress or _silent
     with _one_line_errors(), ExitStack() as stack:
@@ -84,7 +88,7 @@ def read_around(
         tasks = first.empty_capture()
         nr_before = _read_tasks(tasks, report)
         information = _information()
-        quiet, nr_attempts = first.read(max(attempts, 1), report)
+        quiet, nr_attempts = first.read(max(attempts, 1), report, prepare)
         event()
         quiet_after, _ = second.read(1, report)
         before, after = first.capture(), second.capture()
@@ -134,9 +138,11 @@ class _Reader:
         self._zones = zones_of({name: text.read() for name, text in self._texts.items()})
         self._flags, self._counts = (_touched(alloc_pages(self._zones)) for _ in WORDS)
 
-    def read(self, attempts: int, report: Progress) -> tuple[bool, int]:
-        """Fill the buffers until buddyinfo was the same before and after; whether it was, and the attempts made."""
+    def read(self, attempts: int, report: Progress, prepare: Callable[[], None] = lambda: None) -> tuple[bool, int]:
+        """Fill the buffers until buddyinfo was the same before and after; whether it was, and the attempts made. Before
+        each attempt the host is prepared."""
         for attempt in range(1, attempts + 1):
+            prepare()
             report(f"kpageflags (attempt {attempt})", 0.0)
             for text in self._texts.values():
                 text.fill()

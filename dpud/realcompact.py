@@ -15,8 +15,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from dpud import prepare
 from dpud.fragment import fragmented
 from dpud.live import LiveCapture, Progress, TextBuffer, read_around
 from dpud.proctext import CaptureError
@@ -50,6 +52,16 @@ class RealCompaction:
     def delta(self, name: str) -> int:
         return self.after.get(name, 0) - self.before.get(name, 0)
 
+    @property
+    def others_allocated(self) -> int:
+        """Pages that something else than the compaction allocated meanwhile (its targets do not count as allocated)."""
+        return sum(self.delta(name) for name in self.after if name.startswith("pgalloc_"))
+
+    @property
+    def others_freed(self) -> int:
+        """Pages that were freed beyond those that the compaction vacated, and the few targets it did not use."""
+        return max(self.delta("pgfree") - self.delta("pgmigrate_success"), 0)
+
 
 @dataclass(frozen=True)
 class CompactReport:
@@ -74,22 +86,26 @@ def snapshot_compact(
     directory: Path,
     fragmentation: Fragmentation | None = None,
     *,
+    as_is: bool = False,
     attempts: int = 10,
     progress: Progress | None = None,
 ) -> CompactReport:
-    """Capture, compact and capture this host into `directory`, which must be empty or not there. Needs root. Raises
-    CaptureError."""
+    """Capture, compact and capture this host into `directory`, which must be empty or not there. Needs root. `as_is`:
+    do not prepare it. Raises CaptureError."""
     check_target(directory)
     how = fragmentation
     folder = directory.resolve().parent
     compactor = _Compactor()
     try:
-        with _on_one_cpu(compactor), ExitStack() as stack:
+        with _on_one_cpu(compactor) as cpus, ExitStack() as stack:
             compactor.open(stack)
+            ready = (lambda: None) if as_is else partial(prepare.prepare, cpus)
+            if not as_is:
+                stack.enter_context(prepare.short_lists())
             with fragmented(how.pattern, how.mb, how.keep_percent, folder) if how else nullcontext():
-                before, after = read_around(compactor.compact, attempts, progress)
+                before, after = read_around(compactor.compact, attempts, progress, ready)
         run = compactor.outcome()
-        files = {"result.txt": result_text(run, how, before).encode()}
+        files = {"result.txt": result_text(run, how, before, as_is).encode()}
         files |= {f"before/{name}": content for name, content in files_of(before).items()}
         files |= {f"after/{name}": content for name, content in files_of(after).items()}
         nr_bytes = write_whole(directory, files)
@@ -134,19 +150,19 @@ def _counts(vmstat: str) -> dict[str, int]:
 
 
 @contextmanager
-def _on_one_cpu(compactor: _Compactor) -> Iterator[None]:
-    """Stay on the CPU that this runs on, and tell the compactor which."""
+def _on_one_cpu(compactor: _Compactor) -> Iterator[set[int]]:
+    """Stay on the CPU that this runs on, and tell the compactor which. Gives all CPUs it may run on."""
     allowed = os.sched_getaffinity(0)
     cpu = int(ctypes.CDLL(None).sched_getcpu())
     os.sched_setaffinity(0, {cpu})
     compactor.cpu = cpu
     try:
-        yield
+        yield allowed
     finally:
         os.sched_setaffinity(0, allowed)
 
 
-def result_text(run: RealCompaction, how: Fragmentation | None, before: LiveCapture) -> str:
+def result_text(run: RealCompaction, how: Fragmentation | None, before: LiveCapture, as_is: bool) -> str:
     """The `name value` lines of result.txt."""
     nr_moved = run.delta("pgmigrate_success")
     lines = [
@@ -161,6 +177,9 @@ def result_text(run: RealCompaction, how: Fragmentation | None, before: LiveCapt
         f"nr_tasks {before.nr_tasks}",
         f"nr_ptes {len(before.raw.pagemap)}",
         f"quiet {int(before.quiet)}",
+        f"prepared {'no' if as_is else prepare.PREPARED}",
+        f"others_allocated {run.others_allocated}",
+        f"others_freed {run.others_freed}",
     ]
     others = [name for name in run.after if name.startswith(_OTHERS) and name not in COUNTERS and run.delta(name)]
     return "".join(f"{line}\n" for line in [*lines, *(f"{name} {run.delta(name)}" for name in others)])

@@ -48,18 +48,16 @@ from kernelsim.page import PG_anon, PG_isolated, PG_lru, PG_partially_mapped, PG
 from kernelsim.page_alloc import (
     del_page_from_free_list,
     find_buddy_head,
-    free_one_page,
     free_range,
     zone_watermark_ok,
 )
-from kernelsim.pcp import drain_pages_zone, free_frozen_page
+from kernelsim.pcp import drain_pages_zone, free_frozen_pages
 from kernelsim.rmap import remove_migration_ptes, try_to_migrate
 from kernelsim.trace_key import (
     MM_COMPACTION_FINISHED,
     MM_COMPACTION_MIGRATEPAGES,
     MM_MIGRATE_PAGES,
     MM_MIGRATE_PAGES_START,
-    MM_PAGE_FREE,
     trace_key,
     trace_row,
 )
@@ -121,13 +119,7 @@ def _free_held(v: VmArrays, cc: CompactControl, pfn: int, order: int) -> None:
         v.pages[page].flags = 0
     v.pages[pfn].order = 0
     v.zones[zone].held_pages -= 1 << order
-    if order == 0:
-        free_frozen_page(v.pages, v.zones, v.blocks, v.nodes, v.pagesets, int(cc[0].cpu), pfn)
-    else:
-        v.zones[zone].pgfree += 1 << order
-        if trace_key() & MM_PAGE_FREE:
-            trace_row(MM_PAGE_FREE, pfn, order)
-        free_one_page(v.pages, v.zones, v.blocks, pfn, order)
+    free_frozen_pages(v.pages, v.zones, v.blocks, v.nodes, v.pagesets, int(cc[0].cpu), pfn, order)
     if cc[0].capture_wanted and cc[0].captured < 0:
         _capture(v, cc, pfn)
 

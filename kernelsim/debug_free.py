@@ -13,7 +13,7 @@ from kernelsim.mmzone import (
     MIGRATE_ISOLATE,
     MIGRATE_TYPES,
     NR_PAGE_ORDERS,
-    NR_PCP_TYPES,
+    NR_PCP_LISTS,
     Blocks,
     Mem,
     Zones,
@@ -22,7 +22,7 @@ from kernelsim.mmzone import (
 )
 from kernelsim.page import Pages, PG_buddy, PG_held, PG_mlocked
 from kernelsim.page_alloc import free_list
-from kernelsim.pcp import pcp_list
+from kernelsim.pcp import pcp_list, pindex_to_order
 
 _NO_PAGES = np.zeros(0, dtype=np.int64)
 
@@ -137,11 +137,12 @@ def _check_pagesets(mem: Mem, cover: NDArray[np.uint8], report: Report) -> None:
     """Per-CPU page lists (pcp.py)."""
     for zone, cpu in np.ndindex(mem.pagesets.shape):
         found = 0
-        for migratetype in range(NR_PCP_TYPES):
-            head = pcp_list(mem.pages, mem.zones, mem.nodes, mem.pagesets, zone, cpu, migratetype)
-            nr, bad = _walk_list_off_the_buddy_lists(mem.pages, head, zone, 0, 0, cover)
+        for pindex in range(NR_PCP_LISTS):
+            head = pcp_list(mem.pages, mem.zones, mem.nodes, mem.pagesets, zone, cpu, pindex)
+            order = pindex_to_order(pindex)
+            nr, bad = _walk_list_off_the_buddy_lists(mem.pages, head, zone, order, 0, cover)
             report.none("per-CPU list: page", bad)
-            found += nr
+            found += nr << order
         report.equal(f"{_zone_label(mem, zone)} CPU {cpu} count", int(mem.pagesets["count"][zone, cpu]), found)
 
 

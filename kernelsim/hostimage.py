@@ -12,8 +12,10 @@ inferred here:
   are looked for among the all-zero ones, longest run first, and become PG_nopage.
 - Per-CPU free lists. Their pages are neither PG_buddy nor owned: they look like kernel pages with no flag.
   Such pages in Movable pageblocks are taken for them, up to the pageset counts of zoneinfo. In which order they
-  were freed is not told, but a process that gives memory back does so in the order it was handed out, which is by
-  order-10 blocks; so the blocks are shuffled (by a fixed seed) and the pages within one are not.
+  were freed is not told, but a process that gives memory back does so by ascending addresses, and what it was handed
+  out in a row has addresses in a row. So where the largest process still has their neighbours (pagemap), these tell
+  which were freed last. Without pagemaps: in the order in which memory is handed out, which is by order-10 blocks; the
+  blocks are shuffled (by a fixed seed) and the pages within one are not.
 - Processes that ended between the two reads, as those of the capture itself do: an anonymous page that is mapped
   in kpageflags and not in kpagecount is free by now, and the last that was freed.
 - References. ext4 reads its group descriptors one after the other when it is mounted, and holds their buffers ever
@@ -170,7 +172,7 @@ def build_host_image(
         free_order=free.order,
         block_migratetype=block_type,
         compound_order=compound_order,
-        pcp_pfn=_pcp_pages(zones, flags, block_type, ended, guess, notes),
+        pcp_pfn=_pcp_pages(zones, flags, block_type, ended, _vpn_by_pfn(mappings, nr_pages), guess, notes),
         pinned_pfn=_pinned_pages(flags, notes),
         mappings=tuple(_mapped_only(task, mapcount) for task in mappings),
         buddyinfo=buddyinfo,
@@ -322,6 +324,7 @@ def _pcp_pages(
     flags: NDArray[np.uint32],
     block_type: NDArray[np.uint8],
     ended: NDArray[np.bool_],
+    vpn: NDArray[np.int64],
     guess: int,
     notes: list[str],
 ) -> NDArray[np.int64]:
@@ -331,11 +334,16 @@ def _pcp_pages(
         unowned = np.flatnonzero((flags[span] == 0) & ~ended[span]) + zone.start_pfn
         likely = unowned[block_type[unowned >> pageblock_order] == MIGRATE_MOVABLE]
         likely = likely[~_of_the_kernel(flags)[likely >> pageblock_order]][: zone.nr_pcp]
-        pages += [np.flatnonzero(ended[span]) + zone.start_pfn, _shuffle_blocks(likely, guess)]
+        likely = _shuffle_blocks(likely, guess)
+        told = "a guess"
+        if guess == 0 and (near := _vpn_of_neighbours(likely, vpn)).any():
+            likely = likely[np.argsort(-near, kind="stable")]
+            told = f"that of the addresses of the largest process for {(near > 0).sum()} of them"
+        pages += [np.flatnonzero(ended[span]) + zone.start_pfn, likely]
         if len(likely):
             notes.append(
                 f"{zone.label}: {len(likely)} pages look free on per-CPU lists (zoneinfo: {zone.nr_pcp}); "
-                "the order in which they were freed is a guess"
+                f"the order in which they were freed is taken to be {told}"
             )
         if len(pages[-2]):
             notes.append(
@@ -353,6 +361,29 @@ def _of_the_kernel(flags: NDArray[np.uint32]) -> NDArray[np.bool_]:
     last_few = (nr_unowned + nr_free == pageblock_nr_pages) & (nr_unowned <= LAST_FEW)
     found: NDArray[np.bool_] = (nr_unowned == pageblock_nr_pages) | last_few
     return found
+
+
+def _vpn_by_pfn(mappings: tuple[HostTask, ...], nr_pages: int) -> NDArray[np.int64]:
+    """int64[nr_pages]: where the process with the most pages has each mapped, 0 where it has not."""
+    vpn = np.zeros(nr_pages, dtype=np.int64)
+    if mappings:
+        task = max(mappings, key=lambda task: len(task.pfn))
+        known = (task.pfn >= 0) & (task.pfn < nr_pages)
+        vpn[task.pfn[known]] = task.vpn[known]
+    return vpn
+
+
+def _vpn_of_neighbours(pfns: NDArray[np.int64], vpn: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where in the process' memory these pages were, if they were handed out in a row with their next lower (else next
+    higher) neighbour that it still has, in the same block of MAX_PAGE_ORDER; 0 where it has none there."""
+    mapped = np.flatnonzero(vpn)
+    if not len(mapped) or not len(pfns):
+        return np.zeros(len(pfns), dtype=np.int64)
+    at = np.searchsorted(mapped, pfns)
+    below, above = mapped[np.maximum(at - 1, 0)], mapped[np.minimum(at, len(mapped) - 1)]
+    found = np.where((below < pfns) & (below >> MAX_PAGE_ORDER == pfns >> MAX_PAGE_ORDER), below, above)
+    near = found >> MAX_PAGE_ORDER == pfns >> MAX_PAGE_ORDER
+    return np.where(near, np.maximum(vpn[found] + pfns - found, 1), 0)
 
 
 def _shuffle_blocks(pfns: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

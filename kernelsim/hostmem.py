@@ -132,7 +132,7 @@ def _fill_pagesets(mem: Mem, image: HostImage) -> None:
         fullest_first = sorted(range(len(zone.pagesets)), key=lambda cpu: -zone.pagesets[cpu].count)
         for cpu in fullest_first:
             host = zone.pagesets[cpu]
-            mem.pagesets[number, cpu] = (0, host.high, host.high_min, host.high_max, host.batch, 0)
+            mem.pagesets[number, cpu] = (0, host.high, host.high_min, host.high_max, host.batch, 0, 0)
             fill_pagesets(mem, cpu, here[: host.count + surplus])
             here = here[host.count + surplus :]
             surplus = 0

@@ -110,10 +110,16 @@ node_dtype = np.dtype(
 )
 
 NR_PCP_TYPES = 3
-"""Migratetypes with a per-CPU list of their own: Unmovable, Movable, Reclaimable."""
+"""Migratetypes with per-CPU lists of their own: Unmovable, Movable, Reclaimable."""
+NR_PCP_LISTS = NR_PCP_TYPES * 4 + 2
+"""Of a zone and CPU: one for each such type and each order up to PAGE_ALLOC_COSTLY_ORDER, and two for blocks of a
+pageblock's size, Movable and other."""
 
 pageset_dtype = np.dtype(
-    [(name, np.int64) for name in ("count", "high", "high_min", "high_max", "batch", "free_count")]
+    [
+        (name, np.int64)
+        for name in ("count", "high", "high_min", "high_max", "batch", "free_count", "prev_free_high_order")
+    ]
 )
 
 
@@ -146,7 +152,7 @@ class Mem:
             zone["node"], zone["type"], zone["start_pfn"], zone["end_pfn"] = nid, zone_type, start, end
         self.nr_pages = int(self.zones["end_pfn"].max())
         nr_lists = len(spans) * NR_PAGE_ORDERS * (MIGRATE_TYPES + 1) + nr_nodes * NR_LRU_LISTS
-        nr_lists += len(spans) * nr_pagesets * NR_PCP_TYPES
+        nr_lists += len(spans) * nr_pagesets * NR_PCP_LISTS
         edges = [(start, end) for _, _, start, end in spans]
         self.pages: Pages = alloc_mem_map(self.nr_pages, nr_lists, edges, flags, alloc_words)
         self.blocks: Blocks = np.full(-(-self.nr_pages // pageblock_nr_pages), MIGRATE_MOVABLE, dtype=np.uint8)

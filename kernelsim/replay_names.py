@@ -34,7 +34,7 @@ from kernelsim.page import (
     compound_head,
 )
 from kernelsim.page_alloc import clear_page, free_pages, prep_compound_page
-from kernelsim.pcp import free_frozen_page
+from kernelsim.pcp import free_frozen_pages
 from kernelsim.pgtable import PageTables
 from kernelsim.rmap import Avcs, Vmas
 from kernelsim.trace_scan import Events
@@ -149,7 +149,7 @@ def _free_block(a: ReplayArrays, pfn: int, order: int, cpu: int) -> None:
     cpu %= a.pagesets.shape[1]
     zone = a.pages[pfn].zone
     clear_page(a.pages, pfn)
-    free_frozen_page(a.pages, a.zones, a.blocks, a.nodes, a.pagesets, cpu, pfn)
+    free_frozen_pages(a.pages, a.zones, a.blocks, a.nodes, a.pagesets, cpu, pfn, 0)
     a.alloc_factor[zone, cpu] >>= 1
 
 

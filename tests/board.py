@@ -38,7 +38,7 @@ class Board:
         spans = [(0, ZONE_NORMAL, START, end)]
         self.mem = Mem(spans, np.array([[10]]), 0 if pageset is None else 1)
         if pageset is not None:
-            self.mem.pagesets[0, 0] = np.array(tuple(pageset), dtype=pageset_dtype)
+            self.mem.pagesets[0, 0] = np.array((*pageset, 0), dtype=pageset_dtype)
         page_alloc.init_range(self.mem.pages, START, end, SLAB, 1)
         self.mem.zones["present"] = self.mem.zones["managed"] = end - START
         config = MachineConfig(nodes=(NodeConfig(32 << 20, 1),), bytes="stamp")

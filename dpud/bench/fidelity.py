@@ -12,18 +12,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from dpud.bench.ending import ends
 from dpud.bench.report import Report
-from dpud.capture import DEMO, CaptureError, read_capture
+from dpud.capture import DEMO, CaptureError, read_capture, read_raw
 from dpud.errors import UserError
 from dpud.physmem import PhysMem
 from dpud.proctext import ZoneKey, parse_buddyinfo
 from kernelsim.machine import Machine
+from kernelsim.page import PG_lru, PG_tail, PG_thp
 
 WITHIN = 0.05
 """The relative error asked for, of the figures that are judged."""
 JUDGED_ORDERS = (9, 10)
 OTHER_GUESSES = range(1, 5)
 """Seeds of what can only be guessed; `--from` takes 0.
+"""
+FEW_LISTED = 1024
+"""So few pages on per-CPU lists, as a prepared host has, that no other order of them is tried.
 """
 HEADINGS = ("Figure", "Real", "Ours", "Error", "Verdict")
 
@@ -121,6 +129,9 @@ def parse_result(text: str) -> dict[str, str]:
             continue
         if not re.fullmatch(r"-?[0-9]{1,15}", values.get(name, "")):
             raise CaptureError(f"result.txt: no count {name}")
+    for name in ("others_allocated", "others_freed"):
+        if not re.fullmatch(r"[0-9]{1,15}", values.get(name, "0")):
+            raise CaptureError(f"result.txt: {name} is no count")
     return values
 
 
@@ -149,7 +160,9 @@ def compare(case: Case, report: Report) -> None:
     run = Emulated(case)
     report.figures = [*_counters(case, run.deltas), *_free_blocks(case, run.machine), *_indices(case, run.machine)]
     report.notes += _notes(case, run)
-    if len(run.image.pcp_pfn):
+    before, after = (read_raw(case.folder / part).kpageflags for part in ("before", "after"))
+    report.notes += ends(run.image.zones, before, after, run.movable_before, _movable(run.machine))
+    if len(run.image.pcp_pfn) > FEW_LISTED:
         others = [Emulated(case, guess).deltas["pgmigrate_success"] for guess in OTHER_GUESSES]
         report.notes.append(
             "uncertain: in which order pages reached the per-CPU lists is a guess, and decides what the free scanner "
@@ -170,9 +183,18 @@ class Emulated:
             raise UserError(f"{folder}: {error}") from error
         if re.fullmatch(r"[0-9]{1,4}", cpu := case.result.get("cpu", "")):
             self.machine.compaction.cpu = int(cpu)
+        self.movable_before = _movable(self.machine)
         before = _vmstat(self.machine)
         self.machine.registry.write("/proc/sys/vm/compact_memory", "1")
         self.deltas = {name: value - before[name] for name, value in _vmstat(self.machine).items()}
+
+
+def _movable(machine: Machine) -> NDArray[np.bool_]:
+    """bool[nr_pages]: pages of folios on an LRU list."""
+    flags = machine.vm.mem.pages["flags"][: machine.vm.mem.nr_pages]
+    tail = np.uint32(PG_tail | PG_thp)
+    found: NDArray[np.bool_] = (flags & np.uint32(PG_lru) != 0) | (flags & tail == tail)
+    return found
 
 
 def _vmstat(machine: Machine) -> dict[str, int]:
@@ -220,10 +242,25 @@ def _index_values(text: str) -> dict[tuple[str, str, int], float]:
     return found
 
 
+def _circumstances(case: Case) -> Iterator[str]:
+    names = ("pattern", "mb", "keep_percent", "kernel", "cpu", "seconds", "prepared")
+    yield "real run: " + ", ".join(f"{name} {case.result[name]}" for name in names if name in case.result)
+    if case.result.get("prepared", "no") == "no":
+        yield (
+            "the host was taken as it was: dirty large folios, which can end a run, and the order of its per-CPU lists "
+            "are not visible"
+        )
+    others = [int(case.result.get(name, "0")) for name in ("others_allocated", "others_freed")]
+    if sum(others):
+        yield (
+            f"while the real compaction ran, something else allocated {others[0]:,} pages and freed {others[1]:,}; "
+            "ours ran alone"
+        )
+
+
 def _notes(case: Case, run: Emulated) -> Iterator[str]:
     image, machine = run.image, run.machine
-    about = [name for name in ("pattern", "mb", "keep_percent", "kernel", "cpu", "seconds") if name in case.result]
-    yield "real run: " + ", ".join(f"{name} {case.result[name]}" for name in about)
+    yield from _circumstances(case)
     if "cpu" not in case.result:
         yield (
             f"inferred: the real compaction ran on CPU {machine.compaction.cpu_at_work()}, whose lists are fullest, "

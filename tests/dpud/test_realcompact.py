@@ -12,7 +12,7 @@ import pytest
 from captures import machine
 from click.testing import CliRunner
 
-from dpud import fragment, live, realcompact
+from dpud import fragment, live, prepare, realcompact
 from dpud.bench.fidelity import read_case
 from dpud.capture import CaptureError, read_capture
 from dpud.cli import cli
@@ -36,6 +36,10 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(live, "PAUSE_S", 0.0)
     monkeypatch.setattr(realcompact, "COMPACT_MEMORY", proc / "compact_memory")
     monkeypatch.setattr(realcompact, "VMSTAT", proc / "vmstat")
+    (proc / "fraction").write_text("0\n")
+    monkeypatch.setattr(prepare, "HIGH_FRACTION", proc / "fraction")
+    monkeypatch.setattr(prepare, "ZONEINFO", proc / "zoneinfo")
+    monkeypatch.setattr(os, "sync", lambda: (proc / "synced").touch())
 
     def compact(self: realcompact._Compactor) -> None:
         original(self)
@@ -74,6 +78,33 @@ def test_the_folder_has_the_host_before_and_after_and_what_happened(host: Path, 
     assert read_case(tmp_path / "case").result == result
 
 
+@pytest.mark.parametrize("as_is", [False, True])
+def test_the_host_is_prepared_unless_it_is_to_be_as_it_is(
+    host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_is: bool
+) -> None:
+    seen: list[str] = []
+    compact = realcompact._Compactor.compact
+
+    def look(self: realcompact._Compactor) -> None:
+        seen.append((host / "fraction").read_text().strip())
+        compact(self)
+
+    monkeypatch.setattr(realcompact._Compactor, "compact", look)
+    snapshot_compact(tmp_path / "case", as_is=as_is)
+    assert seen == ["0" if as_is else str(2**31 - 1)]
+    assert (host / "fraction").read_text() == "0\n"
+    assert (host / "synced").exists() != as_is
+    prepared = result_of(tmp_path / "case")["prepared"]
+    assert prepared == ("no" if as_is else "synced, per-CPU lists drained and kept short")
+
+
+def test_what_others_did_meanwhile_is_counted() -> None:
+    before = {"pgalloc_dma": 1, "pgalloc_normal": 10, "pgfree": 100, "pgmigrate_success": 1000}
+    after = {"pgalloc_dma": 3, "pgalloc_normal": 15, "pgfree": 160, "pgmigrate_success": 1050}
+    run = realcompact.RealCompaction(before, after, 0.1, 0)
+    assert (run.others_allocated, run.others_freed) == (7, 10)
+
+
 def test_a_kernel_that_cannot_compact_is_one_line_and_leaves_nothing(host: Path, tmp_path: Path) -> None:
     (host / "compact_memory").unlink()
     with pytest.raises(CaptureError, match="compact_memory: No such file"):
@@ -102,9 +133,11 @@ def test_fragmenting_more_than_there_is_memory_is_refused(host: Path, tmp_path: 
         snapshot_compact(tmp_path / "case", Fragmentation("random", 999999999, 50))
 
 
-def test_fragment_without_compact_is_refused() -> None:
-    outcome = CliRunner().invoke(cli, ["snapshot", "--fragment", "runs", "/nowhere"], standalone_mode=False)
+@pytest.mark.parametrize("option", [["--fragment", "runs"], ["--as-is"]])
+def test_options_of_compact_are_refused_without_it(option: list[str]) -> None:
+    outcome = CliRunner().invoke(cli, ["snapshot", *option, "/nowhere"], standalone_mode=False)
     assert isinstance(outcome.exception, UserError)
+    assert f"{option[0]} is for --compact" in str(outcome.exception)
 
 
 def resident_mb(pid: int) -> float:

@@ -18,7 +18,7 @@ from kernelsim.lruvec import folio_isolate_lru
 from kernelsim.machine import Machine
 from kernelsim.mm_configfs import Process
 from kernelsim.page_isolation import start_isolate_page_range
-from kernelsim.pcp import free_frozen_page
+from kernelsim.pcp import free_frozen_pages
 from kernelsim.pgtable import walk_pmd, walk_pte
 
 LRU, ACTIVE, BUDDY, UNEVICTABLE, RW, PRESENT = 1 << 5, 1 << 6, 1 << 10, 1 << 18, 1 << 1, 1
@@ -302,7 +302,7 @@ def pcp_board() -> Board:
     mem = board.mem
     for pfn in range(board.pfn(0), board.pfn(0, 3)):
         page_alloc.clear_page(mem.pages, pfn)
-        free_frozen_page(mem.pages, mem.zones, mem.blocks, mem.nodes, mem.pagesets, 0, pfn)
+        free_frozen_pages(mem.pages, mem.zones, mem.blocks, mem.nodes, mem.pagesets, 0, pfn, 0)
     board.assert_sound()
     return board
 

@@ -23,6 +23,7 @@ from captures import (
 )
 
 from dpud.proctext import parse_zones
+from kernelsim.hostblocks import HostPageset
 from kernelsim.hostimage import (
     HostImage,
     HostTask,
@@ -183,13 +184,66 @@ def test_the_order_of_frees_goes_by_blocks_of_the_largest_order() -> None:
     assert (_shuffle_blocks(pfns, 2) != shuffled).any()
 
 
-def test_buffers_that_a_file_system_keeps_are_taken_to_be_held() -> None:
+HELD = LRU | IDLE | PRIVATE
+
+
+@pytest.mark.parametrize(
+    ("runs", "held"),
+    [
+        ([16, 5], [16, 5]),  # of one pageblock
+        ([16, 2], [16]),
+        ([7, 7], []),
+        ([1] * 60, []),  # bitmaps and inode tables, read as needed
+    ],
+)
+def test_buffers_in_a_row_are_taken_to_be_held(runs: list[int], held: list[int]) -> None:
+    """ext4 reads its group descriptors at mount and keeps them; other idle buffers are moved by a real compaction."""
     built = machine(nr_blocks=4)
-    at = np.flatnonzero(built.flags == ANON_PAGE)[:5]
-    held = LRU | IDLE | PRIVATE
-    built.flags[at] = [held, held | UPTODATE, held & ~IDLE, held | DIRTY, held | REFERENCED]
-    built.counts[at] = 0
-    assert import_machine(built).pinned_pfn.tolist() == [at[0], at[3]]
+    block = slice(2 * PAGES, 3 * PAGES)
+    built.flags[block], built.counts[block], built.types[2] = SLAB, 0, UNMOVABLE
+    expected, at = [], 2 * PAGES
+    for nr in runs:
+        built.flags[at : at + nr] = HELD
+        if nr in held:
+            expected += range(at, at + nr)
+        at += nr + 1
+    assert import_machine(built).pinned_pfn.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("used", "nr"), [(HELD | DIRTY, 16), (HELD & ~IDLE, 0), (HELD | REFERENCED, 0), (HELD | UPTODATE, 8)]
+)
+def test_a_run_of_buffers_that_is_used_is_not_held(used: int, nr: int) -> None:
+    built = machine(nr_blocks=4)
+    block = slice(2 * PAGES, 3 * PAGES)
+    built.flags[block], built.counts[block], built.types[2] = SLAB, 0, UNMOVABLE
+    built.flags[2 * PAGES : 2 * PAGES + 16] = HELD
+    built.flags[2 * PAGES + 8] = used
+    found = import_machine(built).pinned_pfn
+    assert len(found) == (15 if nr == 8 else nr)
+
+
+def test_pagemaps_tell_in_which_order_pages_were_given_back() -> None:
+    """Pages next to each other were handed out in a row, and are freed by ascending addresses: the highest last."""
+    built = machine(nr_blocks=6)
+    blocks = [3, 5]
+    for block in blocks:
+        span = slice(block * PAGES, (block + 1) * PAGES)
+        built.flags[span], built.counts[span], built.types[block] = ANON_PAGE, 1, MOVABLE
+        freed = slice(block * PAGES + 1, (block + 1) * PAGES, 2)
+        built.flags[freed], built.counts[freed] = 0, 0
+    base = {3: 90_000, 5: 10_000}  # block 3 has the higher addresses
+    kept = np.concatenate([np.arange(block * PAGES, (block + 1) * PAGES, 2) for block in blocks])
+    vpn = np.array([base[pfn // PAGES] + pfn % PAGES for pfn in kept.tolist()])
+    by_vpn = np.argsort(vpn)
+    task = HostTask(1, "fragmenter", ((0, 100_000, 3),), vpn[by_vpn], kept[by_vpn])
+    zones = tuple(
+        replace(zone, pagesets=(HostPageset(PAGES, 600, 600, 600, 63),))
+        for zone in parse_zones(built.zoneinfo(), built.buddyinfo(), built.pagetypeinfo())
+    )
+    image = build_host_image(zones, built.flags, built.counts, mappings=(task,))
+    odd = [np.arange(block * PAGES + 1, (block + 1) * PAGES, 2)[::-1] for block in blocks]
+    assert image.pcp_pfn.tolist() == np.concatenate(odd).tolist()
 
 
 def test_compound_pages_get_their_order() -> None:

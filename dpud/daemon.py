@@ -36,7 +36,7 @@ from dpud.errors import UserError
 from dpud.exec import PROBE
 from dpud.gpu.clock import PacedClock
 from dpud.gpu.system import GpuConfig, add_files, build, reclaimer, set_log_level
-from dpud.inject import BlockingWaitQueue, LiveClock
+from dpud.inject import BlockingWaitQueue, LiveClock, boot_time_s
 from dpud.owner import Owner
 from dpud.pacer import Pacer
 from dpud.physmem import PhysMem, alloc_tables
@@ -88,6 +88,8 @@ def run(options: RunOptions) -> None:
         add_device_files(machine, driver)
         add_gpu(machine, owner, options.config)
         ready = Readiness(options.ready_fd, path, _describe(options, machine))
+        if options.ready_fd is None and sys.stderr.isatty():
+            machine.printk.console = lambda level, text: print(f"<{level}> {text}", file=sys.stderr)
         tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid(), run_as=_requests_of(machine))
         _serve(tree, path, options.config, ready)
 
@@ -199,6 +201,8 @@ def _paced(machine: Machine) -> Iterator[tuple[Machine, Owner]]:
     if machine.config.kconfig.IS_ENABLED("CONFIG_DEBUG_VM"):
         owner.after_slice.append(DebugVm(machine).look)
     machine.kthreads.spawn = owner.background
+    machine.btime_s = boot_time_s()
+    owner.charge = machine.cputime.charge
     pacer = Pacer(machine, owner, machine.clock.now_ns)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     pacer.start()

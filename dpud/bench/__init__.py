@@ -31,6 +31,7 @@ BENCHMARKS: Mapping[str, str] = {
     "replay": "replay",
     "terabyte": "terabyte",
     "gpu": "gpu",
+    "storm": "storm",
     "soak": "soak",
 }
 """Name on the command line -> module of this package."""

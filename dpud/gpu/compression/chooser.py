@@ -7,6 +7,9 @@ Theory of operation
     takes what does best on that. Pieces from all over beat one contiguous piece of that size (0.2 % against 0.6 % lost
     to the best on ten kinds of data at 64 KiB pages), because heaps and programs differ from one place to the next.
 
+    Codecs for arrays are only tried where the sample looks like one: `element_widths` says by counting equal bytes,
+    which costs less than a single one of them.
+
     Pages smaller than GROUP_BYTES are probed as a group of neighbours, since a probe of a 4 KiB page is that page.
     What a probe promises is held against what comes out: a page that comes out SURPRISE times as long as promised is
     probed by itself. So a group may be a mixture.
@@ -26,6 +29,8 @@ Invariants
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from dpud.gpu.blob import RAW
 from dpud.gpu.compression.codec import CODECS, Dictionary, Quality
 
@@ -35,6 +40,11 @@ SAMPLE_PIECES = 8
 SURPRISE = 1.15
 STREAK = 4
 PROBE_EVERY = 8
+_WIDTHS = (1, 2, 4, 8)
+_MIN_STATISTICS = 512
+_UNEVEN = 0.1
+_MORE_EQUAL = 1.2
+_BY_CHANCE = 1 / 256
 MIN_GAIN = 32
 """A page is kept raw unless encoding saves one part in this many: decoding costs too."""
 
@@ -114,13 +124,32 @@ def sample(pages: Sequence[memoryview]) -> memoryview:
     return memoryview(b"".join([pages[at][begin : begin + piece] for at, begin in cuts]))
 
 
+def element_widths(taken: memoryview) -> set[int]:
+    """Sizes of elements that a sample may be an array of; 1 is always among them.
+
+    Where neighbouring bytes are equal more often at some places modulo 8 than at others, it may be any. Else it is that
+    distance at which bytes are equal more often than next to each other.
+    """
+    found = {width for width in _WIDTHS if len(taken) % width == 0}
+    if len(taken) < _MIN_STATISTICS:
+        return found
+    values = np.frombuffer(taken, np.uint8)
+    phases = np.add.reduce((values[1:-7] == values[:-8])[: len(taken) - 8 & ~7].reshape(-1, 8), axis=0, dtype=np.int64)
+    nr_phase = len(taken) // 8 - 1
+    if int(phases.max()) - int(phases.min()) > _UNEVEN * nr_phase:
+        return found
+    floor = _MORE_EQUAL * int(phases.sum()) / (8 * nr_phase) + _BY_CHANCE
+    return {w for w in found if w == 1 or np.count_nonzero(values[w:] == values[:-w]) > floor * (len(values) - w)}
+
+
 def probe(pages: Sequence[memoryview], quality: Quality, dictionary: Dictionary | None) -> Choice:
     """The codec that does best on a sample of pages of one size."""
     taken = sample(pages)
     best, shortest = RAW, len(taken)
+    widths = element_widths(taken)
     for codec in CODECS.values():
-        skipped = codec.refines is not None and codec.refines != best
-        if skipped or quality not in codec.levels or not codec.takes(len(pages[0])) or not codec.takes(len(taken)):
+        skipped = codec.element_bytes not in widths or (codec.refines is not None and codec.refines != best)
+        if skipped or quality not in codec.candidate or not codec.takes(len(pages[0])):
             continue
         length = len(codec.encode(taken, codec.level(quality), dictionary if codec.takes_dictionary else None))
         if length < shortest:

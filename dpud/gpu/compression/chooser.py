@@ -15,8 +15,8 @@ Theory of operation
     probed by itself. So a group may be a mixture.
 
     What a client's pages were is remembered: once STREAK groups in a row had one winner, only one in PROBE_EVERY groups
-    is probed again, the others take the winner unseen. Then a page that comes out that much shorter is a surprise too.
-    Surprises end a streak.
+    is probed again. The others take the winner untried, if they look like arrays of the same elements. Then a page that
+    comes out that much shorter is a surprise too. Surprises end a streak.
 
     How much all of this loses is not left to belief: one page in `regret_every` is encoded with every codec there is,
     and both lengths are added up (`Regret`). At quality `fast` that is much: only fast codecs are candidates.
@@ -28,6 +28,7 @@ Invariants
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -51,6 +52,9 @@ MIN_GAIN = 32
 """A page is kept raw unless encoding saves one part in this many: decoding costs too."""
 
 
+Widths: TypeAlias = frozenset[int]
+
+
 @dataclass(slots=True)
 class Memory:
     """What is known of one client's pages."""
@@ -59,14 +63,16 @@ class Memory:
     streak: int = 0
     ratio: float = 1.0
     """Encoded bytes by raw bytes, a moving average of groups that `codec` encoded."""
+    widths: Widths = frozenset()
+    """`element_widths` of those groups."""
 
-    def learn(self, codec: int, ratio: float) -> None:
+    def learn(self, codec: int, ratio: float, widths: Widths) -> None:
         """A group was encoded with `codec`."""
-        if codec == self.codec:
+        if (codec, widths) == (self.codec, self.widths):
             self.streak += 1
             self.ratio += (ratio - self.ratio) / 8
         else:
-            self.codec, self.streak, self.ratio = codec, 1, ratio
+            self.codec, self.streak, self.ratio, self.widths = codec, 1, ratio, widths
 
 
 @dataclass(slots=True)
@@ -98,13 +104,14 @@ class Choice:
 
     codec: int
     ratio: float
-    unseen: bool = False
-    """Taken from memory, without a look at these pages."""
+    widths: Widths = frozenset()
+    untried: bool = False
+    """Taken from memory."""
 
     def is_surprised_by(self, nr_bytes: int, raw_bytes: int) -> bool:
-        """Whether a page came out so long, or where it was not looked at so short, that it seems of another kind."""
+        """Whether a page came out so long, or where nothing was tried so short, that it seems of another kind."""
         expected = self.ratio * raw_bytes
-        return nr_bytes > expected * SURPRISE or (self.unseen and nr_bytes * SURPRISE < expected)
+        return nr_bytes > expected * SURPRISE or (self.untried and nr_bytes * SURPRISE < expected)
 
 
 def worth(nr_bytes: int, raw_bytes: int) -> bool:
@@ -126,13 +133,13 @@ def sample(pages: Sequence[memoryview]) -> memoryview:
     return memoryview(b"".join([pages[at][begin : begin + piece] for at, begin in cuts]))
 
 
-def element_widths(taken: memoryview) -> set[int]:
+def element_widths(taken: memoryview) -> Widths:
     """Sizes of elements that a sample may be an array of; 1 is always among them.
 
     Where neighbouring bytes are equal more often at some places modulo 8 than at others, it may be any. Else it is that
     distance at which bytes are equal more often than next to each other.
     """
-    found = {width for width in _WIDTHS if len(taken) % width == 0}
+    found = frozenset(width for width in _WIDTHS if len(taken) % width == 0)
     if len(taken) < _MIN_STATISTICS:
         return found
     values = np.frombuffer(taken, np.uint8)
@@ -141,29 +148,37 @@ def element_widths(taken: memoryview) -> set[int]:
     if int(phases.max()) - int(phases.min()) > _UNEVEN * nr_phase:
         return found
     floor = _MORE_EQUAL * int(phases.sum()) / (8 * nr_phase) + _BY_CHANCE
-    return {w for w in found if w == 1 or np.count_nonzero(values[w:] == values[:-w]) > floor * (len(values) - w)}
+    equal = {w: np.count_nonzero(values[w:] == values[:-w]) / (len(values) - w) for w in found}
+    return frozenset(w for w in found if w == 1 or equal[w] > floor)
 
 
 def probe(pages: Sequence[memoryview], quality: Quality, dictionary: Dictionary | None) -> Choice:
     """The codec that does best on a sample of pages of one size."""
     taken = sample(pages)
+    return _probe(taken, element_widths(taken), len(pages[0]), quality, dictionary)
+
+
+def _probe(
+    taken: memoryview, widths: Widths, page_bytes: int, quality: Quality, dictionary: Dictionary | None
+) -> Choice:
     best, shortest = RAW, len(taken)
-    widths = element_widths(taken)
     for codec in CODECS.values():
         skipped = codec.element_bytes not in widths or (codec.refines is not None and codec.refines != best)
-        if skipped or quality not in codec.candidate or not codec.takes(len(pages[0])):
+        if skipped or quality not in codec.candidate or not codec.takes(page_bytes):
             continue
         length = len(codec.encode(taken, codec.level(quality), dictionary if codec.takes_dictionary else None))
         if length < shortest:
             best, shortest = codec.id, length
     ratio = shortest / max(len(taken), 1)
-    return Choice(best if worth(shortest, len(taken)) else RAW, ratio)
+    return Choice(best if worth(shortest, len(taken)) else RAW, ratio, widths)
 
 
 def plan(
     pages: Sequence[memoryview], ordinal: int, memory: Memory, quality: Quality, dictionary: Dictionary | None
 ) -> Choice:
     """The codec for a group of pages of one size, the `ordinal`-th of its client."""
-    if memory.streak >= STREAK and ordinal % PROBE_EVERY:
-        return Choice(memory.codec, memory.ratio, unseen=True)
-    return probe(pages, quality, dictionary)
+    taken = sample(pages)
+    widths = element_widths(taken)
+    if memory.streak >= STREAK and ordinal % PROBE_EVERY and widths == memory.widths:
+        return Choice(memory.codec, memory.ratio, widths, untried=True)
+    return _probe(taken, widths, len(pages[0]), quality, dictionary)

@@ -16,6 +16,7 @@ Invariants
 Times in `stats` are CPU times of the worker threads, from a timer that can be replaced. They decide nothing.
 """
 
+import dataclasses
 import logging
 import time
 from collections import Counter, defaultdict
@@ -142,7 +143,7 @@ class CompressionSystem:
 
     def _groups(self, pages: Sequence[memoryview], client: str, group_bytes: int) -> Iterator[Group]:
         known = self._memories[client]
-        memory = Memory(known.codec, known.streak, known.ratio)
+        memory = dataclasses.replace(known)
         begin = 0
         for size, run in groupby(map(len, pages)):
             end = begin + sum(1 for _ in run)
@@ -236,7 +237,7 @@ def _remember(memory: Memory, done: Encoded) -> None:
     coded = [entry for entry in _by_codec(done.blobs) if entry[0] != SAME_FILLED]
     if coded:
         codec, _, raw, stored = max(coded, key=lambda entry: (entry[1], entry[0]))
-        memory.learn(codec, stored / raw)
+        memory.learn(codec, stored / raw, done.widths)
     if 2 * done.nr_surprised > len(done.blobs):
         memory.streak = 0
 

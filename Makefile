@@ -16,7 +16,7 @@ demo: install
 	$(BIN)/dpud demo
 
 test: install
-	@scripts/debian-packages gcc libc6-dev trace-cmd mandoc man-db zsh $(PROGRAMS)
+	@scripts/debian-packages gcc libc6-dev lz4 zstd trace-cmd mandoc man-db zsh $(PROGRAMS)
 	$(BIN)/pytest -m ''
 
 lint: $(INSTALLED)

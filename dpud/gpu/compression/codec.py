@@ -13,8 +13,8 @@ Theory of operation
             def encode(self, page, level, dictionary=None): return zlib.compress(page, level)
             def decode(self, data, out, dictionary=None): out[:] = zlib.decompress(data)
 
-    From then on it can be selected by name, is tried by the adaptive chooser at the qualities it has a level for, is
-    counted, and is decoded wherever its id turns up.
+    From then on it is tried by the adaptive chooser, is counted, is decoded wherever its id turns up, and can be
+    selected by name if it is `selectable`.
 
 Invariants
     - `encode` and `decode` may run on several threads at once: what a library's context is bound to is per thread.
@@ -51,7 +51,9 @@ class Codec(ABC):
     id: ClassVar[int]
     name: ClassVar[str]
     levels: ClassVar[Mapping[Quality, int]]
-    """Level of the library at each quality the adaptive chooser tries it at; fixed use takes the nearest."""
+    """Level of the library at a quality; at one that is not there, that of the nearest."""
+    candidate: ClassVar[frozenset[Quality]] = frozenset(Quality)
+    """Qualities at which the adaptive chooser tries it."""
     element_bytes: ClassVar[int] = 1
     """Pages whose size is no multiple of it cannot be encoded."""
     refines: ClassVar[int | None] = None

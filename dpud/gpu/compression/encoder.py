@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dpud.gpu.blob import RAW, SAME_FILLED, Blob, checksum, same_filled_word
-from dpud.gpu.compression.chooser import Choice, Memory, plan, probe, worth
+from dpud.gpu.compression.chooser import Choice, Memory, Widths, plan, probe, worth
 from dpud.gpu.compression.codec import CODECS, Codec, Dictionary, Quality
 from dpud.gpu.errors import CorruptPage
 
@@ -42,6 +42,7 @@ class Encoded:
     """A group's blobs and what there is to learn from them."""
 
     blobs: list[Blob]
+    widths: Widths = frozenset()
     nr_surprised: int = 0
     regrets: tuple[tuple[int, int], ...] = ()
     """Bytes as chosen and of the shortest there is, of the pages that were tried with every codec."""
@@ -63,7 +64,7 @@ def encode_group(group: Group, rules: Rules) -> Encoded:
 
 def _encode_adaptively(group: Group, rules: Rules) -> Encoded:
     choice = plan(group.pages, group.ordinal, group.memory, rules.quality, group.dictionary)
-    done = Encoded([])
+    done = Encoded([], choice.widths)
     for page in group.pages:
         blob = _encode(page, choice.codec, group.dictionary, rules)
         if blob.codec != SAME_FILLED and choice.is_surprised_by(len(blob.data), len(page)):

@@ -22,6 +22,7 @@ class Lz4(Codec):
     id = 2
     name = "lz4"
     levels = {Quality.FAST: 1, Quality.BALANCED: 1, Quality.BEST: 9}
+    candidate = frozenset({Quality.FAST})  # beyond that zstd always makes less of it
     selectable = True
     errors = (lz4.block.LZ4BlockError,)
 
@@ -70,6 +71,7 @@ class Zstd(Codec):
     id = 3
     name = "zstd"
     levels = {Quality.BALANCED: 1, Quality.BEST: 9}
+    candidate = frozenset({Quality.BALANCED, Quality.BEST})
     selectable = True
     takes_dictionary = True
     errors = (zstandard.ZstdError,)
@@ -86,6 +88,7 @@ class Snappy(Codec):
     id = 4
     name = "snappy"
     levels = {Quality.FAST: 0}
+    candidate = frozenset({Quality.FAST})
     selectable = True
     errors = (snappy.UncompressError,)
 

@@ -81,6 +81,7 @@ class Planes(Codec):
 
 class ZstdPlanes(Planes):
     levels = {Quality.BALANCED: 1, Quality.BEST: 1}  # higher levels look for matches, which exponents do not have
+    candidate = frozenset({Quality.BALANCED, Quality.BEST})
     errors = (zstandard.ZstdError,)
 
     def encode_plane(self, plane: Bytes, level: int) -> bytes:
@@ -92,6 +93,7 @@ class ZstdPlanes(Planes):
 
 class Lz4Planes(Planes):
     levels = {Quality.FAST: 1}
+    candidate = frozenset({Quality.FAST})
     errors = (lz4.block.LZ4BlockError,)
 
     def encode_plane(self, plane: Bytes, level: int) -> bytes:

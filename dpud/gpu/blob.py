@@ -52,7 +52,9 @@ def same_filled_word(page: bytes | memoryview) -> bytes | None:
 class PageCodec(Protocol):
     """Who turns pages into blobs and back; compression/ has a better one than PlainCodec."""
 
-    def encode(self, pages: Sequence[memoryview], /) -> list[Blob]: ...
+    def encode(self, pages: Sequence[memoryview], client: str = "", /) -> list[Blob]:
+        """`client`: whose pages they are; one client's are often alike."""
+        ...
 
     def decode(self, blobs: Sequence[Blob], outs: Sequence[memoryview], /) -> None:
         """Raises CorruptPage, its key the index in `blobs`, where a checksum or a stream is wrong."""
@@ -62,7 +64,7 @@ class PageCodec(Protocol):
 class PlainCodec:
     """No compression: pages are kept as they are, but for those that one word fills."""
 
-    def encode(self, pages: Sequence[memoryview]) -> list[Blob]:
+    def encode(self, pages: Sequence[memoryview], client: str = "") -> list[Blob]:
         return [_plain(page) for page in pages]
 
     def decode(self, blobs: Sequence[Blob], outs: Sequence[memoryview]) -> None:

@@ -223,7 +223,7 @@ class Residency:
             return pages
         rows = location.load_pages(region.frame[pages], region.page_bytes)
         keys = (region.first_key + pages).tolist()
-        if self._put(keys, [row.data for row in rows]):
+        if self._put(keys, [row.data for row in rows], region.client):
             return pages[:0]
         if len(keys) == 1:
             return pages
@@ -231,13 +231,13 @@ class Residency:
         for index, (key, row) in enumerate(zip(keys, rows, strict=True)):
             if len(refused) == _MAX_REFUSALS:
                 return pages[[*refused, *range(index, len(keys))]]
-            if not self._put([key], [row.data]):
+            if not self._put([key], [row.data], region.client):
                 refused.append(index)
         return pages[refused]
 
-    def _put(self, keys: Sequence[int], pages: Sequence[memoryview]) -> bool:
+    def _put(self, keys: Sequence[int], pages: Sequence[memoryview], client: str) -> bool:
         try:
-            self.store.put(keys, pages)
+            self.store.put(keys, pages, client)
         except GpuError as error:
             if error.errno != errno.ENOSPC:
                 log.error("a store failed: %s", error)

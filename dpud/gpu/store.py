@@ -72,11 +72,11 @@ class BackingStore:
         """Which store has a page."""
         return self._places.get(key)
 
-    def put(self, keys: Sequence[int], pages: Sequence[memoryview]) -> None:
-        """Keep the bytes of pages. Raises GpuError(ENOSPC), and has kept none of them."""
+    def put(self, keys: Sequence[int], pages: Sequence[memoryview], client: str = "") -> None:
+        """Keep the bytes of a client's pages. Raises GpuError(ENOSPC), and has kept none of them."""
         if not self.exists:
             raise GpuError(errno.ENOSPC, "there is nothing behind the devices")
-        blobs = self.codec.encode(pages)
+        blobs = self.codec.encode(pages, client)
         place = Place.POOL if self._put_into_pool(keys, blobs) else Place.SWAP
         if place is Place.SWAP:
             if self.swap is None:

@@ -12,13 +12,15 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from dpud.gpu.blob import PageCodec
 from dpud.gpu.clock import Clock, ManualClock
+from dpud.gpu.compression import CompressedPool, CompressionFiles, CompressionSystem
 from dpud.gpu.configfs import ClientGroup
 from dpud.gpu.files import AddressSpaceFiles, MemoryFiles, settle
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.memory import HOST_PROFILE, GpuMemory
-from dpud.gpu.store import HostPool
+from dpud.gpu.store import HostPool, Pool
 from kernelsim.attr import Kobject, Operation, Registry
 from kernelsim.operation import Waitable
 
@@ -37,6 +39,7 @@ class GpuConfig:
     device_bytes: int = 256 << 20
     host_bytes: int = 1 << 30
     pool_bytes: int = 512 << 20
+    compression: bool = True
 
 
 def build(config: GpuConfig, clock: Clock | None = None) -> GpuMemory:
@@ -45,13 +48,26 @@ def build(config: GpuConfig, clock: Clock | None = None) -> GpuMemory:
     profile = DeviceProfile(memory_bytes=config.device_bytes)
     devices = [SimulatedDevice(profile, clock, number) for number in range(config.nr_devices)]
     host = SimulatedDevice(HOST_PROFILE.sized(config.host_bytes), clock, config.nr_devices)
-    pool = HostPool(config.pool_bytes) if config.pool_bytes else None
-    return GpuMemory(devices, host=host, clock=clock, pool=pool)
+    codec, pool = _compression(config)
+    return GpuMemory(devices, host=host, clock=clock, codec=codec, pool=pool)
+
+
+def _compression(config: GpuConfig) -> tuple[PageCodec | None, Pool | None]:
+    """Who encodes pages, and where they are kept."""
+    if not config.pool_bytes:
+        return None, None
+    if not config.compression:
+        return None, HostPool(config.pool_bytes)
+    system = CompressionSystem()
+    return system, CompressedPool(config.pool_bytes, system)
 
 
 def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
     """(folder, its files) of the parts that all devices share."""
     yield "address_space", AddressSpaceFiles(memory)
+    pool = memory.store.pool
+    if isinstance(pool, CompressedPool):
+        yield "compression", CompressionFiles(pool.system, pool)
 
 
 def add_files(registry: Registry, memory: GpuMemory) -> None:

@@ -61,8 +61,8 @@ def _memory(data: Mapping[str, bytes]) -> Report:
         "gpu compression",
         "raw bytes by all memory taken",
         f"{CORPUS_BYTES >> 20} MiB of each of ten corpora. zram stores pages of 4 KiB with lz4, and counts what "
-        "zsmalloc takes. Ours is the adaptive algorithm and the packed pool, and counts metadata too; the verdict is on "
-        "64 KiB pages.",
+        "zsmalloc takes. Ours is the adaptive algorithm and the packed pool, and counts metadata too; the verdict is "
+        "on 64 KiB pages.",
         headings=RATIO_HEADINGS,
     )
     peers = _zram_ratios(data, report.notes)
@@ -112,9 +112,9 @@ def _speed(data: Mapping[str, bytes]) -> Report:
     report = Report(
         "gpu compression",
         "speed at 64 KiB pages",
-        f"All corpora in turn, MB/s of raw bytes; the fastest of {NR_ROUNDS} rounds; one thread by CPU time, two by the "
-        "clock. Storing is encoding, checksum and putting into the pool, over pages that were there before. Best of all "
-        "encodes each page with every codec.",
+        f"All corpora in turn, MB/s of raw bytes; the fastest of {NR_ROUNDS} rounds; one thread by CPU time, two by "
+        "the clock. Storing is encoding, checksum and putting into the pool, over pages that were there before. "
+        "Best of all encodes each page with every codec.",
     )
     pages = [page for corpus in data.values() for page in cut(corpus[:_SPEED_BYTES], LARGE)]
     report.figures = [*_store(pages), *_adaptive(data), *_scaling(pages), *_zstd(data["stdlib .py"], report.notes)]

@@ -11,12 +11,14 @@ KIB = 1 << 10
 WORDS = ["page", "zone", "node", "order", "slab", "buddy", "folio", "pfn", "rmap", "lru", "swap", "zram"]
 
 
+@cache
 def text(nr_bytes: int, seed: int = 1) -> bytes:
     rng = random.Random(seed)
     words = (f"{rng.choice(WORDS)}{rng.randrange(1000)} " for _ in range(nr_bytes // 4))
     return "".join(words).encode()[:nr_bytes]
 
 
+@cache
 def records(nr_bytes: int, seed: int = 3) -> bytes:
     """Lines of a few hundred forms, each seen rarely within one page and often within many."""
     rng = random.Random(seed)

@@ -10,15 +10,17 @@ from pathlib import Path
 
 from dpud.errors import UserError
 
-CAPTURE, PROCESS = "capture", "process"
+CAPTURE, PROCESS, COMPRESSION = "capture", "process", "compression"
 SCENES = (CAPTURE, PROCESS)
+GPU_SCENES = (COMPRESSION,)
+"""Of GPU memory virtualization: only played when named."""
 _CAPTURED = Path(__file__).parent.parent / "data" / "captures" / "demo"  # capture.DEMO, without loading numba
 
 
 def run(name: str | None) -> int:
-    """Play one scene, or all of them -> exit code. Raises UserError for a name that is none."""
-    if name is not None and name not in SCENES:
-        raise UserError(f'there is no demo "{name}"; there are: {", ".join(SCENES)}')
+    """Play one scene, or all of SCENES -> exit code. Raises UserError for a name that is none."""
+    if name is not None and name not in (known := (*SCENES, *GPU_SCENES)):
+        raise UserError(f'there is no demo "{name}"; there are: {", ".join(known)}')
     for scene in [name] if name else SCENES:
         if code := subprocess.run(_command(scene)).returncode:
             return code

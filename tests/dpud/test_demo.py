@@ -131,7 +131,7 @@ def test_a_command_that_fails_ends_the_demo() -> None:
 
 
 def test_an_unknown_demo_is_the_user_s_mistake() -> None:
-    with pytest.raises(UserError, match='no demo "fragment"; there are: capture, process'):
+    with pytest.raises(UserError, match='no demo "fragment"; there are: capture, process, compression'):
         demo.run("fragment")
 
 

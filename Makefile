@@ -14,7 +14,7 @@ demo: install
 	$(BIN)/dpud demo
 
 test: install
-	@scripts/debian-packages gcc libc6-dev trace-cmd mandoc man-db zsh
+	@scripts/debian-packages gcc libc6-dev trace-cmd mandoc man-db zsh zstd lz4
 	$(BIN)/pytest -m ''
 
 lint: $(INSTALLED)

@@ -287,6 +287,7 @@ def bench(names: tuple[str, ...], write: Path | None, seed: int | None, ops: int
     There are region, node, compaction, fuse, import, pages and terabyte. Three go by models: tables holds these against
     published measurements, breakeven says when an engine gains, engines compares them all on the same memory.
     `fidelity DIR` compares the emulated compaction with a real one, captured by `dpud snapshot --compact DIR`.
+    `gpu compression` is about compressed GPU memory; `gpu` alone runs all of its kind.
     Only run when named: soak, a long random test.
     """
     from dpud import bench as benches

@@ -12,6 +12,7 @@ from machines import Lab
 from dpud import config
 from dpud.dpu.faults import FaultKind
 from dpud.dpu.profile import profile_names
+from dpud.gpu.compression.codec import names
 from kernelsim.dpu_compact_inject import KINDS
 from kernelsim.machine import Machine, MachineConfig, NodeConfig
 
@@ -70,6 +71,10 @@ def test_the_guide_knows_every_statistic() -> None:
     lines = machine.registry.read("/sys/kernel/debug/dpu_compact/stats").decode().splitlines()
     names = [re.sub("^(skipped|failed)_.*", r"\1_*", line.split()[0]) for line in lines]
     assert sorted(first_column(GUIDE, "name")) == sorted(set(names))
+
+
+def test_the_guide_knows_every_codec() -> None:
+    assert sorted(first_column(GUIDE, "codec")) == sorted(names())
 
 
 @pytest.mark.slow

@@ -111,7 +111,6 @@ class CompressionFiles(Kobject):
 
     @workers.store
     def _workers_store(self, nr: int) -> None:
-        self.system.close()
         self.system.workers = nr
 
     @max_pool_bytes.show

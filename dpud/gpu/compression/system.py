@@ -20,7 +20,6 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, groupby, pairwise
 from typing import TypeAlias, TypeVar
 
@@ -32,11 +31,12 @@ from dpud.gpu.compression.codec import CODECS, Quality, names
 from dpud.gpu.compression.dictionary import Dictionaries
 from dpud.gpu.compression.encoder import Encoded, Group, Rules, decode_blob, encode_group
 from dpud.gpu.compression.stats import CodecStats
+from dpud.gpu.compression.workers import Workers
 from dpud.gpu.errors import CorruptPage
 
 ADAPTIVE = "adaptive"
 REGRET_EVERY = 64
-_TASKS_PER_WORKER = 4
+_TASKS_PER_WORKER = 2
 _HEAP_BYTES = 16 << 20
 
 log = logging.getLogger("dpud.gpu.compression")
@@ -69,7 +69,6 @@ class CompressionSystem:
     ) -> None:
         self.algorithm = algorithm
         self.quality = quality
-        self.workers = max(workers, 1)
         self.regret_every = regret_every
         self.regret = Regret()
         self.stats: dict[int, CodecStats] = defaultdict(CodecStats)
@@ -80,7 +79,7 @@ class CompressionSystem:
         self._nr_pages = 0
         self.nr_corrupt = 0
         """Pages found corrupt, each time they were."""
-        self._executor: ThreadPoolExecutor | None = None
+        self._workers = Workers(workers)
         _keep_freed_memory()
 
     @property
@@ -106,11 +105,19 @@ class CompressionSystem:
             raise ValueError(f"no quality {name!r}: there are {', '.join(QUALITIES)}")
         self._quality = QUALITIES[name]
 
+    @property
+    def workers(self) -> int:
+        """Threads that encode and decode, the caller's included."""
+        return self._workers.nr
+
+    @workers.setter
+    def workers(self, nr: int) -> None:
+        self._workers.close()
+        self._workers = Workers(nr)
+
     def close(self) -> None:
-        """End the workers; they come back when they are needed."""
-        if self._executor is not None:
-            self._executor.shutdown()
-            self._executor = None
+        """End the threads; they come back when they are needed."""
+        self._workers.close()
 
     # Encoding.
 
@@ -192,11 +199,8 @@ class CompressionSystem:
         total = sum(sizes)
         if self.workers == 1 or total < 2 * GROUP_BYTES or len(items) < 2:
             return [work(item) for item in items]
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self.workers, thread_name_prefix="compress")
         tasks = _cut(items, sizes, self._task_bytes(total))
-        done = list(self._executor.map(lambda task: [work(item) for item in task], tasks))
-        return list(chain.from_iterable(done))
+        return list(chain.from_iterable(self._workers.map(lambda task: [work(item) for item in task], tasks)))
 
     def _task_bytes(self, total: int) -> int:
         return max(GROUP_BYTES, total // (self.workers * _TASKS_PER_WORKER))

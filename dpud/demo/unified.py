@@ -49,7 +49,7 @@ def _copy(shell: Shell) -> None:
 
 def _refuse(shell: Shell) -> None:
     shell.say("Permissions are checked at every access, for each client. Who was refused what, and why, is in a log.")
-    shell.sh("echo r-- > permissions; echo y 2>&1 > data; true")
+    shell.sh("echo r-- > permissions; env echo y > data || true")
     shell.sh(f"cat {CLASS}/address_space/faults")
     shell.sh("echo rw- > permissions")
 

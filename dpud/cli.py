@@ -297,6 +297,35 @@ def bench(names: tuple[str, ...], write: Path | None, seed: int | None, ops: int
     sys.exit(benches.run(names, write, seed=seed, ops=ops))
 
 
+@cli.command()
+@click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Clients at work.")
+@click.option("--duration", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Seconds.")
+@click.option("--size", type=click.IntRange(16), default=256, show_default=True, help="MiB that the clients use.")
+@click.option("--device", type=click.IntRange(8), help="MiB of the device; a quarter of --size if left out.")
+@click.option("--no-compression", is_flag=True, help="Keep pages that leave the device as they are.")
+@click.option("--no-swap", is_flag=True, help="No swap tiers behind the pool.")
+@click.option("--seed", type=click.IntRange(0), help="What chance begins with; another one each time if left out.")
+def stress(
+    threads: int,
+    duration: float,
+    size: int,
+    device: int | None,
+    no_compression: bool,
+    no_swap: bool,
+    seed: int | None,
+) -> None:
+    """Use GPU memory at random, more of it than there is, and check every byte. Needs no daemon.
+
+    The exit code is 1 if a byte was wrong, an operation took more than a second, or an invariant was violated.
+    """
+    from dpud import stress as stresses
+
+    mib = 1 << 20
+    device_bytes = None if device is None else device * mib
+    options = stresses.Options(threads, duration, size * mib, device_bytes, not no_compression, not no_swap, seed)
+    sys.exit(stresses.run(options))
+
+
 @cli.command("dpu-path")
 def dpu_path() -> None:
     """Print the folder that holds the `dpu` package of the UPMEM SDK's shape, for PYTHONPATH.

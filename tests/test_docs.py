@@ -12,7 +12,10 @@ from machines import Lab
 from dpud import config
 from dpud.dpu.faults import FaultKind
 from dpud.dpu.profile import profile_names
+from dpud.gpu.address_space.advice import Advice
+from dpud.gpu.address_space.faultlog import SERVED
 from dpud.gpu.compression.codec import names
+from dpud.gpu.configfs import Buffer
 from kernelsim.dpu_compact_inject import KINDS
 from kernelsim.machine import Machine, MachineConfig, NodeConfig
 
@@ -71,6 +74,19 @@ def test_the_guide_knows_every_statistic() -> None:
     lines = machine.registry.read("/sys/kernel/debug/dpu_compact/stats").decode().splitlines()
     names = [re.sub("^(skipped|failed)_.*", r"\1_*", line.split()[0]) for line in lines]
     assert sorted(first_column(GUIDE, "name")) == sorted(set(names))
+
+
+def test_the_guide_knows_every_buffer_file_advice_and_fault() -> None:
+    assert sorted(first_column(GUIDE, "buffer file")) == sorted(attr.name for attr in Buffer.attrs)
+    assert sorted(name.split()[0] for name in first_column(GUIDE, "advice")) == sorted(each.value for each in Advice)
+    assert sorted(first_column(GUIDE, "fault")) == sorted(SERVED)
+
+
+def test_the_guide_s_gpu_program_runs() -> None:
+    """The indented lines from the import of GpuMemory on."""
+    _, _, rest = GUIDE.read_text().partition("    from dpud.gpu.memory import")
+    program = "from dpud.gpu.memory import" + rest.partition("\n\n")[0].replace("\n    ", "\n")
+    exec(compile(program, "guide.md", "exec"), {})
 
 
 def test_the_guide_knows_every_codec() -> None:

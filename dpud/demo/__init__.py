@@ -10,11 +10,12 @@ from pathlib import Path
 
 from dpud.errors import UserError
 
-CAPTURE, PROCESS, COMPRESSION = "capture", "process", "compression"
+CAPTURE, PROCESS, COMPRESSION, UNIFIED = "capture", "process", "compression", "unified"
 SCENES = (CAPTURE, PROCESS)
-GPU_SCENES = (COMPRESSION,)
+GPU_SCENES = (COMPRESSION, UNIFIED)
 """Of GPU memory virtualization: only played when named."""
 _CAPTURED = Path(__file__).parent.parent / "data" / "captures" / "demo"  # capture.DEMO, without loading numba
+_TWO_GPUS = Path(__file__).with_name("unified.toml")
 
 
 def run(name: str | None) -> int:
@@ -29,5 +30,5 @@ def run(name: str | None) -> int:
 
 def _command(scene: str) -> list[str]:
     python = [sys.executable, "-P", "-m"]
-    source = ["--from", str(_CAPTURED)] if scene == CAPTURE else []
+    source = {CAPTURE: ["--from", str(_CAPTURED)], UNIFIED: ["--config", str(_TWO_GPUS)]}.get(scene, [])
     return [*python, "dpud", "exec", *source, "--", *python, "dpud.demo", scene]

@@ -273,14 +273,18 @@ class FaultService:
                 self._map_at(region, pages[accessed_by & np.uint64(1 << number) != 0], number)
 
     def _map_at(self, region: Region, pages: Pages, at: int) -> None:
-        copies = {page: where[at] for page in pages.tolist() if (where := region.replicas.get(page)) and at in where}
-        for page, frame in copies.items():
-            self.space.map_pages(region, np.array([page]), at, at, np.array([frame]), write=False)
-        rest = pages[~np.isin(pages, list(copies))] if copies else pages
-        shared = region.backed[rest] | np.isin(rest, list(region.replicas))
-        homes = region.home[rest]
-        for number in np.unique(homes).tolist():
+        """Through the location's own copies where it has some; to write only where there is no other copy."""
+        shared = region.backed[pages]
+        if region.replicas:
+            copied = np.array([at in region.replicas.get(page, ()) for page in pages.tolist()], dtype=np.bool_)
+            for page in pages[copied].tolist():
+                frame = np.array([region.replicas[page][at]])
+                self.space.map_pages(region, np.array([page]), at, at, frame, write=False)
+            pages, shared = pages[~copied], shared[~copied]
+            shared = shared | np.isin(pages, list(region.replicas))
+        homes = region.home[pages]
+        for number in range(len(self.locations)):
             for write in (False, True):
-                group = rest[(homes == number) & (shared != write)]
+                group = pages[(homes == number) & (shared != write)]
                 if len(group):
                     self.space.map_pages(region, group, at, number, region.frame[group], write=write)

@@ -393,6 +393,10 @@ class GpuMemory:
         """Physical address, location << 40 | byte, as `at` reaches it. Raises GpuError(EFAULT)."""
         return self.space.translate(va, at)
 
+    def translator(self, at: int = 0) -> Callable[[int], int]:
+        """`translate` of one location, for who asks often."""
+        return self.space.translations[at].translate
+
     def translate_bulk(self, vas: NDArray[np.int64], at: int = 0) -> NDArray[np.int64]:
         """The same for many; NOT_RESIDENT (-1) or NOT_MAPPED (-2) where there is none."""
         return self.space.translate_bulk(vas, at)

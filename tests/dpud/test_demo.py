@@ -131,7 +131,7 @@ def test_a_command_that_fails_ends_the_demo() -> None:
 
 
 def test_an_unknown_demo_is_the_user_s_mistake() -> None:
-    with pytest.raises(UserError, match='no demo "fragment"; there are: capture, process, compression'):
+    with pytest.raises(UserError, match='no demo "fragment"; there are: capture, process, compression, unified'):
         demo.run("fragment")
 
 
@@ -169,3 +169,22 @@ def test_the_demo_starts_from_the_real_machine_s_free_lists(played: str) -> None
 def test_the_demo_loses_no_byte(played: str) -> None:
     assert len(re.findall(r"^\$ cat web/verify worker/verify\nok\nok$", played, re.MULTILINE)) == 2
     assert "DPU compaction failed: dpu is in fault, 5000 of" in played
+
+
+@pytest.mark.mount
+def test_the_unified_demo_says_where_pages_are_and_loses_none() -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "unified"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sums = re.findall(r"^([0-9a-f]{64})  -$", done.stdout, re.MULTILINE)
+    assert len(sums) == 7
+    assert len(set(sums[:5])) == 1
+    assert sums[5] == sums[6]
+    where = re.findall(r"^(on_device0|on_device1|on_host|copies) (\d+)$", done.stdout, re.MULTILINE)
+    assert ("on_host", "1024") in where
+    assert ("on_device1", "1024") in where
+    assert [nr for name, nr in where if name == "copies"][3:5] == ["2048", "2046"]
+    assert re.search(
+        r"client=train at=host va=0x\w+ access=w error=EACCES page=RESIDENT why=permissions are r--", done.stdout
+    )
+    assert done.stdout.endswith("\nok\n")

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from dpud.gpu.address_space.faultlog import FaultLog, FaultRecord
 from dpud.gpu.address_space.pagetable import (
     CHUNK_BYTES,
-    FRAME_SHIFT,
     PAGE_SHIFTS,
     PTE_ACCESSED,
     PTE_DIRTY,
@@ -39,22 +38,32 @@ from dpud.gpu.hal.extents import Extents
 
 VA_BASE = 1 << 45
 DEFAULT_BYTES = 1 << 40
-_GRANULE_SHIFT = FRAME_SHIFT
+_GRANULE_SHIFT = 12
 _MAX_GRANULES = 1 << 16
+_WINDOW_BYTES = 64 << _GRANULE_SHIFT
 
 Pages = NDArray[np.int64]
 
 
 class Translations(dict[int, int]):
-    """Software's translations of one location: address >> 11 -> physical minus virtual address. Filled by walks."""
+    """Software's translations of one location: address >> 12 -> physical minus virtual address. Filled by walks.
+
+    Pages of 2 KiB are walked each time: a granule has two of them.
+    """
 
     def __init__(self, table: PageTable, location: int) -> None:
         super().__init__()
         self._table = table
         self.location = location
 
-    def __missing__(self, granule: int) -> int:
-        va = granule << _GRANULE_SHIFT
+    def translate(self, va: int) -> int:
+        """Physical address (location << 40 | byte) of a virtual one. Raises GpuError(EFAULT)."""
+        try:
+            return va + self[va >> _GRANULE_SHIFT]
+        except KeyError:
+            return self._walk(va)
+
+    def _walk(self, va: int) -> int:
         chunk = find_chunk(self._table.dirs, va)
         if chunk == 0:
             raise GpuError(errno.EFAULT, f"nothing is mapped at {va:#x}")
@@ -62,14 +71,23 @@ class Translations(dict[int, int]):
         pte = self._table.ptes[self.location, (chunk >> 6) + ((va & (CHUNK_BYTES - 1)) >> shift)]
         if not pte & PTE_PRESENT:
             raise GpuError(errno.EFAULT, f"the page at {va:#x} is not resident here")
+        if shift >= _GRANULE_SHIFT:
+            self._fill(va)
+        return pte_phys(pte, va & ((1 << shift) - 1))
+
+    def _fill(self, va: int) -> None:
+        """Enter what is resident around an address: whoever asks for one page asks for the next."""
         if len(self) >= _MAX_GRANULES:
             self.clear()
-        delta = self[granule] = pte_phys(pte, va & ((1 << shift) - 1)) - va
-        return delta
+        vas = (va & -_WINDOW_BYTES) + np.arange(0, _WINDOW_BYTES, 1 << _GRANULE_SHIFT)
+        phys = np.empty_like(vas)
+        translate_bulk(self._table.dirs, self._table.ptes[self.location], vas, phys)
+        vas, phys = vas[phys >= 0], phys[phys >= 0]
+        self.update(zip((vas >> _GRANULE_SHIFT).tolist(), (phys - vas).tolist(), strict=True))
 
     def forget(self, vas: NDArray[np.int64], shift: int) -> None:
         """Drop what concerns pages that begin at these addresses."""
-        if not self:
+        if not self or shift < _GRANULE_SHIFT:
             return
         per_page = 1 << (shift - _GRANULE_SHIFT)
         if len(vas) * per_page > len(self):
@@ -238,7 +256,7 @@ class AddressSpace:
 
     def translate(self, va: int, location: int = 0) -> int:
         """Physical address (location << 40 | byte) of a virtual one. Raises GpuError(EFAULT)."""
-        return va + self.translations[location][va >> _GRANULE_SHIFT]
+        return self.translations[location].translate(va)
 
     def translate_bulk(self, vas: NDArray[np.int64], location: int = 0) -> NDArray[np.int64]:
         """The same for int64 addresses; NOT_RESIDENT or NOT_MAPPED where there is none."""
@@ -256,8 +274,9 @@ class AddressSpace:
                 true = int(table[(chunk >> 6) + ((va & (CHUNK_BYTES - 1)) >> shift)]) if chunk & 63 == shift else 0
                 if (true ^ pte) & ignored:
                     wrong.append(f"the TLB of {name} believes {pte:#x} of {va:#x}, the table says {true:#x}")
-            walked = Translations(self.table, cache.location)
-            for granule, delta in cache.items():
-                if find_chunk(self.table.dirs, granule << _GRANULE_SHIFT) == 0 or walked[granule] != delta:
-                    wrong.append(f"software's translations of {name} are stale at {granule << _GRANULE_SHIFT:#x}")
+            vas = np.array([granule << _GRANULE_SHIFT for granule in cache], dtype=np.int64)
+            walked = self.translate_bulk(vas, cache.location).tolist()
+            for va, true, delta in zip(vas.tolist(), walked, cache.values(), strict=True):
+                if true != va + delta:
+                    wrong.append(f"software's translations of {name} are stale at {va:#x}")
         return wrong

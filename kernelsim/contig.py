@@ -32,7 +32,6 @@ from kernelsim import contig_move as loops
 from kernelsim.attr import Attr, Kobject, Text
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
 from kernelsim.dpu_hw import U64, DpuCompletion, DpuHardware
-from kernelsim.ftrace import traced
 from kernelsim.migrate import MOVABLE, SKIP_FREE, SKIP_KERNEL, skip_reasons
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.operation import Operation, complete
@@ -50,6 +49,7 @@ from kernelsim.page_isolation import (
 )
 from kernelsim.pcp import drain_all_pages
 from kernelsim.printk import KERN_ERR, KERN_INFO, KERN_WARNING, Printk
+from kernelsim.trace_hook import traced
 
 NR_TRIES = 5
 BATCH_PAGES = 1 << 16

@@ -260,7 +260,7 @@ class Machine:
             if compaction is not None
         ]
         self.compaction_sysctl.proactiveness_written = self._trigger_kcompactd
-        self.kthreads = Kthreads([*self.kswapds, *self.kcompactds], current=self.vm.trace.current)
+        self.kthreads = Kthreads([*self.kswapds, *self.kcompactds], current=self.tracing.trace.current)
         for thread in self.kthreads.threads:
             thread.task.pid = self.take_pid()
             thread.task.cpu = next(iter(self.cpus[thread.nid]), 0)

@@ -21,6 +21,7 @@ from kernelsim.operation import Operation
 from kernelsim.ring_buffer import Record, seconds
 from kernelsim.trace import CLOCKS, OPTIONS, UNUSED_SIZE_KB, Trace
 from kernelsim.trace_output import GraphWriter, is_leaf
+from kernelsim.trace_raw import PAGE_BYTES, Symbols, take_page
 
 TRACEFS = "/sys/kernel/tracing"
 MARKER_MAX_BYTES = 4096
@@ -77,14 +78,7 @@ class Pipe:
                 return data
             if not self.trace.tracing_on and pos:
                 return b""
-            if nonblock:
-                raise OSError(errno.EAGAIN, "nothing to read")
-            self.trace.readers_woken = False
-            self.trace.nr_waiting += 1
-            try:
-                yield self.trace.readers
-            finally:
-                self.trace.nr_waiting -= 1
+            yield from self.trace.wait(nonblock)
 
     def _take(self, size: int) -> bytes:
         data = self._rest
@@ -141,6 +135,28 @@ class TraceFiles(Kobject):
     @trace_pipe.read
     def _read(self, pos: int, size: int, nonblock: bool) -> Operation[bytes]:
         return (yield from self._pipe.read(pos, size, nonblock))
+
+
+class RawPipe(Kobject):
+    """`per_cpu/cpuN/trace_pipe_raw`."""
+
+    trace_pipe_raw = Attr(Stream(), mode=_READ, doc="Records as binary pages, consumed; a page a read, waits for one.")
+
+    def __init__(self, trace: Trace, symbols: Symbols, cpu: int) -> None:
+        self._trace = trace
+        self._symbols = symbols
+        self._ring = trace.ring_buffer.rings[cpu]
+
+    @trace_pipe_raw.read
+    def _read(self, _pos: int, size: int, nonblock: bool) -> Operation[bytes]:
+        if size < PAGE_BYTES:
+            raise einval("less than a page")
+        while True:
+            self._trace.drain()
+            page = take_page(self._ring, self._symbols)
+            if page:
+                return page
+            yield from self._trace.wait(nonblock)
 
 
 class BufferSize(Kobject):

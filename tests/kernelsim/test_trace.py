@@ -291,7 +291,7 @@ def test_options(lab: Lab) -> None:
 
 
 def test_tasks_have_names_and_can_be_chosen(lab: Lab) -> None:
-    trace = lab.machine.vm.trace
+    trace = lab.machine.tracing.trace
     lab.write(f"{EVENTS}/compaction/mm_compaction_begin/enable", "1")
     for pid, comm in ((7, "seven"), (8, "eight")):
         with trace.current.as_task(Task(pid, lambda comm=comm: comm)):

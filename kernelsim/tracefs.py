@@ -11,7 +11,6 @@ Files of events are in tracefs_events.py, those of function tracing in tracefs_f
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 
 from kernelsim import trace_output
 from kernelsim.attr import Attr, Flavour, Int, Kobject, Stream, Text
@@ -25,6 +24,7 @@ from kernelsim.trace_raw import PAGE_BYTES, Symbols, take_page
 
 TRACEFS = "/sys/kernel/tracing"
 MARKER_MAX_BYTES = 4096
+SLICE_LINES = 1000  # a few milliseconds of formatting
 ULONG_MAX = 2**64 - 1
 _READ_WRITE, _READ, _WRITE = 0o640, 0o440, 0o220
 
@@ -117,12 +117,17 @@ class TraceFiles(Kobject):
         self._pipe = Pipe(trace, ftrace, cpu)
 
     @trace.show
-    def _show(self) -> str:
+    def _show(self) -> Operation[str]:
         trace, tracer = self._trace, self._ftrace.current_tracer
         trace.drain()
-        records = trace.ring_buffer.snapshot(self._cpu)
+        records = list(trace.ring_buffer.snapshot(self._cpu))
+        text = [trace_output.header(trace, tracer, self._cpu)]
         lines = GraphWriter(trace).lines(records) if tracer == "function_graph" else trace_output.lines(trace, records)
-        return trace_output.header(trace, tracer, self._cpu) + "".join(lines)
+        for line in lines:
+            text.append(line)
+            if len(text) % SLICE_LINES == 0:
+                yield None
+        return "".join(text)
 
     @trace.store
     def _ignore(self, _text: str) -> None:
@@ -246,9 +251,6 @@ class TraceControl(Kobject):
     def __init__(self, trace: Trace, ftrace: Ftrace) -> None:
         self._trace = trace
         self._ftrace = ftrace
-
-    def children(self) -> Mapping[str, Kobject]:
-        return {}
 
     @tracing_on.show
     def _tracing_on_show(self) -> str:

@@ -27,7 +27,7 @@ _dpud() {
         fi
     done
     if [[ -z $command ]]; then
-        _dpud_offer w bench demo diag dpu-path exec record replay run shell snapshot status --help --version
+        _dpud_offer w bench demo diag dpu-path exec record replay run shell snapshot status stress --help --version
         return
     fi
     case $command in
@@ -41,7 +41,7 @@ _dpud() {
                 _dpud_offer w --write --seed --ops --help
                 return
             fi
-            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu soak
+            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu storm soak
             ;;
         demo)
             if [[ $cur == -* ]]; then
@@ -135,7 +135,7 @@ _dpud() {
                 --keep) _dpud_offer w; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --compact --fragment --mb --keep --help
+                _dpud_offer w --compact --fragment --mb --keep --as-is --help
                 return
             fi
             _dpud_offer d
@@ -149,6 +149,20 @@ _dpud() {
                 return
             fi
             _dpud_offer w --mount --help
+            ;;
+        stress)
+            case $prev in
+                --threads) _dpud_offer w; return ;;
+                --duration) _dpud_offer w; return ;;
+                --size) _dpud_offer w; return ;;
+                --device) _dpud_offer w; return ;;
+                --seed) _dpud_offer w; return ;;
+            esac
+            if [[ $cur == -* ]]; then
+                _dpud_offer w --threads --duration --size --device --no-compression --no-swap --seed --help
+                return
+            fi
+            _dpud_offer w --threads --duration --size --device --no-compression --no-swap --seed --help
             ;;
     esac
 }

@@ -96,7 +96,7 @@ def run(options: RunOptions) -> None:
 
 def _requests_of(machine: Machine) -> RunAs:
     """Requests are worked on in the name of who makes them; the machine does so on its first CPU."""
-    current = machine.vm.trace.current
+    current = machine.tracing.trace.current
 
     def run_as(cred: Cred, operation: Operation[Any]) -> Operation[Any]:
         return current.run_as(Task(cred.pid, cred.comm, entry="do_syscall_64"), operation)

@@ -210,12 +210,12 @@ class FuseOps:
 
     @operation
     def mkdir(self, path: str, _mode: int) -> int:
-        self._tree.mkdir(path)
+        self._tree.mkdir(path, self._cred())
         return 0
 
     @operation
     def rmdir(self, path: str) -> int:
-        self._tree.rmdir(path, interrupted=self._interrupted)
+        self._tree.rmdir(path, self._cred(), interrupted=self._interrupted)
         return 0
 
     @operation

@@ -341,13 +341,13 @@ class Tree:
         """Files go with what they describe, not by unlink(2)."""
         raise error(RULES[self._lookup(path).flavour].remove, path)
 
-    def mkdir(self, path: str) -> None:
+    def mkdir(self, path: str, cred: Cred = ROOT) -> None:
         """Make an item in a configfs directory."""
-        self.call(self._items.make, path)
+        self.call(lambda: self._run_as(cred, self._items.make(path)))
 
-    def rmdir(self, path: str, *, interrupted: Callable[[], bool] = _never) -> None:
+    def rmdir(self, path: str, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> None:
         """Remove an item of a configfs directory; only the wait for requests inside it can be interrupted."""
-        while not self.call(self._items.drop, path):
+        while not self.call(lambda: self._run_as(cred, self._items.drop(path))):
             self.call(self._items.idle, path, interrupted=interrupted)
 
     def truncate(self, path: str, cred: Cred = ROOT) -> None:

@@ -32,7 +32,6 @@ from kernelsim import trace_events
 from kernelsim.compact_control import COMPACT_DEFERRED, COMPACT_SKIPPED, COMPACT_SUCCESS
 from kernelsim.compaction import COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT
 from kernelsim.fail_page_alloc import FailPageAlloc
-from kernelsim.ftrace import traced
 from kernelsim.gfp import (
     _GFP_DIRECT_RECLAIM,
     _GFP_FS,
@@ -65,6 +64,7 @@ from kernelsim.page_alloc import (
 )
 from kernelsim.reclaim import Reclaim
 from kernelsim.show_mem import AllocFailure
+from kernelsim.trace_hook import traced
 
 MIN_COMPACT_COSTLY_PRIORITY = DEF_COMPACT_PRIORITY = COMPACT_PRIO_SYNC_LIGHT
 MIN_COMPACT_PRIORITY = COMPACT_PRIO_SYNC_FULL

@@ -42,12 +42,12 @@ from kernelsim.kinds import Entries as Entries
 from kernelsim.kinds import Flavour as Flavour
 from kernelsim.kinds import Int as Int
 from kernelsim.kinds import IntVector as IntVector
-from kernelsim.kinds import StrictVector as StrictVector
 from kernelsim.kinds import Kind as Kind
 from kernelsim.kinds import PartialWrite as PartialWrite
 from kernelsim.kinds import Size as Size
 from kernelsim.kinds import Stream as Stream
 from kernelsim.kinds import StreamOverrun as StreamOverrun
+from kernelsim.kinds import StrictVector as StrictVector
 from kernelsim.kinds import Text as Text
 from kernelsim.kinds import Trigger as Trigger
 from kernelsim.kinds import Word as Word

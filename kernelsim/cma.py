@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 
 from kernelsim.attr import Attr, Int, Kobject, Text
 from kernelsim.contig import Contig
-from kernelsim.ftrace import traced
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmzone import MIGRATE_CMA, Mem, pageblock_nr_pages, pageblock_order
 from kernelsim.operation import Mutex, Operation
@@ -37,6 +36,7 @@ from kernelsim.page import PAGE_SHIFT
 from kernelsim.page_alloc import free_range
 from kernelsim.page_isolation import RangeBusy
 from kernelsim.printk import KERN_ERR
+from kernelsim.trace_hook import traced
 
 CMA_MIN_ALIGNMENT_PAGES = pageblock_nr_pages
 ORDER_PER_BIT = 0

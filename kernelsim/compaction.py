@@ -41,7 +41,6 @@ from kernelsim.compact_control import (
 from kernelsim.compaction_free import pageblock_start_pfn
 from kernelsim.compaction_loop import compact_zone_slice, release_free_list, zone_blocks_ok
 from kernelsim.compaction_sysctl import CompactionSysctl
-from kernelsim.ftrace import traced
 from kernelsim.gfp import _GFP_FS, _GFP_IO
 from kernelsim.jit import njit
 from kernelsim.mm_types import LongOp, Vm
@@ -59,6 +58,7 @@ from kernelsim.mmzone import (
 from kernelsim.operation import Operation
 from kernelsim.page import Pages, PG_buddy, PG_lru, PG_nopage
 from kernelsim.page_alloc import PAGE_ALLOC_COSTLY_ORDER, free_pages, zone_watermark_ok
+from kernelsim.trace_hook import traced
 from kernelsim.tracepoint import TraceEvent
 
 __all__ = ["COMPACT_PRIO_ASYNC", "COMPACT_PRIO_SYNC_FULL", "COMPACT_PRIO_SYNC_LIGHT", "Compaction"]

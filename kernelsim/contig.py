@@ -29,10 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim import contig_move as loops
+from kernelsim import trace_events
 from kernelsim.attr import Attr, Kobject, Text
+from kernelsim.compact_control import MIGRATE_SYNC
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
 from kernelsim.dpu_hw import U64, DpuCompletion, DpuHardware
-from kernelsim.ftrace import traced
 from kernelsim.migrate import MOVABLE, SKIP_FREE, SKIP_KERNEL, skip_reasons
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.operation import Operation, complete
@@ -49,8 +50,11 @@ from kernelsim.page_isolation import (
     undo_isolate_page_range,
 )
 from kernelsim.pcp import drain_all_pages
+from kernelsim.pgtable import HPAGE_PMD_ORDER
 from kernelsim.printk import KERN_ERR, KERN_INFO, KERN_WARNING, Printk
+from kernelsim.trace_hook import traced
 
+_MR_CONTIG_RANGE = 6  # enum migrate_reason
 NR_TRIES = 5
 BATCH_PAGES = 1 << 16
 ISOLATE_SLICE_PAGES = 1 << 14
@@ -256,7 +260,16 @@ class Contig(Kobject):
             batch.moves, first, last, nr_retired,
         )  # fmt: skip
         self.stats.ptes_updated += nr_ptes
+        if vm.trace.is_on(trace_events.mm_migrate_pages):
+            self._trace_migrated(batch.moves["order"][first:last].astype(np.int64), nr_pages)
         return nr_pages
+
+    def _trace_migrated(self, orders: NDArray[np.int64], nr_moved: int) -> None:
+        """`orders` of folios, of which the first that make up `nr_moved` pages moved."""
+        sizes = 1 << orders
+        moved, huge = np.cumsum(sizes) <= nr_moved, orders >= HPAGE_PMD_ORDER
+        nr_failed, thps = int(sizes.sum()) - nr_moved, (int((huge & moved).sum()), int((huge & ~moved).sum()))
+        self.vm.trace(trace_events.mm_migrate_pages, nr_moved, nr_failed, *thps, 0, 0, MIGRATE_SYNC, _MR_CONTIG_RANGE)
 
     # The CPU.
 

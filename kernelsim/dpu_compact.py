@@ -50,9 +50,8 @@ from kernelsim.dpu_compact_failures import DpuFailures
 from kernelsim.dpu_compact_inject import DpuCompactInject
 from kernelsim.dpu_compact_region import DpuCompactRegion, DpuCompactState, DpuCompactStats
 from kernelsim.dpu_compact_sysctl import DpuCompactSysctl
-from kernelsim.dpu_compact_trace import TracedRun, trace_complete
+from kernelsim.dpu_compact_trace import TracedRun, trace_by_cpu, trace_complete
 from kernelsim.dpu_hw import NO_DEVICE, DpuHardware, DpuResult, Engine
-from kernelsim.ftrace import traced
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmzone import pageblock_order
 from kernelsim.operation import complete
@@ -61,6 +60,7 @@ from kernelsim.page_alloc import release_held
 from kernelsim.pcp import drain_all_pages
 from kernelsim.printk import KERN_ERR, KERN_INFO, KERN_WARNING, Printk
 from kernelsim.timer import Clock
+from kernelsim.trace_hook import traced
 from kernelsim.vmstat import nr_free_pages_blocks
 
 SURVEY_SLICE_PAGES = 1 << 18
@@ -497,3 +497,4 @@ class DpuCompact:
             self.stats.thp_split += work.nr_split
             self.stats.cpu_ptes_updated += work.nr_ptes
             self.accounts.by_cpu(region, work, self.engines["cpu"])
+            trace_by_cpu(self.vm, work)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from kernelsim.compaction import COMPACT_MAX_DEFER_SHIFT
 from kernelsim.dpu_compact import DpuCompact
-from kernelsim.ftrace import traced
 from kernelsim.mmzone import WMARK_MIN, Mem
 from kernelsim.operation import Operation
 from kernelsim.page_alloc import PAGE_ALLOC_COSTLY_ORDER, zone_watermark_ok
+from kernelsim.trace_hook import traced
 
 DPU_MIN_DIRECT_ORDER = PAGE_ALLOC_COSTLY_ORDER + 1
 """Small orders do not go to the DPU: a block of 8 pages is found faster than a batch is set up."""

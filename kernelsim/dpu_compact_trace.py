@@ -2,10 +2,14 @@
 """What a DPU compaction tells the trace and the debug log about a whole run, and about the end of a batch."""
 
 from kernelsim import trace_events
+from kernelsim.compact_control import MIGRATE_SYNC
+from kernelsim.dpu_compact_cpu import CpuWork
 from kernelsim.dpu_compact_region import DpuCompactRegion, DpuCompactStats
 from kernelsim.dpu_hw import DpuResult
 from kernelsim.mm_types import Vm
 from kernelsim.page import PAGE_SHIFT
+
+_MR_COMPACTION = 0  # enum migrate_reason
 
 
 class TracedRun:
@@ -37,3 +41,9 @@ def trace_complete(vm: Vm, region: DpuCompactRegion, result: DpuResult) -> None:
     base, reason = region.first << PAGE_SHIFT, result.reason or "none"
     nrs = result.nr_retired, region.nr_fragments
     vm.trace(trace_events.dpu_batch_complete, base, *nrs, result.device_ns, result.wall_ns, reason)
+
+
+def trace_by_cpu(vm: Vm, work: CpuWork) -> None:
+    """The CPU path is done with a region."""
+    folios = work.nr_thps, 0, work.nr_split, work.nr_split
+    vm.trace(trace_events.mm_migrate_pages, work.nr_pages, 0, *folios, MIGRATE_SYNC, _MR_COMPACTION)

@@ -23,6 +23,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from kernelsim.attr import Attr, Kobject, Text
+from kernelsim.trace_hook import FTRACE_NAME
 
 FLAGS = "pmfslt"
 """In the order in which they are shown: print, module, function, file, line, thread id."""
@@ -118,7 +119,7 @@ class DynamicDebug:
 
     def _add_function(self, function: FunctionType) -> None:
         module = function.__module__.rpartition(".")[2]
-        name = getattr(function, "_ftrace_name", function.__name__.lstrip("_"))
+        name = getattr(function, FTRACE_NAME, function.__name__.lstrip("_"))
         for fmt, lineno in _calls_in(function.__code__):
             known = self.sites.setdefault(fmt, Site(f"mm/{module}.c", lineno, module, name, fmt))
             assert (known.lineno, known.modname) == (lineno, module), f"two sites have the format {fmt!r}"

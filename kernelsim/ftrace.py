@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Function tracing: the tracers `function` and `function_graph` (kernel/trace/ftrace.c).
 
-A method that stands for a kernel function says so: `@traced` gives it that function's name. `Ftrace.add` finds the
+A method that stands for a kernel function says so: `@traced` (trace_hook.py) gives it that name. `Ftrace.add` finds the
 marked methods of the objects a machine is made of. Like ftrace, which patches a call into a function only while someone
 traces, nothing stands between caller and method until a tracer is chosen: then each object gets, under the method's
 name, a wrapper of its own, and loses it again with the tracer `nop`. So a machine that is not traced pays nothing.
@@ -21,32 +21,20 @@ Linux's behaviour, a graph of just the functions named.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any
 
 from kernelsim import trace_events
 from kernelsim.operation import Operation
 from kernelsim.task import Call, Task
 from kernelsim.trace import Trace
+from kernelsim.trace_hook import FTRACE_NAME
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_MARK = "_ftrace_name"
 TRACERS = ("function_graph", "function", "nop")
 MODULES = {"dpu_compact": ("dpu_",)}
 """Kernel module names for `:mod:`, and how the names of their functions begin."""
-
-
-def traced(name: str) -> Callable[[F], F]:
-    """Mark a method as the kernel function `name`."""
-
-    def mark(method: F) -> F:
-        setattr(method, _MARK, name)
-        return method
-
-    return mark
 
 
 class FunctionSet:
@@ -102,7 +90,7 @@ class Ftrace:
         """Make the marked methods of these objects traceable."""
         for obj in objects:
             for attribute in dir(type(obj)):
-                name = getattr(getattr(type(obj), attribute, None), _MARK, None)
+                name = getattr(getattr(type(obj), attribute, None), FTRACE_NAME, None)
                 if name is not None:
                     self.functions.setdefault(name, []).append((obj, attribute))
 

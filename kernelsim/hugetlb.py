@@ -20,7 +20,6 @@ import itertools
 from kernelsim.alloc_slowpath import AllocSlowpath
 from kernelsim.attr import Attr, Int, Kobject
 from kernelsim.contig import Contig
-from kernelsim.ftrace import traced
 from kernelsim.gfp import _GFP_COMP, _GFP_NOWARN, _GFP_RECLAIM, _GFP_RETRY_MAYFAIL, _GFP_THISNODE, GFP_HIGHUSER_MOVABLE
 from kernelsim.jit import njit
 from kernelsim.mm_types import LongOp, Vm
@@ -28,6 +27,7 @@ from kernelsim.mmzone import MAX_PAGE_ORDER, Blocks, Zones, pageblock_order
 from kernelsim.operation import Mutex, Operation
 from kernelsim.page import PAGE_SIZE, Pages, PG_huge
 from kernelsim.page_alloc import free_pages, prep_compound_page
+from kernelsim.trace_hook import traced
 
 HUGEPAGE_KBYTES = 2048
 GIGANTIC_ORDER = 18

@@ -20,12 +20,12 @@ from kernelsim import trace_events
 from kernelsim.compact_control import COMPACT_COMPLETE, COMPACT_PARTIAL_SKIPPED, COMPACT_SUCCESS
 from kernelsim.compaction import COMPACT_MAX_DEFER_SHIFT
 from kernelsim.dpu_compact_direct import MAX_REGION_ORDER, DpuDirectCompaction
-from kernelsim.ftrace import traced
 from kernelsim.kswapd import Kswapd
 from kernelsim.kthread import Kthread
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmzone import ZONE_MOVABLE, pageblock_order
 from kernelsim.operation import Operation
+from kernelsim.trace_hook import traced
 
 HPAGE_FRAG_CHECK_INTERVAL_NS = 500_000_000
 

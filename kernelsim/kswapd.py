@@ -13,7 +13,6 @@ reclaim frees something there. Differences from Linux: no watermark boost, no sh
 from collections.abc import Callable
 
 from kernelsim.compaction import Compaction, compact_gap
-from kernelsim.ftrace import traced
 from kernelsim.gfp import _GFP_DIRECT_RECLAIM
 from kernelsim.kthread import Kthread
 from kernelsim.mm_types import LongOp, Vm
@@ -21,6 +20,7 @@ from kernelsim.mmzone import WMARK_HIGH
 from kernelsim.operation import Operation
 from kernelsim.page_alloc import zone_watermark_ok
 from kernelsim.reclaim import DEF_PRIORITY, Reclaim
+from kernelsim.trace_hook import traced
 from kernelsim.vmscan import SWAP_CLUSTER_MAX
 
 MAX_RECLAIM_RETRIES = 16

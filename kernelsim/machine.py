@@ -273,7 +273,7 @@ class Machine:
             if compaction is not None
         ]
         self.compaction_sysctl.proactiveness_written = self._trigger_kcompactd
-        self.kthreads = Kthreads([*self.kswapds, *self.kcompactds], current=self.vm.trace.current)
+        self.kthreads = Kthreads([*self.kswapds, *self.kcompactds], current=self.tracing.trace.current)
         for pid, thread in enumerate(self.kthreads.threads, 2):  # init is 1
             thread.task.pid = pid
             thread.task.cpu = next(iter(self.cpus[thread.nid]), 0)

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim.content import WORDS_FULL, Memory
-from kernelsim.dynamic_debug import DynamicDebug
 from kernelsim.gfp import gfp_migratetype
 from kernelsim.mmzone import Mem
 from kernelsim.operation import Mutex, Operation, Waitable
@@ -28,7 +27,7 @@ from kernelsim.page_alloc import get_page_from_freelist
 from kernelsim.pgtable import PTRS_PER_PT, PageTables
 from kernelsim.rmap import Avcs, avc_dtype, mm_dtype, vma_dtype
 from kernelsim.tlb import Tlbs, alloc_tlbs
-from kernelsim.trace import no_trace
+from kernelsim.trace_hook import NoTrace, TraceHook, no_debug
 from kernelsim.vmstat import Events, alloc_events
 from kernelsim.wait import WaitQueue
 
@@ -140,8 +139,8 @@ class Vm:
         self.kernel_stamps: KernelStamps | None = None
         self.direct_blocks: DirectBlocks | None = None
         self.page_alloc: PageAllocator = FreeListsOnly(mem)
-        self.trace = no_trace()
-        self.pr_debug = DynamicDebug()
+        self.trace: TraceHook = NoTrace()
+        self.pr_debug: Callable[..., object] = no_debug
         self._dead_mappings: list[int] = []
         self._touched = np.zeros(0, dtype=np.uint8)
 

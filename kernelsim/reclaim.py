@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from kernelsim import vmscan
 from kernelsim.compaction import Compaction, compact_gap
 from kernelsim.filemap import File
-from kernelsim.ftrace import traced
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmzone import (
     LRU_ACTIVE_FILE,
@@ -28,6 +27,7 @@ from kernelsim.mmzone import (
 )
 from kernelsim.operation import Operation
 from kernelsim.page_alloc import PAGE_ALLOC_COSTLY_ORDER, zone_watermark_ok
+from kernelsim.trace_hook import traced
 from kernelsim.vmscan import SWAP_CLUSTER_MAX
 from kernelsim.vmstat import allocstall_names
 

@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from kernelsim import trace_key
+from kernelsim.operation import Operation
 from kernelsim.ring_buffer import Record, RingBuffer
 from kernelsim.task import Current, Task
 from kernelsim.timer import Clock
@@ -151,6 +152,17 @@ class Trace:
         self.drain()
         self.record(print_, ("tracing_mark_write", text), self.current.task)
 
+    def wait(self, nonblock: bool) -> Operation[None]:
+        """What a reader does who finds nothing. OSError(EAGAIN) for one who will not wait."""
+        if nonblock:
+            raise OSError(errno.EAGAIN, "nothing to read")
+        self.readers_woken = False
+        self.nr_waiting += 1
+        try:
+            yield self.readers
+        finally:
+            self.nr_waiting -= 1
+
     # Switching.
 
     def expand(self) -> None:
@@ -226,21 +238,6 @@ class Trace:
     def set_option(self, name: str, on: bool) -> None:
         self.drain()
         self.options[name] = on
-
-
-class _NoClock:
-    """The clock of a Vm that is no machine's."""
-
-    def now_ns(self) -> int:
-        return 0
-
-    def wall_ns(self) -> int:
-        return 0
-
-
-def no_trace() -> Trace:
-    """The trace of a Vm that is no machine's: nothing is ever on in it."""
-    return Trace(_NoClock(), 1, WaitQueue())
 
 
 def find_events(pattern: str) -> list[TraceEvent]:

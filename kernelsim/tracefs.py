@@ -11,7 +11,6 @@ Files of events are in tracefs_events.py, those of function tracing in tracefs_f
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 
 from kernelsim import trace_output
 from kernelsim.attr import Attr, Flavour, Int, Kobject, Stream, Text
@@ -21,9 +20,11 @@ from kernelsim.operation import Operation
 from kernelsim.ring_buffer import Record, seconds
 from kernelsim.trace import CLOCKS, OPTIONS, UNUSED_SIZE_KB, Trace
 from kernelsim.trace_output import GraphWriter, is_leaf
+from kernelsim.trace_raw import PAGE_BYTES, Symbols, take_page
 
 TRACEFS = "/sys/kernel/tracing"
 MARKER_MAX_BYTES = 4096
+SLICE_LINES = 1000  # a few milliseconds of formatting
 ULONG_MAX = 2**64 - 1
 _READ_WRITE, _READ, _WRITE = 0o640, 0o440, 0o220
 
@@ -77,14 +78,7 @@ class Pipe:
                 return data
             if not self.trace.tracing_on and pos:
                 return b""
-            if nonblock:
-                raise OSError(errno.EAGAIN, "nothing to read")
-            self.trace.readers_woken = False
-            self.trace.nr_waiting += 1
-            try:
-                yield self.trace.readers
-            finally:
-                self.trace.nr_waiting -= 1
+            yield from self.trace.wait(nonblock)
 
     def _take(self, size: int) -> bytes:
         data = self._rest
@@ -123,12 +117,17 @@ class TraceFiles(Kobject):
         self._pipe = Pipe(trace, ftrace, cpu)
 
     @trace.show
-    def _show(self) -> str:
+    def _show(self) -> Operation[str]:
         trace, tracer = self._trace, self._ftrace.current_tracer
         trace.drain()
-        records = trace.ring_buffer.snapshot(self._cpu)
+        records = list(trace.ring_buffer.snapshot(self._cpu))
+        text = [trace_output.header(trace, tracer, self._cpu)]
         lines = GraphWriter(trace).lines(records) if tracer == "function_graph" else trace_output.lines(trace, records)
-        return trace_output.header(trace, tracer, self._cpu) + "".join(lines)
+        for line in lines:
+            text.append(line)
+            if len(text) % SLICE_LINES == 0:
+                yield None
+        return "".join(text)
 
     @trace.store
     def _ignore(self, _text: str) -> None:
@@ -141,6 +140,28 @@ class TraceFiles(Kobject):
     @trace_pipe.read
     def _read(self, pos: int, size: int, nonblock: bool) -> Operation[bytes]:
         return (yield from self._pipe.read(pos, size, nonblock))
+
+
+class RawPipe(Kobject):
+    """`per_cpu/cpuN/trace_pipe_raw`."""
+
+    trace_pipe_raw = Attr(Stream(), mode=_READ, doc="Records as binary pages, consumed; a page a read, waits for one.")
+
+    def __init__(self, trace: Trace, symbols: Symbols, cpu: int) -> None:
+        self._trace = trace
+        self._symbols = symbols
+        self._ring = trace.ring_buffer.rings[cpu]
+
+    @trace_pipe_raw.read
+    def _read(self, _pos: int, size: int, nonblock: bool) -> Operation[bytes]:
+        if size < PAGE_BYTES:
+            raise einval("less than a page")
+        while True:
+            self._trace.drain()
+            page = take_page(self._ring, self._symbols)
+            if page:
+                return page
+            yield from self._trace.wait(nonblock)
 
 
 class BufferSize(Kobject):
@@ -230,9 +251,6 @@ class TraceControl(Kobject):
     def __init__(self, trace: Trace, ftrace: Ftrace) -> None:
         self._trace = trace
         self._ftrace = ftrace
-
-    def children(self) -> Mapping[str, Kobject]:
-        return {}
 
     @tracing_on.show
     def _tracing_on_show(self) -> str:

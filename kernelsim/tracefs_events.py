@@ -148,6 +148,7 @@ class EventLists(Kobject):
     set_event = Attr(
         Text(), mode=_READ_WRITE, doc="The events that are on; `system:event`, globs, `!` switches off, `>` all off."
     )
+    printk_formats = Attr(Text(), mode=_READ, doc="Formats kept by address: there are none.")
     set_event_pid = Attr(Text(), mode=_READ_WRITE, doc="Record events of these tasks only; empty: of all.")
 
     def __init__(self, trace: Trace) -> None:
@@ -172,6 +173,10 @@ class EventLists(Kobject):
     @set_event.truncate
     def _set_event_clear(self) -> None:
         self._trace.set_enabled(EVENTS, False)
+
+    @printk_formats.show
+    def _printk_formats(self) -> str:
+        return ""
 
     @set_event_pid.show
     def _pids_show(self) -> str:

@@ -152,6 +152,7 @@ class TraceEvent:
         self.id = number
         self.fields = _layout(fields.split("; "), _COMMON_SIZE)
         self.names = tuple(field.name for field in self.fields)
+        self._texts = [at for at, field in enumerate(self.fields) if field.is_string or field.type == "char[]"]
         self._python_fmt = _CONVERSION.sub(_python_conversion, fmt)
         last = self.fields[-1]
         self.record_bytes = -(-(last.offset + last.size) // 4) * 4
@@ -166,7 +167,9 @@ class TraceEvent:
 
     def nr_bytes(self, values: Values) -> int:
         """What a record takes in the ring buffer, the header of an event included (struct ring_buffer_event)."""
-        strings = sum(len(value) + 1 for value in values if isinstance(value, str))
+        if not self._texts:
+            return 4 + self.record_bytes
+        strings = sum(len(values[index]) + 1 for index in self._texts)
         return 4 + -(-(self.record_bytes + strings) // 4) * 4
 
     def text(self, values: Values) -> str:

@@ -15,12 +15,16 @@ from kernelsim.printk import KERN_DEBUG, Printk
 from kernelsim.timer import Clock
 from kernelsim.trace import Trace
 from kernelsim.trace_events import SYSTEMS
-from kernelsim.tracefs import TRACEFS, BufferSize, CpuStats, TraceControl, TraceFiles, option_files
+from kernelsim.trace_raw import Symbols
+from kernelsim.tracefs import TRACEFS, BufferSize, CpuStats, RawPipe, TraceControl, TraceFiles, option_files
 from kernelsim.tracefs_events import EventLists, event_dirs
 from kernelsim.tracefs_ftrace import FtraceFiles, FtraceSysctl
 from kernelsim.wait import WaitQueue
 
 DYNAMIC_DEBUG = ("/sys/kernel/debug/dynamic_debug", "/proc/dynamic_debug")
+
+ENTRIES = ("start_kernel", "kthread", "do_syscall_64", "tracing_mark_write")
+"""Functions that records name and that cannot be traced."""
 
 _NEEDS = {"compaction": "CONFIG_COMPACTION", "dpu": "CONFIG_DPU_COMPACTION", "migrate": "CONFIG_MIGRATION"}
 """Systems of events that are there only with an option."""
@@ -31,11 +35,11 @@ class Tracing:
 
     def __init__(self, vm: Vm, clock: Clock, kconfig: Kconfig, printk: Printk, wait_queue: WaitQueue) -> None:
         self._kconfig = kconfig
-        self.trace = vm.trace = Trace(clock, vm.nr_cpus, wait_queue)
+        self.trace = Trace(clock, vm.nr_cpus, wait_queue)
+        vm.trace = self.trace
         self.ftrace = Ftrace(self.trace)
-        self.dynamic_debug = vm.pr_debug = DynamicDebug(
-            lambda text: printk(text, KERN_DEBUG), lambda: self.trace.current.task.pid
-        )
+        self.dynamic_debug = DynamicDebug(lambda text: printk(text, KERN_DEBUG), lambda: self.trace.current.task.pid)
+        vm.pr_debug = self.dynamic_debug
         has_graph = kconfig.IS_ENABLED("CONFIG_FUNCTION_GRAPH_TRACER")
         has_function = kconfig.IS_ENABLED("CONFIG_FUNCTION_TRACER")
         self.ftrace.available = ("function_graph",) * has_graph + ("function",) * has_function + ("nop",)
@@ -60,6 +64,8 @@ class Tracing:
 
     def _trace_files(self) -> Iterator[tuple[str, Kobject]]:
         trace, ftrace = self.trace, self.ftrace
+        symbols = Symbols((*ENTRIES, *ftrace.functions))
+        yield "/proc", symbols
         yield TRACEFS, TraceFiles(trace, ftrace)
         yield TRACEFS, TraceControl(trace, ftrace)
         yield TRACEFS, BufferSize(trace)
@@ -71,6 +77,7 @@ class Tracing:
             yield directory, TraceFiles(trace, ftrace, cpu)
             yield directory, BufferSize(trace, cpu)
             yield directory, CpuStats(trace, cpu)
+            yield directory, RawPipe(trace, symbols, cpu)
         systems = [system for system in SYSTEMS if self._kconfig.IS_ENABLED(_NEEDS.get(system, "CONFIG_FTRACE"))]
         for path, kobj in event_dirs(trace, systems):
             yield f"{TRACEFS}/events{path}", kobj

@@ -39,7 +39,7 @@ from dpud.dpu.properties import load_properties
 from dpud.dpu.rank import NR_DPUS_MAX, DpuProgram, Rank, RankPool
 from dpud.dpu.system import new_rank
 from kernelsim.dpu_hw import ENGINES, DpuResult
-from kernelsim.ftrace import traced
+from kernelsim.trace_hook import traced
 
 TO_DPU, FROM_DPU = XferDirection.DPU_XFER_TO_DPU, XferDirection.DPU_XFER_FROM_DPU
 ANSWERS = (DpuErr.OK, DpuErr.DPU_FAULT, DpuErr.CORRUPTED_MEMORY)

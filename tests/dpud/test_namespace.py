@@ -33,6 +33,8 @@ def tree(tmp_path: Path) -> Path:
         f"proc/{os.getpid()}/maps": "emulated\n",
         "sys/devices/system/node/node0/compact_dpu": "",
         "sys/kernel/debug/dpu_compact/stats": "pages_moved 0\n",
+        "sys/kernel/tracing/current_tracer": "emulated\n",
+        "proc/sys/kernel/ftrace_enabled": "emulated\n",
         "sys/kernel/config/kernelsim/mm/readme": "config\n",
         "sys/class/dpu_rank/dpu_rank0/nr_dpus": "64\n",
         "dev/kmsg": "6,0,0,-;DPU: hello\n",
@@ -64,6 +66,19 @@ def test_real_paths_show_the_emulated_files(tree: Path) -> None:
     paths += " /sys/kernel/config/kernelsim/mm/readme /sys/class/dpu_rank/dpu_rank0/nr_dpus"
     expected = "77\nemulated\n6,0,0,-;DPU: hello\npages_moved 0\nconfig\n64\n"
     assert shell(tree, f"cat {paths}") == expected
+
+
+def test_tracing_is_the_emulated_kernels_for_those_who_look_for_a_tracefs(tree: Path) -> None:
+    """libtracefs takes the first mount of that type, or makes one; what it finds must still be the emulated one."""
+    (tree / "sys/kernel/debug/tracing").symlink_to("../tracing")
+    read = "cat /sys/kernel/tracing/current_tracer /sys/kernel/debug/tracing/current_tracer"
+    assert shell(tree, read) == 2 * "emulated\n"
+    if os.geteuid() == 0 and "tracefs" in Path("/proc/filesystems").read_text():
+        place = "awk '$3 == \"tracefs\" { print $2; exit }' /proc/mounts"
+        assert shell(tree, f"cat $({place})/current_tracer") == "emulated\n"
+    if Path("/proc/sys/kernel/ftrace_enabled").exists():
+        hostname = Path("/proc/sys/kernel/hostname").read_text()
+        assert shell(tree, "cat /proc/sys/kernel/ftrace_enabled /proc/sys/kernel/hostname") == f"emulated\n{hostname}"
 
 
 def test_writes_reach_the_emulated_files(tree: Path) -> None:

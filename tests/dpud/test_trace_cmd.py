@@ -21,6 +21,9 @@ SCRIPT = f"""
 set -e
 mm=/sys/kernel/config/kernelsim/mm/a
 compact=/sys/devices/system/node/node0/compact_dpu
+traditional=/sys/devices/system/node/node0/compact
+data=$(mktemp)
+trap 'rm -f $data' EXIT
 mkdir $mm
 echo == events; trace-cmd list -e
 echo == tracers; trace-cmd list -t
@@ -31,7 +34,7 @@ echo == idle; trace-cmd stat
 trace-cmd start -e compaction -e dpu:dpu_batch_complete -f 'nr_retired > 10'
 echo == started; trace-cmd stat
 echo 1 > $compact
-echo 1 > /sys/devices/system/node/node0/compact
+echo 1 > $traditional
 trace-cmd stop
 echo == stopped; trace-cmd stat
 echo == shown; trace-cmd show
@@ -48,6 +51,15 @@ echo 1 > $compact
 echo == function; trace-cmd show
 trace-cmd clear
 echo == cleared; trace-cmd show
+trace-cmd reset
+{FRAGMENT}
+trace-cmd record --nosplice -o $data -e compaction -e dpu -e migrate:mm_migrate_pages \\
+    sh -c "echo 1 > $compact; echo 1 > $traditional; echo hello > /sys/kernel/tracing/trace_marker" >/dev/null 2>&1
+echo == recorded; trace-cmd report -i $data 2>/dev/null
+{FRAGMENT}
+trace-cmd record --nosplice -o $data -p function_graph -g dpu_compact_execute \\
+    sh -c "echo 1 > $compact" >/dev/null 2>&1
+echo == recorded graph; trace-cmd report -i $data 2>/dev/null
 trace-cmd reset
 echo == end; cat /sys/kernel/tracing/current_tracer /sys/kernel/tracing/events/enable /sys/kernel/tracing/tracing_on
 echo == mount; stat -f -c %T /sys/kernel/tracing
@@ -107,3 +119,20 @@ def test_function_tracers(output: dict[str, str]) -> None:
     assert re.search(r"^ \d\) .* us +\|  \}$", output["graph"], flags=re.M)
     assert re.search(r"^ \d\) .* us +\|    dpu_hw_compact_execute\(\);$", output["graph"], flags=re.M)
     assert ": dpu_compact_memory <-dpu_compact_node\n" in output["function"]
+
+
+def test_record_and_report(output: dict[str, str]) -> None:
+    """Binary pages, read by the `format` files, come out as the text that the trace file would have shown."""
+    records = [line for line in output["recorded"].splitlines() if "]" in line]
+    events = {match[1] for line in records if (match := re.search(r"\d: (\w+): ", line))}
+    assert {"mm_compaction_begin", "mm_compaction_end", "mm_migrate_pages", "dpu_batch_complete", "print"} <= events
+    assert not [line for line in records if "FAILED TO PARSE" in line or "UNKNOWN" in line]
+    assert any(
+        re.search(r"dpu_compact_begin: +node=0 zone=DMA32 +region_order=9 engine=upmem-v1a$", line) for line in records
+    )
+    assert any(re.search(r"mm_compaction_end: +zone_start=0x1 .* mode=sync status=complete$", line) for line in records)
+    assert any(re.search(r"print: +tracing_mark_write: hello$", line) for line in records)
+    graph = output["recorded graph"]
+    assert re.search(r"funcgraph_entry: +\| +dpu_compact_execute\(\) \{$", graph, flags=re.M)
+    assert re.search(r"funcgraph_entry: .* us +\| +dpu_hw_compact_execute\(\);$", graph, flags=re.M)
+    assert re.search(r"funcgraph_exit: .* us +\| +\}$", graph, flags=re.M)

@@ -13,7 +13,7 @@ from wiring import errno_of
 
 import kernelsim
 from kernelsim.dynamic_debug import DynamicDebug, Site, parse_flags, parse_query
-from kernelsim.ftrace import traced
+from kernelsim.trace_hook import traced
 
 CONTROL = "/sys/kernel/debug/dynamic_debug/control"
 

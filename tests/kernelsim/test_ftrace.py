@@ -8,12 +8,13 @@ import pytest
 from machines import NODES_SYSFS, Lab, settle
 from wiring import errno_of
 
-from kernelsim.ftrace import Ftrace, traced
+from kernelsim.ftrace import Ftrace
 from kernelsim.operation import Operation, complete
 from kernelsim.task import Task
 from kernelsim.timer import ManualClock
 from kernelsim.trace import Trace
 from kernelsim.trace_events import mm_compaction_kcompactd_sleep
+from kernelsim.trace_hook import traced
 from kernelsim.trace_output import GraphWriter, duration, header, lines
 from kernelsim.wait import WaitQueue
 

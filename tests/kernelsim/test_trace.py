@@ -291,7 +291,7 @@ def test_options(lab: Lab) -> None:
 
 
 def test_tasks_have_names_and_can_be_chosen(lab: Lab) -> None:
-    trace = lab.machine.vm.trace
+    trace = lab.machine.tracing.trace
     lab.write(f"{EVENTS}/compaction/mm_compaction_begin/enable", "1")
     for pid, comm in ((7, "seven"), (8, "eight")):
         with trace.current.as_task(Task(pid, lambda comm=comm: comm)):
@@ -345,3 +345,21 @@ def test_current_is_whom_an_operation_runs_for() -> None:
     mine.close()
     assert seen == ["seven", "seven"]
     assert current.task is current.init
+
+
+def test_who_migrates_is_told_apart() -> None:
+    """Compaction, the DPU's CPU path, and a range that is emptied for a CMA allocation."""
+    lab = Lab((64,), cma=8)
+    lab.spawn("a", anon="40M", holes="30 seed=1")
+    lab.write(f"{EVENTS}/migrate/mm_migrate_pages/enable", "1")
+    lab.sysctl(dpu_compact_enabled=0)
+    before = lab.vmstat()["pgmigrate_success"]
+    lab.compact()
+    by_cpu = entries(lab)
+    assert all(entry.endswith("mode=MIGRATE_SYNC reason=compaction") for entry in by_cpu)
+    moved = lab.vmstat()["pgmigrate_success"] - before
+    assert moved == sum(int(entry.split("nr_succeeded=")[1].split()[0]) for entry in by_cpu) > 100
+    lab.registry.truncate(f"{T}/trace")
+    lab.write("/sys/kernel/debug/cma/pernuma0/alloc", "1024")
+    assert entries(lab)
+    assert all(entry.endswith("mode=MIGRATE_SYNC reason=contig_range") for entry in entries(lab))

@@ -29,6 +29,7 @@ class BlockingWaitQueue(WaitQueue):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._woken = threading.Condition()
         self._nr_wakes = 0
         self._known = threading.local()
@@ -44,3 +45,4 @@ class BlockingWaitQueue(WaitQueue):
         with self._woken:
             self._nr_wakes += 1
             self._woken.notify_all()
+        super().wake_up()

@@ -7,9 +7,12 @@ Theory of operation
     nothing but its own thread.
 
     - Every open gets FOPEN_DIRECT_IO, so sizes may lie as they do in /proc and each read(2) reaches us.
-    - Operations that say nothing new (flush, getxattr, access, poll, fsync, lseek) are left out: the
-      kernel hears ENOSYS once and stops asking. That makes `cat` 4 requests and `echo >` 6, and no
-      process can be stuck in FLUSH.
+    - Operations that say nothing new (flush, getxattr, access, lseek) are left out: the kernel hears
+      ENOSYS once and stops asking. That makes `cat` 4 requests and `echo >` 6, and no process can be
+      stuck in FLUSH.
+    - poll is answered at once. Who polls a stream that has nothing is told by fuse_notify_poll() when it
+      has; of each open file the last such handle is kept. fusepy knows no poll: there the kernel takes
+      every file for ready.
     - Paths are not asked for where an open file is at hand (`flag_nopath`), so that libfuse's own path
       locks do not tie rmdir to readers.
     - The kernel checks mode bits of ordinary users (`default_permissions`); what it lets root do is
@@ -79,12 +82,15 @@ class FuseOps:
         self._binding = binding
         self._on_ready = on_ready
         self._open_files: dict[int, OpenFile] = {}
+        self._poll_handles: dict[int, int] = {}
         self._directories: dict[int, str] = {}
         self._handles = itertools.count(1)
         self._session: int | None = None
         lib = binding._libfuse
         self._fuse_interrupted = ctypes.CFUNCTYPE(ctypes.c_int)(("fuse_interrupted", lib))
         self._session_exited = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(("fuse_session_exited", lib))
+        self._notify_poll = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(("fuse_notify_poll", lib))
+        self._destroy_poll = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(("fuse_pollhandle_destroy", lib))
         self._getgroups = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p)(("fuse_getgroups", lib))
 
     @operation
@@ -144,7 +150,36 @@ class FuseOps:
 
     @operation
     def release(self, _path: str | None, fi: Any) -> int:
-        del self._open_files[fi.fh]
+        file = self._open_files.pop(fi.fh)
+        if handle := self._poll_handles.pop(fi.fh, None):
+            self._destroy_poll(handle)
+        file.release()
+        return 0
+
+    @operation
+    def poll(self, _path: str | None, fi: Any, handle: int | None, revents: Any) -> int:
+        notify = None
+        if handle:
+            if replaced := self._poll_handles.pop(fi.fh, None):
+                self._destroy_poll(replaced)
+            self._poll_handles[fi.fh] = handle
+            notify = functools.partial(self._wake_pollers, fi.fh)
+        revents[0] = self._open_files[fi.fh].poll(notify)
+        return 0
+
+    def _wake_pollers(self, fh: int) -> None:
+        if handle := self._poll_handles.pop(fh, None):
+            self._notify_poll(handle)
+            self._destroy_poll(handle)
+
+    @operation
+    def fsync(self, path: str | None, _datasync: int, fi: Any) -> int:
+        self._tree.fsync(self._open_files[fi.fh].node.path if path is None else path)
+        return 0
+
+    @operation
+    def fsyncdir(self, _path: str | None, _datasync: int, handle: int) -> int:
+        self._tree.fsync(self._directories[handle])
         return 0
 
     # Changes. What the kernel's own file systems refuse is refused with their error.
@@ -189,8 +224,9 @@ class FuseOps:
         return 0
 
     @operation
-    def chown(self, path: str, _uid: int, _gid: int) -> NoReturn:
-        self._tree.chown(path)
+    def chown(self, path: str, uid: int, gid: int) -> int:
+        self._tree.chown(path, _signed(uid), _signed(gid))
+        return 0
 
     @operation
     def truncate(self, path: str | None, _length: int, fi: Any = None) -> int:
@@ -200,6 +236,10 @@ class FuseOps:
         else:
             self._tree.truncate(path, self._cred())
         return 0
+
+    def listxattr(self, _path: str) -> list[str]:
+        """None of these file systems has any."""
+        return []
 
     def utimens(self, _path: str | None, _times: Any = None) -> int:
         """`touch` is accepted."""
@@ -220,6 +260,19 @@ class FuseOps:
 
     def _interrupted(self) -> bool:
         return bool(self._fuse_interrupted()) or bool(self._session_exited(self._session))
+
+
+def _signed(number: int) -> int:
+    """The uid_t or gid_t that leaves an owner as it is comes as 2**32 - 1."""
+    return -1 if number == 0xFFFF_FFFF else number
+
+
+def _comm(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().rstrip("\n")
+    except OSError:  # gone, or in a pid namespace that we do not see
+        return str(pid)
 
 
 class _CallableFuseOps(FuseOps):

@@ -16,6 +16,7 @@ Theory of operation
 
 import errno
 import os
+import select
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,11 +25,29 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 from fs.configfs import Items, error
 from fs.rules import DIR_MODES, RULES, Rules
 from fs.seq_file import SeqFile
-from kernelsim.attr import Dir, File, Flavour, Link, Node, Operation, Registry, StreamOverrun, complete
+from kernelsim.attr import (
+    Dir,
+    File,
+    Flavour,
+    Link,
+    Node,
+    Opener,
+    Operation,
+    Registry,
+    StreamOverrun,
+    WaitQueue,
+    complete,
+)
 
 R = TypeVar("R")
 
 READ, WRITE = 4, 2  # permission bits of one class
+
+NAME_MAX = 255
+
+POLL_READ = select.POLLIN | select.POLLRDNORM
+DEFAULT_POLLMASK = POLL_READ | select.POLLOUT | select.POLLWRNORM
+POLL_CHANGED = select.POLLERR | select.POLLPRI
 
 
 def _never() -> bool:
@@ -109,14 +128,16 @@ def _type_bits(node: Node) -> int:
 class OpenFile:
     """One open(2) of a file. Several threads may use it at once."""
 
-    def __init__(self, tree: "Tree", node: File, flags: int) -> None:
+    def __init__(self, tree: "Tree", node: File, flags: int, user: Any = None) -> None:
         self._tree = tree
         self.node = node
+        self._user = user
+        self._pos = 0  # where the next read(2) of a stream will be, as far as reads have told
         self._appends = bool(flags & os.O_APPEND)
         self._nr_appended = 0
         self._rules = RULES[node.flavour]
         self._seq = SeqFile()
-        self._skipped = 0  # bytes of a stream that were overwritten before this reader came to them
+        self._skipped = 0  # how far this reader's place in a stream is beyond its file position
 
     def read(
         self,
@@ -136,6 +157,8 @@ class OpenFile:
         if not attr.readable:
             raise error(self._rules.no_read, node.path)
         if attr.is_stream:
+            if not offset:
+                self._skipped = 0
             try:
                 return self._read_stream(size, offset, nonblock, cred, interrupted)
             except StreamOverrun as overrun:
@@ -149,8 +172,32 @@ class OpenFile:
         self, size: int, offset: int, nonblock: bool, cred: Cred, interrupted: Callable[[], bool]
     ) -> bytes:
         hook, args = self.node.attr.read_stream, (offset + self._skipped, size, nonblock)
+        self._pos = offset + self._skipped
         data: bytes = self._tree.call(self._tree.operate, cred, self.node, hook, *args, interrupted=interrupted)
+        self._pos = offset + self._skipped + len(data)
         return data
+
+    def poll(self, notify: Callable[[], object] | None = None) -> int:
+        """poll(2) -> what is so now; `notify` is called once when that may have changed."""
+        attr = self.node.attr
+        if not attr.is_stream:
+            unread = self._rules.poll_tells_changes and not self._seq.was_read
+            return DEFAULT_POLLMASK | (POLL_CHANGED if unread else 0)
+        if not attr.can_poll:
+            return DEFAULT_POLLMASK
+        queue: WaitQueue | None = self._tree.call(self._poll_stream, notify)
+        return 0 if queue else POLL_READ
+
+    def _poll_stream(self, notify: Callable[[], object] | None) -> WaitQueue | None:
+        queue = self.node.attr.poll_stream(self.node.kobj, self._pos)
+        if queue is not None and notify is not None:
+            queue.notify_once(notify)
+        return queue
+
+    def release(self) -> None:
+        """The last close(2)."""
+        if self._user is not None:
+            self._tree.call(self.node.attr.release_stream, self.node.kobj, self._user)
 
     def write(self, data: bytes, offset: int, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> int:
         """pwrite(2) -> bytes taken. Raises OSError as the attribute's kind and store do."""
@@ -159,15 +206,21 @@ class OpenFile:
             self._tree.check_again(node, cred, WRITE)
             if self._appends:  # proc goes by the file position; FUSE makes the offset from a cached size
                 offset, self._nr_appended = self._nr_appended, self._nr_appended + len(data)
-            if offset:
-                return len(data)  # kernel.sysctl_writes_strict = 1: nothing happens, all of it is taken
+            if offset and attr.writable:  # kernel.sysctl_writes_strict = 1: the data do nothing, all of them are taken
+                return self._operate(cred, interrupted, attr.write_skipped, len(data))
         if not attr.writable:
             raise error(self._rules.no_write, node.path)
-        hook: Callable[..., Operation[int]] = attr.write_text
-        args: tuple[Any, ...] = (data[: self._rules.write_window], node.flavour)
+        data = data[: self._rules.write_window]
         if attr.is_stream:
-            hook, args = attr.write_stream, (data, offset)
-        nr_taken: int = self._tree.call(self._tree.operate, cred, node, hook, *args, interrupted=interrupted)
+            nr_taken = self._operate(cred, interrupted, attr.write_stream, data, offset, self._user)
+            self._skipped -= 0 if self._appends else nr_taken  # the file position went on, a reader's place did not
+            return nr_taken
+        return self._operate(cred, interrupted, attr.write_text, data, node.flavour)
+
+    def _operate(
+        self, cred: Cred, interrupted: Callable[[], bool], hook: Callable[..., Operation[int]], *args: Any
+    ) -> int:
+        nr_taken: int = self._tree.call(self._tree.operate, cred, self.node, hook, *args, interrupted=interrupted)
         return nr_taken
 
     def truncate(self, cred: Cred = ROOT) -> None:
@@ -268,7 +321,11 @@ class Tree:
         access = {os.O_RDONLY: READ, os.O_WRONLY: WRITE}.get(flags & os.O_ACCMODE, READ | WRITE)
         if access & ~self._openable(node) or not self._permitted(node, cred, access):
             raise error(errno.EACCES, path)
-        return OpenFile(self, node, flags)
+        user = None
+        if node.attr.is_stream:
+            opener = Opener(flags, cred.comm(), cred.uid in (0, self._uid))
+            user = self.call(node.attr.open_stream, node.kobj, opener)
+        return OpenFile(self, node, flags, user)
 
     # Changing the tree.
 
@@ -306,9 +363,19 @@ class Tree:
             raise error(errno.EPERM, path)
         node.mode = stat.S_IMODE(mode) & 0o777
 
-    def chown(self, path: str) -> NoReturn:
-        """Files belong to whoever runs the emulated kernel."""
-        raise error(errno.EPERM, self._lookup(path).path)
+    def chown(self, path: str, uid: int, gid: int) -> None:
+        """chown(2); -1 leaves one as it is. Raises EPERM for sysctls, and for any new owner."""
+        node = self._lookup(path)
+        is_same = uid in (-1, self._uid) and gid in (-1, self._gid)
+        if node.flavour is Flavour.SYSCTL or not is_same:
+            raise error(errno.EPERM, path)
+
+    def fsync(self, path: str) -> None:
+        """fsync(2) of a file or a directory. Raises EINVAL where the kernel's has none."""
+        node = self._lookup(path)
+        rules = RULES[node.flavour]
+        if not (rules.has_dir_fsync if isinstance(node, Dir) else rules.has_fsync):
+            raise error(errno.EINVAL, path)
 
     # For open files.
 
@@ -354,7 +421,10 @@ class Tree:
     def _lookup(self, path: str) -> Node:
         node = self._nodes.get(path)
         if node is None:
-            raise error(errno.ENOENT, path)
+            parent, _, name = path.rpartition("/")
+            in_dir = self._nodes.get(parent or "/")
+            is_long = len(os.fsencode(name)) > NAME_MAX and in_dir is not None and RULES[in_dir.flavour].has_name_max
+            raise error(errno.ENAMETOOLONG if is_long else errno.ENOENT, path)
         return node
 
     def _rules_of_parent(self, path: str) -> Rules:

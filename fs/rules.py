@@ -34,6 +34,14 @@ class Rules:
     """mkdir, mknod, symlink, link and rename where nothing can be made."""
     remove: int
     """unlink, and rmdir of a directory that nobody made by mkdir."""
+    has_fsync: bool = False
+    """fsync(2) of a file does nothing, successfully; else it is EINVAL."""
+    has_dir_fsync: bool = False
+    """The same of a directory."""
+    has_name_max: bool = False
+    """A name of more than 255 bytes is ENAMETOOLONG (simple_lookup); else it is just not there."""
+    poll_tells_changes: bool = False
+    """poll(2) says POLLERR and POLLPRI until the file was read (kernfs_generic_poll)."""
     counts_subdirs: bool = True
     """nlink of a directory is 2 and one per subdirectory; else 1."""
 
@@ -78,6 +86,8 @@ RULES = {
         create=errno.EACCES,
         make=errno.EPERM,
         remove=errno.EPERM,
+        has_fsync=True,
+        poll_tells_changes=True,
     ),
     Flavour.CONFIGFS: Rules(
         file_size=PAGE_SIZE,
@@ -91,6 +101,7 @@ RULES = {
         create=errno.EACCES,
         make=errno.EPERM,
         remove=errno.EPERM,
+        has_name_max=True,
     ),
     Flavour.DEBUGFS: Rules(
         file_size=0,
@@ -104,6 +115,8 @@ RULES = {
         create=errno.EACCES,
         make=errno.EPERM,
         remove=errno.EPERM,
+        has_dir_fsync=True,
+        has_name_max=True,
     ),
     Flavour.DEV: Rules(
         file_size=0,

@@ -16,6 +16,11 @@ class SeqFile:
     def __init__(self) -> None:
         self._text: bytes | None = None
 
+    @property
+    def was_read(self) -> bool:
+        """Has the text been made?"""
+        return self._text is not None
+
     def read(self, make: Callable[[], bytes], size: int, offset: int) -> bytes:
         """At most `size` bytes at byte `offset`, b"" at and past the end; `make` renders the whole text."""
         text = self._text

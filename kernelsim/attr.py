@@ -27,9 +27,13 @@ Invariants
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast, overload
 
+from kernelsim.attr_node import Dir as Dir
+from kernelsim.attr_node import File as File
+from kernelsim.attr_node import Link as Link
+from kernelsim.attr_node import Node as Node
 from kernelsim.kinds import PAGE_SIZE as PAGE_SIZE
 from kernelsim.kinds import Bool as Bool
 from kernelsim.kinds import Bytes as Bytes
@@ -38,20 +42,35 @@ from kernelsim.kinds import Entries as Entries
 from kernelsim.kinds import Flavour as Flavour
 from kernelsim.kinds import Int as Int
 from kernelsim.kinds import IntVector as IntVector
+from kernelsim.kinds import StrictVector as StrictVector
 from kernelsim.kinds import Kind as Kind
+from kernelsim.kinds import PartialWrite as PartialWrite
 from kernelsim.kinds import Size as Size
 from kernelsim.kinds import Stream as Stream
 from kernelsim.kinds import StreamOverrun as StreamOverrun
 from kernelsim.kinds import Text as Text
 from kernelsim.kinds import Trigger as Trigger
+from kernelsim.kinds import Word as Word
 from kernelsim.operation import Operation as Operation
 from kernelsim.operation import Waitable as Waitable
 from kernelsim.operation import complete as complete
 from kernelsim.operation import outcome as outcome
+from kernelsim.wait import WaitQueue as WaitQueue
 
 T = TypeVar("T")
 R = TypeVar("R")
 K = TypeVar("K", bound="Kobject")
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Who opens a stream, and how."""
+
+    flags: int
+    """As of open(2)."""
+    comm: str = "kernelsim"
+    privileged: bool = True
+    """Has the capabilities of the emulated kernel's root."""
 
 
 class Attr(Generic[T]):
@@ -90,6 +109,10 @@ class Attr(Generic[T]):
         self._write_at: Callable[[Any, int, bytes], Any] | None = None
         self._size: Callable[[Any], int] | None = None
         self._truncate: Callable[[Any], Any] | None = None
+        self._open: Callable[[Any, Opener], Any] | None = None
+        self._release: Callable[[Any, Any], object] | None = None
+        self._poll: Callable[[Any, int], WaitQueue | None] | None = None
+        self._skipped: Callable[[Any], Any] | None = None
 
     # The descriptor: the value lives in the instance's own dictionary.
 
@@ -151,11 +174,39 @@ class Attr(Generic[T]):
         self._truncate = hook
         return hook
 
+    def open(self, hook: Callable[[K, "Opener"], R]) -> Callable[[K, "Opener"], R]:
+        """Stream: `(self, opener) -> user` at each open(2), which it may refuse; write hooks then take `user` too."""
+        self._open = hook
+        return hook
+
+    def release(self, hook: Callable[[K, Any], R]) -> Callable[[K, Any], R]:
+        """Stream: `(self, user)` when the last descriptor of an open file is closed."""
+        self._release = hook
+        return hook
+
+    def poll(self, hook: Callable[[K, int], WaitQueue | None]) -> Callable[[K, int], WaitQueue | None]:
+        """Stream: `(self, pos) -> None` if a read at `pos` would not wait, else the queue it would wait on."""
+        self._poll = hook
+        return hook
+
+    def skipped(self, hook: Callable[[K], R]) -> Callable[[K], R]:
+        """Sysctl: `(self)` for a write beyond position 0, whose data are ignored; may be an operation."""
+        self._skipped = hook
+        return hook
+
     # What the file can do.
 
     @property
     def is_stream(self) -> bool:
         return isinstance(self.kind, Stream)
+
+    @property
+    def _stream_hooks(self) -> tuple[object, ...]:
+        return self._read, self._write, self._write_at, self._size, self._open, self._poll
+
+    @property
+    def can_poll(self) -> bool:
+        return self._poll is not None
 
     @property
     def readable(self) -> bool:
@@ -190,7 +241,12 @@ class Attr(Generic[T]):
 
     def write_text(self, kobj: "Kobject", data: bytes, flavour: Flavour) -> Operation[int]:
         """One write(2): parse, check, store -> bytes taken. An OSError leaves the value as it was."""
-        value, nr_taken = self.kind.parse(data, flavour)
+        try:
+            value, nr_taken = self.kind.parse(data, flavour)
+        except PartialWrite as partial:
+            if self._store is not None:
+                yield from outcome(self._store(kobj, cast(T, partial.value)))
+            raise
         if self._store is not None:
             yield from outcome(self._store(kobj, value))
             return nr_taken
@@ -209,12 +265,31 @@ class Attr(Generic[T]):
         assert self._read is not None
         return cast(bytes, (yield from outcome(self._read(kobj, pos, size, nonblock))))
 
-    def write_stream(self, kobj: "Kobject", data: bytes, pos: int = 0) -> Operation[int]:
+    def write_skipped(self, kobj: "Kobject", nr: int) -> Operation[int]:
+        """A write(2) of `nr` bytes beyond position 0 of a sysctl -> bytes taken, all of them."""
+        if self._skipped is not None:
+            yield from outcome(self._skipped(kobj))
+        return nr
+
+    def open_stream(self, kobj: "Kobject", opener: "Opener") -> Any:
+        """What stands for one open file of a stream. Raises OSError as the hook does."""
+        return None if self._open is None else self._open(kobj, opener)
+
+    def release_stream(self, kobj: "Kobject", user: Any) -> None:
+        """The open file is no more."""
+        if self._release is not None:
+            self._release(kobj, user)
+
+    def poll_stream(self, kobj: "Kobject", pos: int) -> WaitQueue | None:
+        """Where to wait before a read at `pos`; None: no need to."""
+        return None if self._poll is None else self._poll(kobj, pos)
+
+    def write_stream(self, kobj: "Kobject", data: bytes, pos: int = 0, user: Any = None) -> Operation[int]:
         """One write(2) to a stream -> bytes taken: all of them, or for Bytes what fitted at `pos`."""
         if self._write_at is not None:
             return cast(int, (yield from outcome(self._write_at(kobj, pos, data))))
         assert self._write is not None
-        yield from outcome(self._write(kobj, data))
+        yield from outcome(self._write(kobj, data) if self._open is None else cast(Any, self._write)(kobj, data, user))
         return len(data)
 
     def truncate_file(self, kobj: "Kobject") -> Operation[None]:
@@ -237,8 +312,8 @@ class Attr(Generic[T]):
             return "bad file name"
         if not self.readable and not self.writable:
             return "no default, no show and no store"
-        if not self.is_stream and (self._read or self._write or self._write_at or self._size):
-            return "read, write and size hooks are for streams"
+        if not self.is_stream and any(self._stream_hooks):
+            return "read, write, size, open and poll hooks are for streams"
         if (self._write if isinstance(self.kind, Bytes) else self._write_at) is not None:
             return "streams have write hooks, bytes have write_at hooks"
         if self.is_stream and (self._show or self._store or self._stored or self.default is not None):
@@ -294,44 +369,6 @@ class ConfigGroup(Kobject):
     def drop_item(self, name: str, kobj: Kobject) -> object:
         """The item was removed; may be an operation, which rmdir(2) then waits for."""
         return None
-
-
-@dataclass(eq=False, slots=True)
-class Node:
-    """What stands at one path."""
-
-    path: str
-    ino: int
-    flavour: Flavour
-    alive: bool = True
-    """False once removed: those who hold it open find out."""
-
-
-@dataclass(eq=False, slots=True)
-class Dir(Node):
-    """A directory: children by name in the order they came, and the Kobjects whose files it holds."""
-
-    entries: dict[str, Node] = field(default_factory=dict)
-    kobjs: list[Kobject] = field(default_factory=list)
-    is_default: bool = False
-    """Came with its parent (`Kobject.children`); configfs users cannot remove it."""
-
-
-@dataclass(eq=False, slots=True)
-class File(Node):
-    """One attribute of one Kobject."""
-
-    kobj: Kobject = field(kw_only=True)
-    attr: Attr[Any] = field(kw_only=True)
-    mode: int = field(kw_only=True)
-    """Permission bits now: the declared ones until a chmod(2)."""
-
-
-@dataclass(eq=False, slots=True)
-class Link(Node):
-    """A symbolic link; the target is used as it stands."""
-
-    target: str = field(kw_only=True)
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -331,7 +331,7 @@ class Contig(Kobject):
             self._no_device(error)
 
     def _no_device(self, error: OSError) -> None:
-        self.printk(f"DPU: {error.strerror}, using the CPU", KERN_WARNING)
+        self.printk.ratelimited(f"DPU: {error.strerror}, using the CPU", KERN_WARNING)
 
     def _finish(self, batch: MoveBatch) -> LongOp:
         """Wait for a batch; commit what retired, put the rest back."""
@@ -364,5 +364,7 @@ class Contig(Kobject):
             self.printk(f"DPU move completed: {result.nr_retired} fragments moved in {result.device_ns} ns", KERN_INFO)
         else:
             self.stats.dpu_failures += 1
-            self.printk(f"DPU move failed: {result.error}, {result.nr_retired} of {batch.nr} fragments moved", KERN_ERR)
+            self.printk.ratelimited(
+                f"DPU move failed: {result.error}, {result.nr_retired} of {batch.nr} fragments moved", KERN_ERR
+            )
         return result.nr_retired

@@ -344,7 +344,7 @@ class DpuCompact:
             )
             return
         self.failures.note(result, region.first << PAGE_SHIFT, region.nr_fragments)
-        self.printk(
+        self.printk.ratelimited(
             f"DPU compaction failed: {result.error}, {nr_pages} of {region.work.nr_pages} pages moved",
             KERN_ERR,
         )
@@ -426,7 +426,7 @@ class DpuCompact:
             self._no_device(error)
 
     def _no_device(self, error: OSError) -> None:
-        self.printk(f"DPU: {error.strerror}, using the CPU", KERN_WARNING)
+        self.printk.ratelimited(f"DPU: {error.strerror}, using the CPU", KERN_WARNING)
 
     @traced("dpu_compact_finish_region")
     def _finish(self, region: DpuCompactRegion) -> LongOp:

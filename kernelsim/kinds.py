@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 PAGE_SIZE = 4096
 INT_MAX = 2**31 - 1
+INT_MIN = -INT_MAX - 1
 _SYSCTL_NUMBER_MAX_BYTES = 20  # proc_get_long() copies the number to a 22-byte buffer and refuses a full one
 
 
@@ -66,7 +67,8 @@ def einval(why: str) -> OSError:
 
 
 # What isspace() takes in the kernel's own ctype table: 9..13, space and the Latin-1 no-break space.
-_SPACE = rb"[\t-\r \xa0]*"
+_SPACES = b"\t\n\v\f\r \xa0"
+_SPACE = rb"[" + _SPACES + rb"]*"
 _NUMBER = rb"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*"
 _SYSCTL = re.compile(_SPACE + rb"(-?)(" + _NUMBER + rb")(?=[ \t\n]|\Z)" + _SPACE)
 _KSTRTO = {0: re.compile(rb"([+-]?)(" + _NUMBER + rb")\n?"), 10: re.compile(rb"([+-]?)([0-9]+)\n?")}
@@ -182,6 +184,14 @@ class Int(Kind[int]):
         return *beyond, "\n", "abc\n", "-\n", "1.5\n", "1,2", "0x", "--1"
 
 
+class PartialWrite(OSError):
+    """A vector whose first numbers were good: EINVAL, and those are stored all the same (__do_proc_dointvec)."""
+
+    def __init__(self, value: tuple[int, ...]) -> None:
+        super().__init__(errno.EINVAL, "not a number")
+        self.value = value
+
+
 class Bool(Int):
     """0 or 1."""
 
@@ -241,6 +251,29 @@ class Choice(Kind[str]):
         return "\n", self.names[0] + "x\n", f" {self.names[0]}", f"{self.names[0]}\n\n"
 
 
+class Word(Choice):
+    """One of several words, shown as it is; taken with the newline that `echo` writes, and only so.
+
+    Source: devkmsg_sysctl_set_loglvl(), which compares lengths with the newline in.
+    """
+
+    def parse(self, data: bytes, flavour: Flavour) -> tuple[str, int]:
+        word, newline, rest = data.decode("latin-1").partition("\n")
+        if not newline or rest:
+            raise einval("not one line")
+        self.check(word)
+        return word, len(data)
+
+    def format(self, value: str) -> str:
+        return f"{value}\n"
+
+    def legal(self) -> tuple[str, ...]:
+        return tuple(f"{name}\n" for name in self.names)
+
+    def illegal(self) -> tuple[str, ...]:
+        return *super().illegal(), *self.names
+
+
 class Text(Kind[str]):
     """Free text, or the table that a show hook makes. A write is handed on without its final newline."""
 
@@ -296,6 +329,27 @@ class IntVector(Kind[tuple[int, ...]]):
 
     def describe(self) -> str:
         return f"{self.nr} numbers"
+
+
+class StrictVector(IntVector):
+    """The same where the handler reports a bad number: EINVAL, after those before it were stored (PartialWrite)."""
+
+    def parse(self, data: bytes, flavour: Flavour) -> tuple[tuple[int, ...], int]:
+        window, at = data[: PAGE_SIZE - 1], 0
+        values: list[int] = []
+        while len(values) < self.nr and (values == [] or window[at:].strip(_SPACES)):
+            try:
+                value, nr_taken = parse_sysctl(window[at:], signed=True)
+                if not INT_MIN <= value <= INT_MAX:
+                    raise einval("not an int")
+            except OSError as error:
+                raise PartialWrite(tuple(values)) if values else error from None
+            values.append(value)
+            at += nr_taken
+        return tuple(values), len(data) - (len(window) - at)
+
+    def illegal(self) -> tuple[str, ...]:
+        return "\n", "abc\n", "-\n", "1.5\n", "1,2", "0x", "--1", str(2**64)
 
 
 class StreamOverrun(OSError):

@@ -26,6 +26,7 @@ from kernelsim.mm_configfs import MmGroup
 from kernelsim.node import Node, Nodes
 from kernelsim.page_alloc_sysctl import PageAllocSysctl
 from kernelsim.pageset_sysctl import PagesetSysctl
+from kernelsim.printk_sysctl import PrintkSysctl
 from kernelsim.vmstat import VmstatFiles
 from kernelsim.zoneinfo import Zoneinfo
 
@@ -45,6 +46,7 @@ SYSCTL_VM = "/proc/sys/vm"
 def machine_files(machine: Machine) -> Files:
     """Every Kobject of the machine's configuration and its directory."""
     yield "/dev", machine.printk
+    yield "/proc/sys/kernel", PrintkSysctl(machine.printk)
     yield MM_CONFIGFS, MmGroup(machine)
     yield ALLOC_CONFIGFS, AllocGroup(machine)
     yield from _proc(machine)

@@ -6,14 +6,25 @@ in which each record owns the bytes [start, start + len): a read at an offset ge
 more, which is what makes util-linux dmesg work on a regular file. Records are dropped from the front once the ring
 holds more than `LOG_BUF_BYTES`; a reader whose record is gone is told so (EPIPE) and goes on with the oldest one. The
 last record is never dropped: with an empty log dmesg would fall back to the real kernel's.
+
+What users write is limited as devkmsg_write() limits it: `printk_devkmsg` says whether at all, and by default 10 lines
+in 5 s for each open file; how many were dropped is logged when it is closed. What the emulated kernel says over and
+over goes through `ratelimited`, which is printk_ratelimit() with its sysctls. The sysctls are in printk_sysctl.py.
+
+Differences from Linux: there is no syslog(2), so `dmesg -c`, `-C`, `-S` and `-n` reach the host's kernel; the console
+is a function that the daemon may give; a line without its newline is a record at once, and no later one continues it.
 """
 
 import errno
+import os
+import re
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from kernelsim.attr import Attr, Kobject, Stream, StreamOverrun
+from kernelsim.attr import Attr, Kobject, Opener, Stream, StreamOverrun
 from kernelsim.operation import Operation
+from kernelsim.ratelimit import Ratelimit
 from kernelsim.wait import WaitQueue
 
 LOG_BUF_BYTES = 1 << 22
@@ -21,10 +32,25 @@ LOG_LINE_MAX = 1024
 
 KERN_EMERG, KERN_ALERT, KERN_CRIT, KERN_ERR, KERN_WARNING, KERN_NOTICE, KERN_INFO, KERN_DEBUG = range(8)
 LOG_USER = 1
+_PRIORITY = re.compile(rb"<([0-9]*)>")
+
+DEVKMSG_ON, DEVKMSG_OFF, DEVKMSG_RATELIMIT = "on", "off", "ratelimit"
+
+
+@dataclass
+class KmsgUser:
+    """One open file of /dev/kmsg (struct devkmsg_user)."""
+
+    comm: str
+    rs: Ratelimit
 
 
 class Printk(Kobject):
-    """The log, and its file."""
+    """The log, and its file.
+
+    levels      console, default message, minimum console and default console log level (console_printk[])
+    console     where records below the console log level go too: (level, text)
+    """
 
     kmsg = Attr(
         Stream(),
@@ -39,6 +65,11 @@ class Printk(Kobject):
         self._starts: list[int] = []
         self._end = 0
         self._seq = 0
+        self.levels = [KERN_WARNING, KERN_WARNING, 1, KERN_DEBUG]
+        self.console: Callable[[int, str], object] | None = None
+        self.devkmsg_log = DEVKMSG_RATELIMIT
+        self.dmesg_restrict = False
+        self.printk_ratelimit = Ratelimit(now_ns, missed=self._callbacks_suppressed)
 
     def __call__(self, text: str, level: int = KERN_INFO, facility: int = 0) -> None:
         """Log one line."""
@@ -50,7 +81,17 @@ class Printk(Kobject):
         self._end += len(record)
         if self._end - self._starts[0] > LOG_BUF_BYTES:
             self._drop_oldest()
+        if self.console is not None and level < self.levels[0]:
+            self.console(level, text)
         self._wait_queue.wake_up()
+
+    def ratelimited(self, text: str, level: int = KERN_INFO) -> None:
+        """Log a line of a sort that may come thick and fast (`if (printk_ratelimit()) printk(...)`)."""
+        if self.printk_ratelimit():
+            self(text, level)
+
+    def _callbacks_suppressed(self, nr_missed: int) -> None:
+        self(f"printk_ratelimit: {nr_missed} callbacks suppressed", KERN_WARNING)
 
     def _drop_oldest(self) -> None:
         """Make room for a while at once: dropping one record at a time would move the lists each time."""
@@ -76,21 +117,51 @@ class Printk(Kobject):
             raise OSError(errno.EINVAL, "buffer smaller than the record")
         return rest
 
+    @kmsg.open
+    def _open(self, opener: Opener) -> KmsgUser:
+        """devkmsg_open(): no permission is needed for just writing."""
+        if self.devkmsg_log == DEVKMSG_OFF or (
+            self.dmesg_restrict and not opener.privileged and opener.flags & os.O_ACCMODE != os.O_WRONLY
+        ):
+            raise OSError(errno.EPERM, "not permitted")
+        return KmsgUser(opener.comm, Ratelimit(self._now_ns))
+
+    @kmsg.release
+    def _release(self, user: KmsgUser) -> None:
+        if nr_missed := user.rs.take_missed():
+            self(f"printk: {user.comm}: {nr_missed} output lines suppressed due to ratelimiting", KERN_WARNING)
+
+    @kmsg.poll
+    def _poll(self, pos: int) -> WaitQueue | None:
+        return self._wait_queue if pos >= self._end else None
+
     @kmsg.write
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, user: KmsgUser | None = None) -> None:
         if len(data) > LOG_LINE_MAX:
             raise OSError(errno.EINVAL, "line too long")
-        text = data.decode("utf-8", "surrogateescape").rstrip("\n")
-        level, facility = KERN_WARNING, LOG_USER
-        head, closed, tail = text.partition(">")
-        if closed and head.startswith("<") and head.isascii() and head[1:].isdecimal():
-            priority = int(head[1:])
-            level, facility, text = priority & 7, max(priority >> 3, LOG_USER), tail
-        self(text, level, facility)
+        if self.devkmsg_log == DEVKMSG_OFF:
+            return
+        if user is not None and self.devkmsg_log == DEVKMSG_RATELIMIT and not user.rs():
+            return
+        level, facility, line = parse_priority(data, self.levels[1])
+        text = line.partition(b"\0")[0][: LOG_LINE_MAX - 1].removesuffix(b"\n")  # a record has room for the NUL
+        self(text.decode("utf-8", "surrogateescape"), level, facility)
 
     @kmsg.size
     def _size(self) -> int:
         return self._end
+
+
+def parse_priority(data: bytes, level: int) -> tuple[int, int, bytes]:
+    """`<N>text` -> (level, facility, text); `level` where there is no prefix. Users cannot speak as facility 0.
+
+    N is read into an unsigned int, of which 3 bits are the level and 8 the facility (devkmsg_write, LOG_FACILITY).
+    """
+    match = _PRIORITY.match(data)
+    if match is None:
+        return level, LOG_USER, data
+    priority = int(match[1] or b"0") & 0xFFFF_FFFF
+    return priority & 7, priority >> 3 & 0xFF or LOG_USER, data[match.end() :]
 
 
 def _escape(text: str) -> bytes:

@@ -2,8 +2,7 @@
 """What the log says when an allocation fails (mm/page_alloc.c warn_alloc, mm/show_mem.c).
 
 The first line is the kernel's; the stack trace that follows it there is left out. Then come the counters that this
-emulation keeps, in the kernel's lines. At most RATELIMIT_BURST failures are reported in RATELIMIT_NS, and how many were
-not is said later, as DEFINE_RATELIMIT_STATE's defaults have it.
+emulation keeps, in the kernel's lines. The rate is DEFINE_RATELIMIT_STATE's default (ratelimit.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -22,9 +21,8 @@ from kernelsim.mmzone import (
     migratetype_names,
 )
 from kernelsim.printk import KERN_WARNING, Printk
+from kernelsim.ratelimit import Ratelimit
 
-RATELIMIT_NS = 5_000_000_000
-RATELIMIT_BURST = 10
 _KB = 4
 _TYPE_LETTERS = {"Unmovable": "U", "Movable": "M", "Reclaimable": "E", "HighAtomic": "H", "CMA": "C", "Isolate": "I"}
 
@@ -38,11 +36,10 @@ class AllocFailure:
         """`hopeless(nid)`: kswapd has given the node up."""
         self.mem = mem
         self.printk = printk
-        self._now_ns = now_ns
         self.hopeless = hopeless
-        self._begin_ns: int | None = None
-        self._nr_printed = 0
-        self._nr_missed = 0
+        self._ratelimit = Ratelimit(
+            now_ns, missed=lambda nr_missed: self._warn(f"warn_alloc: {nr_missed} callbacks suppressed")
+        )
 
     def warn_alloc(self, gfp: int, order: int, comm: str) -> None:
         """Report a failed request, unless it has __GFP_NOWARN or there were too many."""
@@ -58,18 +55,6 @@ class AllocFailure:
 
     def _warn(self, line: str) -> None:
         self.printk(line, KERN_WARNING)
-
-    def _ratelimit(self) -> bool:
-        now_ns = self._now_ns()
-        if self._begin_ns is None or now_ns >= self._begin_ns + RATELIMIT_NS:
-            if self._nr_missed:
-                self._warn(f"warn_alloc: {self._nr_missed} callbacks suppressed")
-            self._begin_ns, self._nr_printed, self._nr_missed = now_ns, 0, 0
-        if self._nr_printed >= RATELIMIT_BURST:
-            self._nr_missed += 1
-            return False
-        self._nr_printed += 1
-        return True
 
     def show_mem(self) -> Iterator[str]:
         """The lines from `Mem-Info:` on."""

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What stands at a path of the Registry: a directory, a file or a link. Imported from kernelsim.attr."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kernelsim.kinds import Flavour
+
+if TYPE_CHECKING:
+    from kernelsim.attr import Attr, Kobject
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """What stands at one path."""
+
+    path: str
+    ino: int
+    flavour: Flavour
+    alive: bool = True
+    """False once removed: those who hold it open find out."""
+
+
+@dataclass(eq=False, slots=True)
+class Dir(Node):
+    """A directory: children by name in the order they came, and the Kobjects whose files it holds."""
+
+    entries: dict[str, Node] = field(default_factory=dict)
+    kobjs: list[Kobject] = field(default_factory=list)
+    is_default: bool = False
+    """Came with its parent (`Kobject.children`); configfs users cannot remove it."""
+
+
+@dataclass(eq=False, slots=True)
+class File(Node):
+    """One attribute of one Kobject."""
+
+    kobj: Kobject = field(kw_only=True)
+    attr: Attr[Any] = field(kw_only=True)
+    mode: int = field(kw_only=True)
+    """Permission bits now: the declared ones until a chmod(2)."""
+
+
+@dataclass(eq=False, slots=True)
+class Link(Node):
+    """A symbolic link; the target is used as it stands."""
+
+    target: str = field(kw_only=True)

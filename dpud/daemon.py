@@ -36,7 +36,7 @@ from dpud.errors import UserError
 from dpud.exec import PROBE
 from dpud.gpu.clock import PacedClock
 from dpud.gpu.system import GpuConfig, add_files, build, reclaimer, set_log_level
-from dpud.inject import BlockingWaitQueue, LiveClock
+from dpud.inject import BlockingWaitQueue, LiveClock, boot_time_s
 from dpud.owner import Owner
 from dpud.pacer import Pacer
 from dpud.physmem import PhysMem, alloc_tables
@@ -199,6 +199,8 @@ def _paced(machine: Machine) -> Iterator[tuple[Machine, Owner]]:
     if machine.config.kconfig.IS_ENABLED("CONFIG_DEBUG_VM"):
         owner.after_slice.append(DebugVm(machine).look)
     machine.kthreads.spawn = owner.background
+    machine.btime_s = boot_time_s()
+    owner.charge = machine.cputime.charge
     pacer = Pacer(machine, owner, machine.clock.now_ns)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     pacer.start()

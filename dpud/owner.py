@@ -16,6 +16,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -63,13 +64,16 @@ class Owner:
     """Runs requests one at a time, and long ones in slices.
 
     The functions in `after_slice` are called at the end of every slice, while the machine is still held (the
-    pacer looks there whether a timer was armed).
+    pacer looks there whether a timer was armed). `charge` is told who held the machine, by the name of the
+    thread, and for how many nanoseconds.
     """
 
     def __init__(self) -> None:
         self.after_slice: list[Callable[[], None]] = []
+        self.charge: Callable[[str, int], None] | None = None
         self._lock = FairLock()
         self._holder: int | None = None
+        self._begin_ns = 0
         self._closing = threading.Event()
 
     def call(self, fn: Callable[..., Any], *args: Any, interrupted: Callable[[], bool] = _never) -> Any:
@@ -139,8 +143,11 @@ class Owner:
             raise RuntimeError("this thread already owns the machine: call the function directly")
         self._lock.acquire()
         self._holder = me
+        self._begin_ns = time.perf_counter_ns()
 
     def _give(self) -> None:
+        if self.charge is not None:
+            self.charge(threading.current_thread().name, time.perf_counter_ns() - self._begin_ns)
         self._holder = None
         self._lock.release()
 

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from kernelsim import trace_events
 from kernelsim.compact_control import COMPACT_DEFERRED, COMPACT_SKIPPED, COMPACT_SUCCESS
 from kernelsim.compaction import COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT
+from kernelsim.fail_page_alloc import FailPageAlloc
 from kernelsim.ftrace import traced
 from kernelsim.gfp import (
     _GFP_DIRECT_RECLAIM,
@@ -176,6 +177,7 @@ class AllocSlowpath:
         self.compaction = compaction
         self.dpu = dpu
         self.report = report
+        self.fail_page_alloc = FailPageAlloc("fail_page_alloc", report.printk, report.now_ns)
 
     # Entry points.
 
@@ -196,6 +198,8 @@ class AllocSlowpath:
     @traced("__alloc_pages")
     def alloc(self, ac: AllocContext) -> Operation[int]:
         """The same for a request that was set up before; `ac.steps` tells afterwards what it took."""
+        if self.fail_page_alloc.should_fail_alloc_page(ac.gfp, ac.order):
+            return -ENOMEM
         pfn = self._get_page(ac, WMARK_LOW, ALLOC_NO_RESERVE)
         if pfn < 0:
             pfn = yield from self._slowpath(ac)

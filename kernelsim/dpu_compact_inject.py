@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
-from kernelsim.fault_inject import FaultAttr
+from kernelsim.fault_inject import BatchFaultAttr
 from kernelsim.fork import dup_mm
 from kernelsim.gup import unpin_pages
 from kernelsim.migrate import MOVABLE, why_not_movable
@@ -43,7 +43,7 @@ _MAX_TRIED = 256
 """Pages of a batch that are tried in search of one whose process can act now."""
 
 
-_Call: TypeAlias = tuple[FaultAttr, int, Operation[str]]
+_Call: TypeAlias = tuple[BatchFaultAttr, int, Operation[str]]
 """Why, on which page (its pfn then), and the call itself."""
 
 
@@ -111,7 +111,7 @@ class DpuCompactInject:
     def __init__(self, vm: Vm, printk: Printk) -> None:
         self._vm = vm
         self._printk = printk
-        self.points = {kind: FaultAttr(f"fail_{kind}", printk) for kind in KINDS}
+        self.points = {kind: BatchFaultAttr(f"fail_{kind}", printk) for kind in KINDS}
         self.processes: Callable[[], Iterator[Process]] = lambda: iter(())
         self._waiting: list[_Call] = []
 
@@ -211,7 +211,7 @@ class DpuCompactInject:
         """End the calls that still wait: their compaction was interrupted."""
         _close(self._waiting)
 
-    def _say(self, point: FaultAttr, pfn: int, outcome: str) -> None:
+    def _say(self, point: BatchFaultAttr, pfn: int, outcome: str) -> None:
         if point.verbose:
             self._printk(f"{point.name}: page at {pfn:#x} in a batch: {outcome}")
 

@@ -24,6 +24,8 @@ from kernelsim.compaction import Compaction
 from kernelsim.compaction_sysctl import CompactionSysctl
 from kernelsim.content import WORDS_FULL, WORDS_NONE, WORDS_STAMP
 from kernelsim.contig import Contig
+from kernelsim.cpu import add_cpu_files
+from kernelsim.cputime import CpuTime
 from kernelsim.direct_alloc import DirectBlocks
 from kernelsim.dpu_compact import DpuCompact
 from kernelsim.dpu_compact_direct import DpuDirectCompaction
@@ -44,6 +46,7 @@ from kernelsim.machine_files import DEBUGFS as DEBUGFS
 from kernelsim.machine_files import MM_CONFIGFS as MM_CONFIGFS
 from kernelsim.machine_files import NODES_SYSFS as NODES_SYSFS
 from kernelsim.machine_files import machine_files
+from kernelsim.memory_block import add_memory_files
 from kernelsim.mm_configfs import Process, check_name
 from kernelsim.mm_types import LongOp, Vm
 from kernelsim.mmap import Mm, alloc_root
@@ -185,6 +188,9 @@ class Machine:
         self.processes: dict[str, Process] = {}
         self.imported: dict[str, Mm] = {}
         self.tasks = Tasks(self)
+        self.cputime = CpuTime(self.cpus, self.clock.now_ns)
+        self.btime_s = 0
+        """When the machine was booted, in seconds since 1970; the daemon knows."""
         self._sharers: dict[int, int] = {}
         self._starting: set[str] = set()
         """Names of processes to be."""
@@ -207,6 +213,9 @@ class Machine:
         self._add_tracing(hw)
         for path, kobj in machine_files(self):
             self.add_files(path, kobj)
+        nodes_sysfs = NODES_SYSFS if self.has("NUMA") else None
+        add_cpu_files(self.registry, self.cpus, nodes_sysfs)
+        add_memory_files(self.registry, self.mem, nodes_sysfs)
 
     @classmethod
     def from_image(
@@ -317,6 +326,12 @@ class Machine:
         self.kthreads.step(now_ns)
 
     # Processes.
+
+    def count_processes(self) -> tuple[int, int, int]:
+        """How many there are, kernel threads with them; the last pid; how many run now."""
+        threads = self.kthreads.threads
+        nr = len(self.tasks.by_pid) + len(threads)
+        return nr, self.tasks.next_pid - 1, sum(thread.running for thread in threads)
 
     def start_process(self, name: str) -> Operation[Process]:
         """new_process() that waits for memory. OSError(EEXIST): another start under way has taken the name."""

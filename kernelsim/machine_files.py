@@ -9,6 +9,7 @@ and go later (`Machine.add_files`, proc_pid.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kernelsim.alloc_configfs import AllocGroup
@@ -27,6 +28,8 @@ from kernelsim.node import Node, Nodes
 from kernelsim.page_alloc_sysctl import PageAllocSysctl
 from kernelsim.pageset_sysctl import PagesetSysctl
 from kernelsim.printk_sysctl import PrintkSysctl
+from kernelsim.proc_stat import ProcStat
+from kernelsim.slabinfo import Slabinfo
 from kernelsim.vmstat import VmstatFiles
 from kernelsim.zoneinfo import Zoneinfo
 
@@ -67,6 +70,9 @@ def _proc(machine: Machine) -> Files:
     )
     yield "/proc", Meminfo(machine.mem, machine.vm.overcommit, _hugetlb(machine), machine.has("TRANSPARENT_HUGEPAGE"))
     yield "/proc", IkConfig(machine.config.kconfig)
+    btime_s = partial(getattr, machine, "btime_s")
+    yield "/proc", ProcStat(machine.cpus, machine.cputime, machine.clock.now_ns, btime_s, machine.count_processes)
+    yield "/proc", Slabinfo(machine.vm)
 
 
 def _sysctl(machine: Machine) -> Files:
@@ -93,6 +99,7 @@ def _kernel_mm(machine: Machine) -> Files:
 
 
 def _debugfs(machine: Machine) -> Files:
+    yield f"{DEBUGFS}/{machine.slowpath.fail_page_alloc.name}", machine.slowpath.fail_page_alloc
     if machine.has("COMPACTION"):
         yield f"{DEBUGFS}/extfrag", ExtfragDebugfs(machine.mem)
     if machine.has("DPU_COMPACTION"):

@@ -36,6 +36,7 @@ class AllocFailure:
         """`hopeless(nid)`: kswapd has given the node up."""
         self.mem = mem
         self.printk = printk
+        self.now_ns = now_ns
         self.hopeless = hopeless
         self._ratelimit = Ratelimit(
             now_ns, missed=lambda nr_missed: self._warn(f"warn_alloc: {nr_missed} callbacks suppressed")

@@ -19,7 +19,8 @@ CORE_MAY_IMPORT = """
     dis fnmatch llvmlite numba numba.core numba.extending numpy numpy.typing types
 """
 MAY_IMPORT = {
-    "kernelsim/attr.py": ("kernelsim.kinds", "kernelsim.operation"),
+    "kernelsim/attr.py": tuple(f"kernelsim.{name}" for name in ("attr_node", "kinds", "operation", "wait")),
+    "kernelsim/attr_node.py": ("kernelsim.attr", "kernelsim.kinds"),
     "kernelsim/kinds.py": (),
     "kernelsim/operation.py": ("kernelsim.wait",),
     "kernelsim/wait.py": (),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kernelsim.attr import Attr, Int
-from kernelsim.fault_inject import FaultAttr
+from kernelsim.fault_inject import BatchFaultAttr
 
 
 class FaultKind(StrEnum):
@@ -32,7 +32,7 @@ class FaultKind(StrEnum):
     LOST_COMPLETION = "lost_completion"
 
 
-class CorruptAttr(FaultAttr):
+class CorruptAttr(BatchFaultAttr):
     """Corruption also says which bit."""
 
     bit = Attr(Int(0, 2**31 - 1), 0, doc="Which bit of the page flips, counted modulo the page's size.")
@@ -52,8 +52,8 @@ class FaultPlan:
 
     def __init__(self) -> None:
         self.corrupt = CorruptAttr("fail_corrupt")
-        self.points: dict[FaultKind, FaultAttr] = {
-            kind: self.corrupt if kind is FaultKind.CORRUPT else FaultAttr(f"fail_{kind}") for kind in FaultKind
+        self.points: dict[FaultKind, BatchFaultAttr] = {
+            kind: self.corrupt if kind is FaultKind.CORRUPT else BatchFaultAttr(f"fail_{kind}") for kind in FaultKind
         }
         self._lock = threading.Lock()
 

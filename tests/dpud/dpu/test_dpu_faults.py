@@ -6,11 +6,11 @@ from wiring import errno_of
 
 from dpud.dpu.faults import FaultKind, FaultPlan
 from kernelsim.attr import Registry
-from kernelsim.fault_inject import FaultAttr
+from kernelsim.fault_inject import BatchFaultAttr
 
 
-def point(**knobs: int) -> FaultAttr:
-    made = FaultAttr("fail_x")
+def point(**knobs: int) -> BatchFaultAttr:
+    made = BatchFaultAttr("fail_x")
     registry = Registry()
     registry.add("/sys/kernel/debug/fail_x", made)
     for name, value in knobs.items():
@@ -18,7 +18,7 @@ def point(**knobs: int) -> FaultAttr:
     return made
 
 
-def calls(made: FaultAttr, nr: int, nr_moves: int = 10) -> str:
+def calls(made: BatchFaultAttr, nr: int, nr_moves: int = 10) -> str:
     """One letter a batch."""
     return "".join("x" if made.should_fail(nr_moves) else "." for _ in range(nr))
 
@@ -69,7 +69,7 @@ def test_chance_is_a_third_and_follows_the_seed() -> None:
 
 
 def test_writing_the_seed_starts_anew() -> None:
-    registry, made = Registry(), FaultAttr("fail_x")
+    registry, made = Registry(), BatchFaultAttr("fail_x")
     registry.add("/sys/kernel/debug/fail_x", made)
     made.probability, made.times = 50, -1
     texts = []
@@ -81,7 +81,7 @@ def test_writing_the_seed_starts_anew() -> None:
 
 def test_it_is_logged_in_the_kernel_s_words_unless_verbose_is_0() -> None:
     lines: list[str] = []
-    made = FaultAttr("fail_timeout", lines.append)
+    made = BatchFaultAttr("fail_timeout", lines.append)
     made.arm(times=2)
     assert made.should_fail(1)
     assert lines == [
@@ -106,7 +106,7 @@ def test_it_is_logged_in_the_kernel_s_words_unless_verbose_is_0() -> None:
     ],
 )
 def test_a_bad_value_is_einval_and_changes_nothing(name: str, value: int) -> None:
-    registry, made = Registry(), FaultAttr("fail_x")
+    registry, made = Registry(), BatchFaultAttr("fail_x")
     registry.add("/sys/kernel/debug/fail_x", made)
     before = registry.read(f"/sys/kernel/debug/fail_x/{name}")
     assert errno_of(registry.write, f"/sys/kernel/debug/fail_x/{name}", str(value)) == 22

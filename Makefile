@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What tests/programs runs over the emulated files.
+PROGRAMS := numactl sysstat procps util-linux prometheus-node-exporter strace attr rsync busybox xxd gawk
 INSTALLED := $(VENV)/.installed
 
 .PHONY: install demo test lint docs bench clean system warm
@@ -14,7 +16,7 @@ demo: install
 	$(BIN)/dpud demo
 
 test: install
-	@scripts/debian-packages gcc libc6-dev trace-cmd mandoc man-db zsh
+	@scripts/debian-packages gcc libc6-dev trace-cmd mandoc man-db zsh $(PROGRAMS)
 	$(BIN)/pytest -m ''
 
 lint: $(INSTALLED)

@@ -16,7 +16,6 @@ is a function that the daemon may give; a line without its newline is a record a
 """
 
 import errno
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable
@@ -33,6 +32,8 @@ LOG_LINE_MAX = 1024
 KERN_EMERG, KERN_ALERT, KERN_CRIT, KERN_ERR, KERN_WARNING, KERN_NOTICE, KERN_INFO, KERN_DEBUG = range(8)
 LOG_USER = 1
 _PRIORITY = re.compile(rb"<([0-9]*)>")
+
+_O_ACCMODE, _O_WRONLY = 0o3, 0o1  # uapi/asm-generic/fcntl.h
 
 DEVKMSG_ON, DEVKMSG_OFF, DEVKMSG_RATELIMIT = "on", "off", "ratelimit"
 
@@ -121,7 +122,7 @@ class Printk(Kobject):
     def _open(self, opener: Opener) -> KmsgUser:
         """devkmsg_open(): no permission is needed for just writing."""
         if self.devkmsg_log == DEVKMSG_OFF or (
-            self.dmesg_restrict and not opener.privileged and opener.flags & os.O_ACCMODE != os.O_WRONLY
+            self.dmesg_restrict and not opener.privileged and opener.flags & _O_ACCMODE != _O_WRONLY
         ):
             raise OSError(errno.EPERM, "not permitted")
         return KmsgUser(opener.comm, Ratelimit(self._now_ns))

@@ -10,15 +10,17 @@ import pytest
 from machines import Lab
 from wiring import errno_of, wiring_cases
 
+CPUS = range(4)
 PAGE_FAULTS = ("page_busy", "page_dirtied", "page_forked", "page_freed", "page_pinned")
 
 
 def facts_of(table: str) -> dict[str, dict[str, Any]]:
     return {
-        path.replace("{n}", str(nid)).replace("{page_fault}", fault): facts
+        path.replace("{n}", str(nid)).replace("{page_fault}", fault).replace("{cpu}", str(cpu)): facts
         for path, facts in tomllib.loads((Path(__file__).parent / "abi" / table).read_text()).items()
         for nid in (0, 1)
         for fault in PAGE_FAULTS
+        for cpu in CPUS
     }
 
 

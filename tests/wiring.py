@@ -86,7 +86,7 @@ def _check_legal(registry: Registry, file: File, text: str) -> None:
 
 def _written(file: File, value: object) -> str:
     """The text that stores a value (a Choice shows more than that)."""
-    return value if isinstance(value, str) else _text(file, value).decode()
+    return f"{value}\n" if isinstance(value, str) else _text(file, value).decode()
 
 
 def _check_illegal(registry: Registry, file: File, text: str) -> None:

@@ -30,6 +30,7 @@ BENCHMARKS: Mapping[str, str] = {
     "fidelity": "fidelity",
     "terabyte": "terabyte",
     "gpu": "gpu",
+    "storm": "storm",
     "soak": "soak",
 }
 """Name on the command line -> module of this package."""

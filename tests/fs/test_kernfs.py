@@ -260,8 +260,9 @@ def test_changes_are_refused(tree: Tree, directory: str, create: int, make: int,
 
 def test_chmod_and_chown(tree: Tree) -> None:
     raises(errno.EPERM, tree.chmod, THRESHOLD, 0o600)
-    raises(errno.EPERM, tree.chown, THRESHOLD)
-    raises(errno.EPERM, tree.chown, ONLINE)
+    raises(errno.EPERM, tree.chown, THRESHOLD, 0, 0)
+    raises(errno.EPERM, tree.chown, ONLINE, 1000, -1)
+    tree.chown(ONLINE, 0, -1)
     tree.chmod(ONLINE, 0o100400)
     assert oct(tree.getattr(ONLINE).st_mode) == oct(0o100400)
     assert access(tree, ONLINE, NOBODY) == ""

@@ -24,8 +24,8 @@ HEAD = """\
 <!-- Made by `python -m dpud.abidoc > docs/abi.md`. Do not edit. -->
 
 Every file of the emulated tree, from its declaration. Paths are below the mount point (`dpud run`), or as they stand
-(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node or rank. `NAME` is what was given to mkdir,
-`PID` the number of an emulated process. `KIND` is one of {kinds}. `SYSTEM` and `EVENT` are listed in
+(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node, CPU, memory block or rank. `NAME` is what was
+given to mkdir, `PID` the number of an emulated process. `KIND` is one of {kinds}. `SYSTEM` and `EVENT` are listed in
 `/sys/kernel/tracing/available_events`; events of `ftrace` cannot be switched. `/sys/kernel/debug/tracing` is a link to
 `/sys/kernel/tracing`.
 
@@ -35,7 +35,8 @@ A mode of 0200 cannot be read, not even by root. A value outside its range, or a
 
 _KINDS = [kind.value for kind in FaultKind if kind is not FaultKind.CORRUPT] + list(KINDS)
 _ALIKE = {
-    r"/node0/": "/node*/",
+    r"/(node|memory)0/": r"/\1*/",
+    r"/cpu/cpu0/": "/cpu/cpu*/",
     r"/dpu_rank0/": "/dpu_rank*/",
     r"/gpu0/": "/gpu*/",
     r"/proc/\d+/": "/proc/PID/",

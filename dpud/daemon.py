@@ -88,6 +88,8 @@ def run(options: RunOptions) -> None:
         add_device_files(machine, driver)
         add_gpu(machine, owner, options.config)
         ready = Readiness(options.ready_fd, path, _describe(options, machine))
+        if options.ready_fd is None and sys.stderr.isatty():
+            machine.printk.console = lambda level, text: print(f"<{level}> {text}", file=sys.stderr)
         tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid(), run_as=_requests_of(machine))
         _serve(tree, path, options.config, ready)
 

@@ -311,7 +311,8 @@ READERS = [
     "dd if={} bs=64k", "grep '' {}", "sed -n p {}", "awk '{{print}}' {}", "gawk '{{print}}' {}", "perl -pe 1 {}",
     "while read -r line; do echo \"$line\"; done < {}", "cp {} /tmp/x$$; cat /tmp/x$$; rm /tmp/x$$", "sort {}",
     "tee < {}",    "cat < {}", "cut -b 1- {}", "python3 -c \"print(open('{}').read())\"", "tac {} | tac",
-    "split -l 1000 --filter=cat {}",    "busybox head -n 9999 {}", "busybox grep '' {}", "busybox awk '{{print}}' {}", "busybox tail -n 9999 {}",
+    "split -l 1000 --filter=cat {}",    "busybox head -n 9999 {}", "busybox grep '' {}",
+    "busybox awk '{{print}}' {}", "busybox tail -n 9999 {}",
     "busybox dd if={} bs=64k", "busybox sed -n p {}", "mawk '{{print}}' {}", "base64 {} | base64 -d",
 ]  # fmt: skip
 

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,10 +53,16 @@ def has_fuse() -> bool:
 
 
 @contextmanager
-def emulated(folder: Path, config: str = SMALL, options: Sequence[str] = ()) -> Iterator[Emulated]:
-    """Run a daemon with files below `folder`, which others may enter."""
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
+def emulated(config: str = SMALL, options: Sequence[str] = ()) -> Iterator[Emulated]:
+    """Run a daemon in a folder of its own that other users may enter, which pytest's are not."""
+    with tempfile.TemporaryDirectory(prefix="dpud-test-") as folder:
+        os.chmod(folder, 0o755)
+        with _running(Path(folder), config, options) as found:
+            yield found
+
+
+@contextmanager
+def _running(folder: Path, config: str, options: Sequence[str]) -> Iterator[Emulated]:
     mnt, toml = folder / "mnt", folder / "dpud.toml"
     toml.write_text(config)
     command = [*DPUD, "run", "--mount", str(mnt), "--config", str(toml), *options]

@@ -154,8 +154,8 @@ PAIRS = {
 
 
 @pytest.fixture(scope="module")
-def dpud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulated]:
-    with emulated(tmp_path_factory.mktemp("manners")) as found:
+def dpud() -> Iterator[Emulated]:
+    with emulated() as found:
         yield found
 
 

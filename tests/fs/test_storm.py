@@ -23,8 +23,8 @@ NR_CHUNKED_READS = 100_000
 
 
 @pytest.fixture(scope="module")
-def dpud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulated]:
-    with emulated(tmp_path_factory.mktemp("storm")) as found:
+def dpud() -> Iterator[Emulated]:
+    with emulated() as found:
         yield found
 
 

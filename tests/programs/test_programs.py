@@ -31,8 +31,8 @@ NR_CPUS = 6
 
 
 @pytest.fixture(scope="module")
-def dpud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulated]:
-    with emulated(tmp_path_factory.mktemp("programs"), CONFIG) as found:
+def dpud() -> Iterator[Emulated]:
+    with emulated(CONFIG) as found:
         yield found
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """/proc/sys/kernel/printk and its kin: who may log, how much, and what reaches the console (kernel/printk/sysctl.c)."""
 
-from kernelsim.attr import Attr, Bool, Int, StrictVector, Kobject, Word
+from kernelsim.attr import Attr, Bool, Int, Kobject, StrictVector, Word
 from kernelsim.kinds import INT_MAX, INT_MIN
 from kernelsim.printk import DEVKMSG_OFF, DEVKMSG_ON, DEVKMSG_RATELIMIT, Printk
 

@@ -31,13 +31,17 @@ class Opcode(IntEnum):
     WRITE = 16
     STATFS = 17
     RELEASE = 18
+    FSYNC = 20
+    LISTXATTR = 23
     INIT = 26
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
+    FSYNCDIR = 30
     CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
+    POLL = 40
     BATCH_FORGET = 42
     RENAME2 = 45
 
@@ -58,8 +62,15 @@ READ_IN = Struct("=QQIIQI4x")  # fh, offset, size, read_flags, lock_owner, flags
 WRITE_IN = READ_IN  # fh, offset, size, write_flags, lock_owner, flags; then the data
 WRITE_OUT = Struct("=II")  # size, padding
 RELEASE_IN = Struct("=Q")  # fh; what follows is of no use here
-SETATTR_IN = Struct("=I64xI12x")
-"""valid, mode; times, size and owners are of no use here"""
+SETATTR_IN = Struct("=I64xI4xII4x")
+"""valid, mode, uid, gid; times and size are of no use here"""
+GETATTR_IN = Struct("=I")  # getattr_flags; what follows is of no use here
+GETXATTR_IN = Struct("=II")  # size, padding
+GETXATTR_OUT = Struct("=II")  # size, padding
+POLL_IN = Struct("=QQII")  # fh, kh, flags, events
+POLL_OUT = Struct("=II")  # revents, padding
+NOTIFY_POLL_OUT = Struct("=Q")  # kh
+NOTIFY_STORE_OUT = Struct("=QQII")  # nodeid, offset, size, padding; then the data
 MKNOD_IN = Struct("=II")  # mode, rdev; what follows is of no use here
 STATFS_OUT = Struct("=QQQQQIII28x")  # blocks, bfree, bavail, files, ffree, bsize, namelen, frsize
 DIRENT = Struct("=QQII")  # ino, offset of the next, length of the name, type; then the name, up to a multiple of 8
@@ -90,6 +101,12 @@ FOPEN_DIRECT_IO, FOPEN_NOFLUSH = 1 << 0, 1 << 5
 
 # Of SETATTR.
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+
+GETATTR_FH = 1 << 0
+POLL_SCHEDULE_NOTIFY = 1 << 0
+
+# Codes of messages that no request asked for; they stand where a reply has its error.
+NOTIFY_POLL, NOTIFY_STORE = 1, 4
 
 ROOT_ID = 1
 """nodeid of the root directory."""

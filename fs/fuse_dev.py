@@ -12,6 +12,12 @@ Theory of operation
     - Every open gets FOPEN_DIRECT_IO, so sizes may lie as they do in /proc and each read(2) reaches us, and
       FOPEN_NOFLUSH. O_TRUNC comes with the open. That makes `cat` 4 requests and `echo >` 3.
     - Operations that say nothing new are ENOSYS: the kernel hears it once and stops asking.
+    - sendfile(2) and splice(2) read through the page cache, which ends at the size that the kernel knows: 0 for files
+      of /proc. So a reader's open also stores a byte far out in the cache (it is dropped as the open ends), which moves
+      that end; stat(2) asks for the size from then on, and is still told 0. While somebody reads the file its reply
+      would move the end back, were it not older than one more such byte.
+    - poll(2) is answered at once. Who polls a stream that has nothing is told when it has; of each open file the last
+      poll is remembered.
     - The kernel checks mode bits of ordinary users (`default_permissions`); what it lets root do is checked here.
     - OSError becomes its errno. Anything else is a bug: EIO, a traceback in the log and a count.
 """
@@ -24,6 +30,7 @@ import signal
 import stat
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -45,6 +52,7 @@ CACHE_S = 1
 _MAX_WRITE = 1 << 20
 _BUFFER_BYTES = _MAX_WRITE + (1 << 12)
 _BODY = abi.IN_HEADER.size
+_FAR_OUT = 1 << 30  # larger than any text
 _MAX_IDLE = 4  # threads that wait for the turn
 _DRAIN_S = 2.0
 _INIT_FLAGS = abi.ASYNC_READ | abi.ATOMIC_O_TRUNC | abi.BIG_WRITES | abi.PARALLEL_DIROPS | abi.MAX_PAGES
@@ -83,6 +91,9 @@ class Session:
         self._known: dict[int, Node] = {abi.ROOT_ID: tree.root}
         self._lookups: dict[int, int] = {}
         self._open_files: dict[int, OpenFile] = {}
+        self._polled: dict[int, int] = {}
+        self._far_out = itertools.count(_FAR_OUT)  # each byte beyond the last, or it would not count
+        self._readers: Counter[int] = Counter()  # open files with `hides_size`, by nodeid
         self._directories: dict[int, tuple[str, list[DirEntry]]] = {}
         self._handles = itertools.count(1)
         self._turn = threading.Lock()
@@ -179,7 +190,7 @@ class Session:
         try:
             os.writev(self._fd, (abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(data), error, unique), data))
         except OSError as problem:
-            if problem.errno == errno.EINVAL:
+            if problem.errno == errno.EINVAL and unique:
                 self.nr_failures += 1
                 log.exception("bad reply %d, %d bytes", error, len(data))
                 if data:
@@ -256,18 +267,37 @@ class Session:
             self._known.pop(nodeid, None)
 
     def _getattr(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
+        (flags,) = abi.GETATTR_IN.unpack_from(self._buffer, _BODY)
+        if nodeid in self._readers and not flags & abi.GETATTR_FH:  # with it, lseek(2) asks where the end is
+            self._extend_cache(nodeid)
         return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._known[nodeid])
+
+    def _extend_cache(self, nodeid: int) -> None:
+        """Let readers through the page cache go on until a read is short."""
+        self._reply(0, abi.NOTIFY_STORE, abi.NOTIFY_STORE_OUT.pack(nodeid, next(self._far_out), 1, 0) + b"\0")
 
     def _setattr(self, _request: Request, nodeid: int, _nr: int, cred: Cred) -> bytes:
         """Times are taken without effect, and sizes for most files: the value stays what it is until a write."""
-        valid, mode = abi.SETATTR_IN.unpack_from(self._buffer, _BODY)
+        valid, mode, uid, gid = abi.SETATTR_IN.unpack_from(self._buffer, _BODY)
         if valid & abi.FATTR_MODE:
             self._tree.chmod(self._node(nodeid).path, mode)
         if valid & abi.FATTR_SIZE:
             self._tree.truncate(self._node(nodeid).path, cred)
         if valid & (abi.FATTR_UID | abi.FATTR_GID):
-            self._tree.chown(self._node(nodeid).path)
+            owner = (uid if valid & abi.FATTR_UID else -1, gid if valid & abi.FATTR_GID else -1)
+            self._tree.chown(self._node(nodeid).path, *owner)
         return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._known[nodeid])
+
+    def _listxattr(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
+        """None of these file systems has any."""
+        size, _ = abi.GETXATTR_IN.unpack_from(self._buffer, _BODY)
+        return b"" if size else abi.GETXATTR_OUT.pack(0, 0)
+
+    def _fsync(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
+        self._tree.fsync(self._node(nodeid).path)
+        return b""
+
+    _fsyncdir = _fsync
 
     def _readlink(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
         return os.fsencode(self._tree.readlink(self._node(nodeid).path))
@@ -310,6 +340,9 @@ class Session:
             file.truncate(cred)
         handle = next(self._handles)
         self._open_files[handle] = file
+        if file.hides_size:
+            self._readers[nodeid] += 1
+            self._extend_cache(nodeid)
         return abi.OPEN_OUT.pack(handle, abi.FOPEN_DIRECT_IO | abi.FOPEN_NOFLUSH, 0)
 
     def _read(self, request: Request, _nodeid: int, _nr: int, cred: Cred) -> bytes:
@@ -323,9 +356,28 @@ class Session:
         data = bytes(memoryview(self._buffer)[start : start + size])
         return abi.WRITE_OUT.pack(self._open_files[handle].write(data, offset, cred, interrupted=request), 0)
 
-    def _release(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
-        self._open_files.pop(*abi.RELEASE_IN.unpack_from(self._buffer, _BODY))
+    def _release(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
+        (handle,) = abi.RELEASE_IN.unpack_from(self._buffer, _BODY)
+        self._polled.pop(handle, None)
+        file = self._open_files.pop(handle)
+        if file.hides_size:
+            self._readers[nodeid] -= 1
+            if not self._readers[nodeid]:
+                del self._readers[nodeid]
+        file.release()
         return b""
+
+    def _poll(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
+        handle, kernel_handle, flags, _ = abi.POLL_IN.unpack_from(self._buffer, _BODY)
+        notify = None
+        if flags & abi.POLL_SCHEDULE_NOTIFY:
+            self._polled[handle] = kernel_handle
+            notify = partial(self._wake_pollers, handle)
+        return abi.POLL_OUT.pack(self._open_files[handle].poll(notify), 0)
+
+    def _wake_pollers(self, handle: int) -> None:
+        if (kernel_handle := self._polled.pop(handle, None)) is not None:
+            self._reply(0, abi.NOTIFY_POLL, abi.NOTIFY_POLL_OUT.pack(kernel_handle))
 
     # Changes. What the kernel's own file systems refuse is refused with their error.
 

@@ -134,6 +134,7 @@ class OpenFile:
         self._user = user
         self._pos = 0  # where the next read(2) of a stream will be, as far as reads have told
         self._appends = bool(flags & os.O_APPEND)
+        self._readable = flags & os.O_ACCMODE != os.O_WRONLY
         self._nr_appended = 0
         self._rules = RULES[node.flavour]
         self._seq = SeqFile()
@@ -194,6 +195,11 @@ class OpenFile:
             queue.notify_once(notify)
         return queue
 
+    @property
+    def hides_size(self) -> bool:
+        """Is there a text to read although stat(2) says that there are 0 bytes?"""
+        return self._readable and not self._rules.file_size and not self.node.attr.is_stream and self.node.attr.readable
+
     def release(self) -> None:
         """The last close(2)."""
         if self._user is not None:
@@ -210,12 +216,11 @@ class OpenFile:
                 return self._operate(cred, interrupted, attr.write_skipped, len(data))
         if not attr.writable:
             raise error(self._rules.no_write, node.path)
-        data = data[: self._rules.write_window]
         if attr.is_stream:
             nr_taken = self._operate(cred, interrupted, attr.write_stream, data, offset, self._user)
             self._skipped -= 0 if self._appends else nr_taken  # the file position went on, a reader's place did not
             return nr_taken
-        return self._operate(cred, interrupted, attr.write_text, data, node.flavour)
+        return self._operate(cred, interrupted, attr.write_text, data[: self._rules.write_window], node.flavour)
 
     def _operate(
         self, cred: Cred, interrupted: Callable[[], bool], hook: Callable[..., Operation[int]], *args: Any

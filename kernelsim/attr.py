@@ -27,13 +27,14 @@ Invariants
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast, overload
 
 from kernelsim.attr_node import Dir as Dir
 from kernelsim.attr_node import File as File
 from kernelsim.attr_node import Link as Link
 from kernelsim.attr_node import Node as Node
+from kernelsim.attr_node import Opener as Opener
+from kernelsim.attr_node import split_path
 from kernelsim.kinds import PAGE_SIZE as PAGE_SIZE
 from kernelsim.kinds import Bool as Bool
 from kernelsim.kinds import Bytes as Bytes
@@ -60,17 +61,6 @@ from kernelsim.wait import WaitQueue as WaitQueue
 T = TypeVar("T")
 R = TypeVar("R")
 K = TypeVar("K", bound="Kobject")
-
-
-@dataclass(frozen=True)
-class Opener:
-    """Who opens a stream, and how."""
-
-    flags: int
-    """As of open(2)."""
-    comm: str = "kernelsim"
-    privileged: bool = True
-    """Has the capabilities of the emulated kernel's root."""
 
 
 class Attr(Generic[T]):
@@ -201,10 +191,6 @@ class Attr(Generic[T]):
         return isinstance(self.kind, Stream)
 
     @property
-    def _stream_hooks(self) -> tuple[object, ...]:
-        return self._read, self._write, self._write_at, self._size, self._open, self._poll
-
-    @property
     def can_poll(self) -> bool:
         return self._poll is not None
 
@@ -281,7 +267,7 @@ class Attr(Generic[T]):
             self._release(kobj, user)
 
     def poll_stream(self, kobj: "Kobject", pos: int) -> WaitQueue | None:
-        """Where to wait before a read at `pos`; None: no need to."""
+        """Where a read at `pos` would wait; None: it would not."""
         return None if self._poll is None else self._poll(kobj, pos)
 
     def write_stream(self, kobj: "Kobject", data: bytes, pos: int = 0, user: Any = None) -> Operation[int]:
@@ -312,8 +298,8 @@ class Attr(Generic[T]):
             return "bad file name"
         if not self.readable and not self.writable:
             return "no default, no show and no store"
-        if not self.is_stream and any(self._stream_hooks):
-            return "read, write, size, open and poll hooks are for streams"
+        if not self.is_stream and (self._read or self._write or self._write_at or self._size or self._open):
+            return "read, write, size and open hooks are for streams"
         if (self._write if isinstance(self.kind, Bytes) else self._write_at) is not None:
             return "streams have write hooks, bytes have write_at hooks"
         if self.is_stream and (self._show or self._store or self._stored or self.default is not None):
@@ -371,12 +357,6 @@ class ConfigGroup(Kobject):
         return None
 
 
-def _split(path: str) -> tuple[str, str]:
-    """("/proc/sys", "vm") of "/proc/sys/vm"."""
-    parent, _, name = path.rpartition("/")
-    return parent or "/", name
-
-
 class Registry:
     """Every pseudo-file there is, by absolute path below the mount point."""
 
@@ -407,7 +387,7 @@ class Registry:
 
     def link(self, path: str, target: str) -> None:
         """Put a symbolic link at `path`. Raises ValueError if the name is taken."""
-        parent, name = _split(path)
+        parent, name = split_path(path)
         directory = self._mkdir(parent)
         self._check_free(directory, name)
         self._enter(directory, name, Link(path, self._ino(), Flavour.of(path), target=target))
@@ -418,7 +398,7 @@ class Registry:
         if not isinstance(node, Link):
             raise KeyError(f"{path} is not a link")
         self._drop(node)
-        self._prune(self.nodes[_split(path)[0]])
+        self._prune(self.nodes[split_path(path)[0]])
 
     def walk(self) -> Iterator[tuple[str, Kobject, Attr[Any]]]:
         """Every file: (path, kobj, attr), directory by directory in the order things were added."""
@@ -485,7 +465,7 @@ class Registry:
         """The directory at `path`, made with its parents where missing."""
         node = self.nodes.get(path)
         if node is None:
-            parent, name = _split(path)
+            parent, name = split_path(path)
             node = Dir(path, self._ino(), Flavour.of(path))
             self._enter(self._mkdir(parent), name, node)
         if not isinstance(node, Dir):
@@ -501,7 +481,7 @@ class Registry:
         directory.entries[name] = node
 
     def _drop(self, node: Node) -> None:
-        parent, name = _split(node.path)
+        parent, name = split_path(node.path)
         directory = self.nodes[parent]
         assert isinstance(directory, Dir)
         del directory.entries[name], self.nodes[node.path]
@@ -510,7 +490,7 @@ class Registry:
     def _prune(self, node: Node) -> None:
         """Remove empty directories upwards from here."""
         while isinstance(node, Dir) and not node.entries and not node.kobjs and node is not self.root:
-            parent = self.nodes[_split(node.path)[0]]
+            parent = self.nodes[split_path(node.path)[0]]
             self._drop(node)
             node = parent
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What stands at a path of the Registry: a directory, a file or a link. Imported from kernelsim.attr."""
+"""What stands at a path of the Registry: a directory, a file or a link; and who opens it. See kernelsim.attr."""
 
 from __future__ import annotations
 
@@ -48,3 +48,20 @@ class Link(Node):
     """A symbolic link; the target is used as it stands."""
 
     target: str = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Who opens a stream, and how."""
+
+    flags: int
+    """As of open(2)."""
+    comm: str = "kernelsim"
+    privileged: bool = True
+    """Has the capabilities of the emulated kernel's root."""
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """("/proc/sys", "vm") of "/proc/sys/vm"."""
+    parent, _, name = path.rpartition("/")
+    return parent or "/", name

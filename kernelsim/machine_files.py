@@ -79,7 +79,7 @@ def _sysctl(machine: Machine) -> Files:
     yield SYSCTL_VM, machine.vm.overcommit
     if machine.mem.pagesets.size:
         yield SYSCTL_VM, PagesetSysctl(machine.mem, machine.cpus)
-    yield SYSCTL_VM, PageAllocSysctl(machine.mem, machine.reclaim, machine.printk)
+    yield SYSCTL_VM, PageAllocSysctl(machine.mem, machine.reclaim, machine.printk, machine.tracing.trace.current)
     if machine.has("HUGETLB_PAGE"):
         yield SYSCTL_VM, machine.hugetlb
     if machine.has("COMPACTION"):

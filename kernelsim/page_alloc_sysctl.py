@@ -10,6 +10,7 @@ from kernelsim.mmzone import MAX_NR_ZONES, ZONE_MOVABLE, Mem
 from kernelsim.mmzone import lowmem_reserve_ratio as DEFAULT_RESERVE_RATIO
 from kernelsim.printk import Printk
 from kernelsim.reclaim import Reclaim
+from kernelsim.task import Current
 
 _DROP_PAGECACHE, _DROP_SLAB, _DROP_SILENTLY = 1, 2, 4
 
@@ -34,10 +35,11 @@ class PageAllocSysctl(Kobject):
         mode=0o200,
     )
 
-    def __init__(self, mem: Mem, reclaim: Reclaim, printk: Printk) -> None:
+    def __init__(self, mem: Mem, reclaim: Reclaim, printk: Printk, current: Current) -> None:
         self.mem = mem
         self.reclaim = reclaim
         self.printk = printk
+        self.current = current
         self._quiet = False
         self._min_free_kbytes = self._sum_of_min()
 
@@ -94,6 +96,6 @@ class PageAllocSysctl(Kobject):
         if what & _DROP_SLAB:
             self.reclaim.vm.events["drop_slab"] += 1
         if not self._quiet:
-            task = self.reclaim.vm.trace.current.task
+            task = self.current.task
             self.printk(f"{task.comm} ({task.pid}): drop_caches: {what}")
         self._quiet |= what & _DROP_SILENTLY != 0

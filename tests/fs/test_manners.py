@@ -48,7 +48,7 @@ ANY = {**READING, **POSITION, **FILE, **DIRECTORY, **COPYING}
 STORED = {**WRITING, **BOTH, **ANY}
 
 # Why: the kernel's FUSE client decides these before, or without, asking the server.
-_SPLICE = {"splice to a pipe", "sendfile"}  # goes through the page cache, which ends at st_size, and that is 0
+_SPLICE = {"splice to a pipe", "sendfile"}  # debugfs has none, and a FUSE server cannot refuse it
 _NO_TMPFILE = {"open the directory with O_TMPFILE"}  # libfuse has no such operation
 _NOBODY = {"nobody makes a directory"}  # default_permissions looks at the directory's bits before it asks
 _WRONG_TYPE = {"rmdir", "unlink the directory"}  # the VFS finds a wrong type before FUSE checks permission
@@ -60,7 +60,7 @@ _PROC_FILE = {
     "write b''*0",  # a write of no bytes does not reach the server
 }  # fmt: skip
 SYSCTL = frozenset(_NO_TMPFILE | _NOBODY | _WRONG_TYPE)
-PROC = frozenset(_SPLICE | _NOBODY | _PROC_FILE)
+PROC = frozenset(_NOBODY | _PROC_FILE)
 _ROOT_CAN_ACCESS = {"access"}  # default_permissions grants root what open(2) then refuses
 SYSCTL_WO = SYSCTL | {"write b''*0", "getxattr"} | _ROOT_CAN_ACCESS
 _MOUNT_ROOT = {"rmdir the directory"}  # the real /proc is a mount point

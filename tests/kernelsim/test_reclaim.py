@@ -144,7 +144,7 @@ def test_drop_caches_drops_what_nobody_maps() -> None:
 def test_drop_caches_logs_until_it_is_told_not_to() -> None:
     lab = Lab((32,), nr_ranks=None)
     for value in (1, 2, 4, 3):
-        with lab.vm.trace.current.as_task(Task(4711, lambda: "bash")):
+        with lab.machine.tracing.trace.current.as_task(Task(4711, lambda: "bash")):
             lab.sysctl(drop_caches=value)
     assert [line for line in lab.machine.printk.lines() if "drop_caches" in line] == [
         f"bash (4711): drop_caches: {value}" for value in (1, 2, 4)

@@ -313,6 +313,8 @@ READERS = [
     "tee < {}",    "cat < {}", "cut -b 1- {}", "python3 -c \"print(open('{}').read())\"", "tac {} | tac",
     "split -l 1000 --filter=cat {}",    "busybox head -n 9999 {}", "busybox grep '' {}",
     "busybox awk '{{print}}' {}", "busybox tail -n 9999 {}",
+    "busybox cat {}", "busybox cp {} /tmp/x$$; cat /tmp/x$$; rm /tmp/x$$",
+    "python3 -c \"import shutil; shutil.copyfile('{}', '/tmp/y')\"; cat /tmp/y; rm /tmp/y",
     "busybox dd if={} bs=64k", "busybox sed -n p {}", "mawk '{{print}}' {}", "base64 {} | base64 -d",
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ MAX_FILE_LINES = 500
 
 CORE_MAY_IMPORT = """
     __future__ abc bisect collections collections.abc contextlib dataclasses enum errno functools hashlib heapq
-    itertools math operator re typing zlib
+    itertools math operator re struct typing zlib
     dis fnmatch llvmlite numba numba.core numba.extending numpy numpy.typing types
 """
 MAY_IMPORT = {

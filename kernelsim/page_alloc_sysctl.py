@@ -94,5 +94,6 @@ class PageAllocSysctl(Kobject):
         if what & _DROP_SLAB:
             self.reclaim.vm.events["drop_slab"] += 1
         if not self._quiet:
-            self.printk(f"drop_caches: {what}")
+            task = self.reclaim.vm.trace.current.task
+            self.printk(f"{task.comm} ({task.pid}): drop_caches: {what}")
         self._quiet |= what & _DROP_SILENTLY != 0

@@ -12,7 +12,10 @@ from dpud import jitcache
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home and a shared cache in `tmp_path`; the environment comes back afterwards."""
+    """A home, a shared cache and a small source tree in `tmp_path`; the environment comes back afterwards."""
+    (tmp_path / "tree/kernelsim").mkdir(parents=True)
+    (tmp_path / "tree/kernelsim/page.py").write_text("")
+    monkeypatch.setattr(jitcache, "_ROOT", tmp_path / "tree")
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -149,14 +149,14 @@ class TestRequestsAtLength(Requests.TestCase):
     settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_soak(seed: int) -> None:
     """All kinds of operations there are, the invariants checked after every slice."""
     soak(seed, 30, "stamp", eager=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 120))
+@pytest.mark.parametrize("seed", range(100, 121))
 def test_soak_at_length(seed: int) -> None:
     soak(seed, 400, eager=True)
 

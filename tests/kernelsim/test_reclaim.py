@@ -12,6 +12,7 @@ from wiring import errno_of
 
 from kernelsim.machine import Machine
 from kernelsim.operation import complete
+from kernelsim.task import Task
 
 MIB_PAGES = 256
 
@@ -143,9 +144,10 @@ def test_drop_caches_drops_what_nobody_maps() -> None:
 def test_drop_caches_logs_until_it_is_told_not_to() -> None:
     lab = Lab((32,), nr_ranks=None)
     for value in (1, 2, 4, 3):
-        lab.sysctl(drop_caches=value)
+        with lab.vm.trace.current.as_task(Task(4711, lambda: "bash")):
+            lab.sysctl(drop_caches=value)
     assert [line for line in lab.machine.printk.lines() if "drop_caches" in line] == [
-        f"drop_caches: {value}" for value in (1, 2, 4)
+        f"bash (4711): drop_caches: {value}" for value in (1, 2, 4)
     ]
     for text in ("0", "5", "x"):
         assert errno_of(lab.write, f"{VM}/drop_caches", text) == errno.EINVAL

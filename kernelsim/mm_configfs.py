@@ -338,9 +338,10 @@ class Process(Kobject):
 
     @exclusive
     def end(self) -> LongOp:
-        """Exit: everything the process had is freed."""
+        """Exit: everything the process had is freed. To be called again if interrupted."""
         yield from self.mm.exit()
-        self.machine.tasks.release_task(self.pid_nr)
+        if self.pid_nr in self.machine.tasks.by_pid:
+            self.machine.tasks.release_task(self.pid_nr)
         yield from self._drop_unmapped_files()
         self.ended = True
 

@@ -41,7 +41,7 @@ _dpud() {
                 _dpud_offer w --write --seed --ops --help
                 return
             fi
-            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity terabyte soak
+            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity terabyte gpu soak
             ;;
         demo)
             if [[ $cur == -* ]]; then
@@ -135,7 +135,7 @@ _dpud() {
                 --keep) _dpud_offer w; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --compact --fragment --mb --keep --help
+                _dpud_offer w --compact --fragment --mb --keep --as-is --help
                 return
             fi
             _dpud_offer d

@@ -19,7 +19,7 @@ BUFFERS = (
     ("field", "2M", "fp32 field"),
 )
 """Buffer, its page size, and what is in it."""
-_SIZE_MIB = 8
+_SIZE_MIB = 4
 
 
 def play(console: Console) -> None:

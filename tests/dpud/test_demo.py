@@ -188,3 +188,19 @@ def test_the_unified_demo_says_where_pages_are_and_loses_none() -> None:
         r"client=train at=host va=0x\w+ access=w error=EACCES page=RESIDENT why=permissions are r--", done.stdout
     )
     assert done.stdout.endswith("\nok\n")
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_compression_demo_gets_every_byte_back_from_less_memory() -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "compression"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"^(\w+): the same$", done.stdout, re.MULTILINE)) == 8
+    columns = re.search(r"^\$ cat \S+/mm_stat\n([\d ]+)$", done.stdout, re.MULTILINE)
+    assert columns is not None
+    raw, _, used = map(int, columns[1].split()[:3])
+    assert raw == 16 << 20
+    assert used < raw // 2
+    before, after = map(int, re.findall(r"^\$ cat \S+/mem_used_total\n(\d+)$", done.stdout, re.MULTILINE))
+    assert after < 0.75 * before

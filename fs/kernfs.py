@@ -279,9 +279,7 @@ class Tree:
         if not isinstance(directory, Dir):
             raise error(errno.ENOTDIR, directory.path)
         node = directory.entries.get(name)
-        if node is None:
-            raise error(errno.ENOENT, f"{directory.path}/{name}")
-        return node
+        return node if node is not None else self._lookup(f"{directory.path.rstrip('/')}/{name}")
 
     def getattr(self, path: str) -> Stat:
         """stat(2). Raises ENOENT."""

@@ -38,6 +38,7 @@ from kernelsim.attr import (
     WaitQueue,
     complete,
 )
+from kernelsim.kinds import Bytes
 
 R = TypeVar("R")
 
@@ -218,7 +219,8 @@ class OpenFile:
             raise error(self._rules.no_write, node.path)
         if attr.is_stream:
             nr_taken = self._operate(cred, interrupted, attr.write_stream, data, offset, self._user)
-            self._skipped -= 0 if self._appends else nr_taken  # the file position went on, a reader's place did not
+            if not (self._appends or isinstance(attr.kind, Bytes)):
+                self._skipped -= nr_taken  # the file position went on, a reader's place among records did not
             return nr_taken
         return self._operate(cred, interrupted, attr.write_text, data[: self._rules.write_window], node.flavour)
 
@@ -279,9 +281,7 @@ class Tree:
         if not isinstance(directory, Dir):
             raise error(errno.ENOTDIR, directory.path)
         node = directory.entries.get(name)
-        if node is None:
-            raise error(errno.ENOENT, f"{directory.path}/{name}")
-        return node
+        return node if node is not None else self._lookup(f"{directory.path.rstrip('/')}/{name}")
 
     def getattr(self, path: str) -> Stat:
         """stat(2). Raises ENOENT."""

@@ -29,9 +29,9 @@ emulated = os.environ["DPUD_MOUNT"] + "/proc"
 PSUTIL = """
 import psutil
 psutil.PROCFS_PATH = emulated
-assert psutil.pids() == [1, 2], psutil.pids()
-web, worker = psutil.Process(1), psutil.Process(2)
-assert (web.name(), worker.name(), worker.ppid(), web.status()) == ("web", "worker", 1, "sleeping")
+assert psutil.pids() == [100, 101], psutil.pids()
+web, worker = psutil.Process(100), psutil.Process(101)
+assert (web.name(), worker.name(), worker.ppid(), web.status()) == ("web", "worker", 100, "sleeping")
 assert (web.num_threads(), web.uids().real, web.cmdline()) == (1, 0, ["web"])
 info = web.memory_info()
 assert info.rss == int(open(f"{mm}/web/rss").read())
@@ -88,9 +88,9 @@ LEAVING = """
 import time
 os.rmdir(f"{mm}/worker")
 deadline = time.monotonic() + 20
-while os.path.exists(f"{emulated}/2") and time.monotonic() < deadline:  # the kernel keeps names for a second
+while os.path.exists(f"{emulated}/101") and time.monotonic() < deadline:  # the kernel keeps names for a second
     time.sleep(0.05)
-assert sorted(name for name in os.listdir(emulated) if name.isdigit()) == ["1"]
+assert sorted(name for name in os.listdir(emulated) if name.isdigit()) == ["100"]
 assert open("/proc/sys/vm/overcommit_memory").read() == "0\\n"
 write("/proc/sys/vm/overcommit_memory", "2")
 try:

@@ -195,7 +195,7 @@ def test_huge_pages_show_as_huge() -> None:
     lab.set("a", fork="b")
     ((_, sizes),) = mappings(lab.read("/proc/100/smaps"))
     assert (sizes["Pss"], sizes["Shared_Dirty"]) == (4096, 8192)
-    entries = pagemap(lab, 1)
+    entries = pagemap(lab, 100)
     assert bit(entries, 63).all()
     assert not bit(entries, 56).any()
     assert (np.diff(entries.reshape(-1, 512) & np.uint64((1 << 55) - 1)) == 1).all()
@@ -285,14 +285,14 @@ def test_a_page_on_the_move_is_a_swap_entry(request: pytest.FixtureRequest) -> N
     request.addfinalizer(slices.undo)
     lab = Lab((32,), patience=3)
     lab.spawn("a", anon="16M", holes="50 seed=1")
-    before = pagemap(lab, 1)
+    before = pagemap(lab, 100)
     resident = kbytes(lab.read("/proc/100/smaps_rollup"))["Rss"]
     lab.sysctl(dpu_compact_region_order=11)
     compacting = lab.start_compact()
     over = False
-    while not over and not bit(pagemap(lab, 1), 62).any():
+    while not over and not bit(pagemap(lab, 100), 62).any():
         over, _ = advance(compacting)
-    moving = pagemap(lab, 1)
+    moving = pagemap(lab, 100)
     swap = bit(moving, 62)
     assert swap.any()
     assert set((moving[swap] & np.uint64(31)).tolist()) <= {24, 26}
@@ -300,8 +300,8 @@ def test_a_page_on_the_move_is_a_swap_entry(request: pytest.FixtureRequest) -> N
     assert kbytes(lab.read("/proc/100/smaps_rollup"))["Rss"] == resident
     while not over:
         over, _ = advance(compacting)
-    assert not bit(pagemap(lab, 1), 62).any()
-    assert (bit(pagemap(lab, 1), 63) == bit(before, 63)).all()
+    assert not bit(pagemap(lab, 100), 62).any()
+    assert (bit(pagemap(lab, 100), 63) == bit(before, 63)).all()
 
 
 def test_reading_smaps_of_a_process_that_ends() -> None:

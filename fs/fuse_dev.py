@@ -395,13 +395,13 @@ class Session:
     def _unlink(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
         self._tree.unlink(self._path(nodeid, Opcode.UNLINK, nr))
 
-    def _mkdir(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
+    def _mkdir(self, _request: Request, nodeid: int, nr: int, cred: Cred) -> bytes:
         name = self._name(Opcode.MKDIR, nr)
-        self._tree.mkdir(self._path(nodeid, Opcode.MKDIR, nr))
+        self._tree.mkdir(self._path(nodeid, Opcode.MKDIR, nr), cred)
         return self._entry(self._tree.child(self._node(nodeid), name))
 
-    def _rmdir(self, request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
-        self._tree.rmdir(self._path(nodeid, Opcode.RMDIR, nr), interrupted=request)
+    def _rmdir(self, request: Request, nodeid: int, nr: int, cred: Cred) -> bytes:
+        self._tree.rmdir(self._path(nodeid, Opcode.RMDIR, nr), cred, interrupted=request)
         return b""
 
 

@@ -231,10 +231,11 @@ class FuseOps:
     @operation
     def truncate(self, path: str | None, _length: int, fi: Any = None) -> int:
         """Shells truncate before they write; for most files that changes nothing."""
-        if path is None:
+        if fi is not None:
             self._open_files[fi.fh].truncate(self._cred())
-        else:
+        elif path is not None:
             self._tree.truncate(path, self._cred())
+        # else: mfusepy over libfuse3 does not say which open file it is; the file stays as it is
         return 0
 
     def listxattr(self, _path: str) -> list[str]:

@@ -127,6 +127,7 @@ def test_dmesg_restrict(dpud: Emulated) -> None:
 def test_sysctl_a_lists_every_readable_sysctl(dpud: Emulated) -> None:
     listed = {line.split(" = ")[0] for line in dpud.exec("sysctl", "-a").stdout.splitlines()}
     files = [path for path in (dpud.mnt / "proc/sys").rglob("*") if path.is_file() and path.stat().st_mode & 0o400]
+    files = [path for path in files if path.read_text()]  # stat_refresh has nothing to show, here as there
     ours = {".".join(path.relative_to(dpud.mnt / "proc/sys").parts) for path in files}
     assert "vm.dpu_compact_enabled" in ours
     assert ours <= listed

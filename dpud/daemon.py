@@ -6,6 +6,7 @@ pacer has a thread, each DPU rank may have one. SIGTERM and SIGINT unmount, then
 the opposite order of its making.
 """
 
+import gc
 import os
 import re
 import signal
@@ -91,6 +92,7 @@ def run(options: RunOptions) -> None:
         if options.ready_fd is None and sys.stderr.isatty():
             machine.printk.console = lambda level, text: print(f"<{level}> {text}", file=sys.stderr)
         tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid(), run_as=_requests_of(machine))
+        gc.freeze()  # modules and files stay: collections that walk them all would hold requests up
         _serve(tree, path, options.config, ready)
 
 

@@ -53,6 +53,7 @@ _MAX_WRITE = 1 << 20
 _BUFFER_BYTES = _MAX_WRITE + (1 << 12)
 _BODY = abi.IN_HEADER.size
 _FAR_OUT = 1 << 30  # larger than any text
+_MAX_CREDS = 256
 _MAX_IDLE = 4  # threads that wait for the turn
 _DRAIN_S = 2.0
 _INIT_FLAGS = abi.ASYNC_READ | abi.ATOMIC_O_TRUNC | abi.BIG_WRITES | abi.PARALLEL_DIROPS | abi.MAX_PAGES
@@ -96,6 +97,7 @@ class Session:
         self._readers: Counter[int] = Counter()  # open files with `hides_size`, by nodeid
         self._directories: dict[int, tuple[str, list[DirEntry]]] = {}
         self._handles = itertools.count(1)
+        self._creds: dict[tuple[int, int, int], Cred] = {}
         self._turn = threading.Lock()
         self._guard = threading.Lock()
         self._nr_idle = 0
@@ -167,7 +169,7 @@ class Session:
         if handler is None:
             self._reply(unique, -errno.ENOSYS)
             return request
-        cred = Cred(uid, gid, partial(groups_of, pid), pid, partial(comm_of, pid))
+        cred = self._cred(uid, gid, pid)
         try:
             reply = handler(request, nodeid, nr, cred)
         except Exception as error:
@@ -176,6 +178,16 @@ class Session:
             if reply is not None:
                 self._reply(unique, 0, reply)
         return request
+
+    def _cred(self, uid: int, gid: int, pid: int) -> Cred:
+        """Who asks. The last few are kept: what they are asked for is looked up only when it is needed."""
+        cred = self._creds.get((uid, gid, pid))
+        if cred is None:
+            if len(self._creds) >= _MAX_CREDS:
+                self._creds.clear()
+            cred = Cred(uid, gid, partial(groups_of, pid), pid, partial(comm_of, pid))
+            self._creds[uid, gid, pid] = cred
+        return cred
 
     def _errno(self, error: Exception, opcode: int) -> int:
         """The number of an expected failure; EIO, a log entry and a count for any other exception."""

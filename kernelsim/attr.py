@@ -85,6 +85,7 @@ class Attr(Generic[T]):
         mode: int | None = None,
     ) -> None:
         self.kind = kind
+        self.is_stream = isinstance(kind, Stream)
         self.default = default
         self.doc = doc
         self.since = since
@@ -185,10 +186,6 @@ class Attr(Generic[T]):
         return hook
 
     # What the file can do.
-
-    @property
-    def is_stream(self) -> bool:
-        return isinstance(self.kind, Stream)
 
     @property
     def can_poll(self) -> bool:

@@ -32,7 +32,7 @@ class Call:
     """It or one around it was asked for by name."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Task:
     """Somebody the machine works for."""
 
@@ -74,12 +74,15 @@ class Current:
         """Drive `operation` on behalf of `task`."""
         try:
             while True:
-                with self.as_task(task):
-                    try:
-                        waitable = next(operation)
-                    except StopIteration as stop:
-                        result: R = stop.value
-                        return result
+                before, self.task = self.task, task  # as_task() by hand: every request passes here
+                try:
+                    waitable = next(operation)
+                except StopIteration as stop:
+                    result: R = stop.value
+                    return result
+                finally:
+                    self.on_switch()
+                    self.task = before
                 yield waitable
         except GeneratorExit:
             with self.as_task(task):

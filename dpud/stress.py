@@ -166,9 +166,15 @@ class Worker:
         elif choice < 0.9:
             self._write(buffer, tally)
         elif choice < 0.97:
-            self._press(buffer, tally)
+            self._press(tally)
         else:
             self._renew(buffer, tally)
+
+    def fill(self, tally: Tally) -> None:
+        """Write everything, once."""
+        for buffer in self.buffers:
+            for first in range(0, len(buffer.versions), _MAX_PAGES):
+                self._write_pages(buffer, first, min(first + _MAX_PAGES, len(buffer.versions)), tally)
 
     def verify(self, tally: Tally) -> None:
         """Everything, once."""
@@ -207,7 +213,9 @@ class Worker:
 
     def _write(self, buffer: StressBuffer, tally: Tally) -> None:
         tally.ops["write"] += 1
-        first, end = self._range(buffer)
+        self._write_pages(buffer, *self._range(buffer), tally)
+
+    def _write_pages(self, buffer: StressBuffer, first: int, end: int, tally: Tally) -> None:
         size, old = buffer.content.page_bytes, buffer.versions[first:end]
         buffer.versions[first:end] = [version + 1 for version in old]
         nr_done = (end - first) * size
@@ -225,9 +233,9 @@ class Worker:
         if error.errno != errno.ENOMEM:
             tally.problem(f"{self.name}: {error}")
 
-    def _press(self, buffer: StressBuffer, tally: Tally) -> None:
+    def _press(self, tally: Tally) -> None:
         tally.ops["pressure"] += 1
-        self.memory.evict(self._random.randint(1, 512 << 10))
+        self.memory.evict(self._random.randint(1, 32 << 10))
 
     def _renew(self, buffer: StressBuffer, tally: Tally) -> None:
         tally.ops["free and allocate"] += 1
@@ -250,7 +258,11 @@ class Stress:
         ]
 
     def run(self, say: Callable[[str], None]) -> None:
-        """Until the time is over; the background eviction has a thread of its own."""
+        """Fill all buffers, then until the time is over; the background eviction has a thread of its own."""
+        for worker in self.workers:
+            worker.fill(self.tally)
+        say("all buffers are filled")
+        self.tally.nr_bytes = 0
         begin = time.monotonic()
         self._ends_at = begin + self.options.duration_s
         jobs = [*(worker.step for worker in self.workers), self._background]

@@ -18,6 +18,8 @@ def started(nr_steps: int, compression: bool = True) -> stress.Stress:
     """Two clients, 16 MiB on 8, after some steps in turns."""
     options = stress.Options(2, 1.0, 16 * MIB, 8 * MIB, compression, True, 7)
     found = stress.Stress(stress._memory(options), options, 7)
+    for worker in found.workers:
+        worker.fill(found.tally)
     for _ in range(nr_steps):
         for worker in found.workers:
             worker.step(found.tally)

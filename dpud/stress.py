@@ -161,11 +161,11 @@ class Worker:
         """One random operation."""
         choice = self._random.random()
         buffer = self._random.choice(self.buffers)
-        if choice < 0.45:
+        if choice < 0.5:
             self._read(buffer, tally)
-        elif choice < 0.9:
-            self._write(buffer, tally)
         elif choice < 0.97:
+            self._write(buffer, tally)
+        elif choice < 0.995:
             self._press(tally)
         else:
             self._renew(buffer, tally)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dpud.gpu.address_space.advice import Advice
-from dpud.gpu.address_space.pagetable import PTE_ACCESSED, PTE_PRESENT
+from dpud.gpu.address_space.pagetable import PTE_PRESENT
 from dpud.gpu.address_space.permissions import READ_WRITE, Permission, Permissions, parse_permissions
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.errors import GpuError
@@ -167,7 +167,7 @@ class Buffer(Kobject):
         counts = {"pages": region.nr_pages} | self.memory.state_of(region)
         counts["dirty"] = int(np.count_nonzero((region.state == PageState.RESIDENT) & ~region.backed))
         entries = self.memory.space.table.ptes[:, region.leaf : region.leaf + region.nr_pages]
-        counts["accessed"] = int(np.count_nonzero((entries & PTE_ACCESSED).any(axis=0)))
+        counts["accessed"] = int(np.count_nonzero(self.memory.space.accessed(region)))
         counts["mapped"] = int(np.count_nonzero((entries & PTE_PRESENT).any(axis=0)))
         counts["copies"] = sum(map(len, region.replicas.values()))
         return "".join(f"{name} {nr}\n" for name, nr in counts.items())

@@ -45,15 +45,36 @@ class Prefetcher(Protocol):
     ) -> Sequence[int]: ...
 
 
+class ThrashGuard(Protocol):
+    """swap.ThrashGuard, as far as the data path goes."""
+
+    def fault(self, key: int, now_ns: int, /) -> str:
+        """ "ok", "throttle" or "pin"."""
+        ...
+
+
+THROTTLE_NS = 500_000
+PIN_NS = 300 * THROTTLE_NS
+"""How long a thrashing page's user waits, and how long a page that goes on thrashing stays. NVIDIA's driver has the
+same: a lapse of 500 us, and pinning for 300 lapses (uvm_perf_thrashing.c, open-gpu-kernel-modules 595.45)."""
+
+
 class FaultService:
     """Makes pages reachable."""
 
-    def __init__(self, residency: Residency, host: int, prefetcher: Prefetcher | None = None) -> None:
+    def __init__(
+        self,
+        residency: Residency,
+        host: int,
+        prefetcher: Prefetcher | None = None,
+        thrash_guard: ThrashGuard | None = None,
+    ) -> None:
         self.residency = residency
         self.space = residency.space
         self.locations = residency.locations
         self.host = host
         self.prefetcher = prefetcher
+        self.thrash_guard = thrash_guard
 
     def serve(self, region: Region, pages: Pages, at: int, write: bool, whole: Mask, busy: Busy) -> None:
         """Let location `at` read, or write, these pages; `whole`: those that will be overwritten from end to end.
@@ -117,6 +138,7 @@ class FaultService:
 
     def _bring_in(self, region: Region, pages: Pages, at: int, busy: Busy) -> None:
         bad: list[int] = []
+        self._guard(region, pages)
         for location, group in self._by_target(region, pages, at):
             bad += self.residency.bring_in(region, group, location, busy).tolist()
             good = group[region.state[group] == PageState.RESIDENT]
@@ -125,6 +147,17 @@ class FaultService:
         if len(pages) and self.prefetcher is not None:
             self._prefetch(region, pages, at, busy)
         self._refuse_corrupt(np.array(bad, dtype=np.int64))
+
+    def _guard(self, region: Region, pages: Pages) -> None:
+        """Slow down who thrashes, and keep what goes on thrashing."""
+        if self.thrash_guard is None:
+            return
+        clock = self.space.clock
+        now_ns = clock.now_ns()
+        verdicts = {key: self.thrash_guard.fault(key, now_ns) for key in (region.first_key + pages).tolist()}
+        self.residency.hold([key for key, verdict in verdicts.items() if verdict == "pin"], now_ns + PIN_NS)
+        if "throttle" in verdicts.values():
+            clock.sleep_until(now_ns + THROTTLE_NS)
 
     def _prefetch(self, region: Region, pages: Pages, at: int, busy: Busy) -> None:
         """More pages of the region, as long as free memory lasts: nothing is evicted for them."""

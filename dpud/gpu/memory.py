@@ -34,7 +34,7 @@ from dpud.gpu.blob import PageCodec
 from dpud.gpu.client import Client
 from dpud.gpu.clock import Clock, ManualClock
 from dpud.gpu.errors import GpuError
-from dpud.gpu.faults import CorruptAccess, FaultService, Prefetcher
+from dpud.gpu.faults import CorruptAccess, FaultService, Prefetcher, ThrashGuard
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.interface import Device
 from dpud.gpu.hal.simulated import SimulatedDevice
@@ -58,6 +58,16 @@ class Admission(Protocol):
 
     def request(self, client: str, nr_bytes: int, priority: int, timeout_ns: int = 0) -> Operation[Any]: ...
     def release(self, grant: Any, /) -> None: ...
+    def usage(self, client: str, nr_resident: int, nr_touched: int, now_ns: int, /) -> None: ...
+    def reclaim_order(self, need_bytes: int, for_priority: int, /) -> Sequence[tuple[str, int]]: ...
+    def compressibility(self, ratio: float, /) -> None: ...
+
+
+class PressureStall(Protocol):
+    """overcommit.PressureStall of one client: the time that it waits for memory."""
+
+    def begin(self, now_ns: int, /) -> None: ...
+    def end(self, now_ns: int, /) -> None: ...
 
 
 class GpuMemory:
@@ -74,7 +84,9 @@ class GpuMemory:
         swap: Swap | None = None,
         new_policy: NewPolicy = Lru,
         prefetcher: Prefetcher | None = None,
+        thrash_guard: ThrashGuard | None = None,
         admission: Admission | None = None,
+        pressure: Callable[[str], PressureStall] | None = None,
         space_bytes: int = DEFAULT_BYTES,
     ) -> None:
         self.clock = clock or ManualClock()
@@ -89,8 +101,11 @@ class GpuMemory:
         self.space = AddressSpace(names, self.clock, space_bytes)
         self.store = BackingStore(codec, pool, swap)
         self.residency = Residency(self.space, self.locations, self.store)
-        self.faults = FaultService(self.residency, self.nr_devices, prefetcher)
+        self.faults = FaultService(self.residency, self.nr_devices, prefetcher, thrash_guard)
         self.admission = admission
+        self.pressure = pressure
+        if admission is not None:
+            self.residency.reclaim_order = admission.reclaim_order
         self.clients: dict[str, Client] = {}
         self.on_short: Callable[[], None] = lambda: None
         """Called when an access left a location below its low watermark: for whoever runs `background`."""
@@ -302,17 +317,31 @@ class GpuMemory:
         lacking: NDArray[np.bool_],
     ) -> None:
         pages: Pages = first + np.flatnonzero(lacking)
-        key = region.first_key + first
         overwritten = np.zeros(len(pages), dtype=np.bool_) if whole is None else whole[lacking]
         wanted = READ if whole is None else WRITE
+        key = region.first_key + first
+        stall = self._stall(client, region, pages)
         try:
             self.faults.serve(region, pages, at, whole is not None, overwritten, range(key, key + len(lacking)))
         except GpuError as error:
             page = error.page if isinstance(error, CorruptAccess) else int(pages[0])
             va = region.va + (page << region.page_shift)
             self.space.refuse(client, va, wanted, at, error.errno or errno.EIO, str(error.strerror))
+        finally:
+            if stall is not None:
+                stall.end(self.clock.now_ns())
         if self.residency.is_short:
             self.on_short()
+
+    def _stall(self, client: str, region: Region, pages: Pages) -> PressureStall | None:
+        """Begin to count a fault that more memory would have spared: its page was evicted, or one has to be."""
+        if self.pressure is None:
+            return None
+        if not self.residency.is_short and not (region.state[pages] == PageState.STORED).any():
+            return None
+        stall = self.pressure(client)
+        stall.begin(self.clock.now_ns())
+        return stall
 
     def _touch(self, region: Region, first: int, entries: NDArray[np.uint64]) -> None:
         """Tell the policies."""
@@ -410,6 +439,23 @@ class GpuMemory:
     def background(self, budget_bytes: int) -> int:
         """What a kernel's kswapd does: evict up to `budget_bytes` where free memory is below its low watermark."""
         return self.residency.background(budget_bytes)
+
+    def sample(self) -> None:
+        """Tell admission what each client has in memory, what of it was accessed since the last time, and how well
+        pages compress."""
+        if self.admission is None:
+            return
+        now_ns = self.clock.now_ns()
+        for client in self.clients.values():
+            nr_resident = nr_touched = 0
+            for region in client.regions:
+                nr_resident += region.count(PageState.RESIDENT) << region.page_shift
+                nr_touched += int(np.count_nonzero(self.space.accessed(region))) << region.page_shift
+                self.space.clear_accessed(region)
+            self.admission.usage(client.name, nr_resident, nr_touched, now_ns)
+        pool = self.store.pool
+        if pool is not None and pool.used_bytes:
+            self.admission.compressibility(pool.stored_bytes / pool.used_bytes)
 
     def state_of(self, region: Region) -> dict[str, int]:
         """Pages by state; `resident` also by location."""

@@ -21,7 +21,7 @@ Invariants
 import errno
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,8 @@ _MAX_REFUSALS = 8
 that are tried before none can be emptied."""
 
 Busy = Collection[int]
+ReclaimOrder = Callable[[int, int], Sequence[tuple[str, int]]]
+"""overcommit.Admission.reclaim_order: (bytes needed, for which priority) -> (client, bytes to take) in order."""
 
 log = logging.getLogger("dpud.gpu.address_space")
 
@@ -61,8 +63,9 @@ class Residency:
         self.space, self.locations, self.store = space, locations, store
         self.watermarks = Watermarks()
         self._reclaiming: set[int] = set()
-        self.held: set[int] = set()
-        """Keys of pages that are not evicted for now, whatever their region (thrashing)."""
+        self._held: dict[int, int] = {}  # key -> until when, in ns
+        self.reclaim_order: ReclaimOrder | None = None
+        """Whose pages go first; without it, the policy's order decides alone."""
         self.events: Counter[str] = Counter(
             dict.fromkeys(("evicted", "evicted_clean", "evicted_copies", "refused", "corrupt", "blocks_emptied"), 0)
         )
@@ -76,7 +79,7 @@ class Residency:
         if len(taken) < len(keys):
             busy = {*busy, *keys.tolist()}
         while (nr := len(taken)) < len(keys):
-            self._make_room(region.order, len(keys) - nr, location, busy)
+            self._make_room(region, len(keys) - nr, location, busy)
             taken = np.concatenate((taken, location.frames.alloc(region.order, keys[nr:])))
             if len(taken) == nr:
                 self.give_frames(region, pages[:nr], location, taken)
@@ -87,15 +90,57 @@ class Residency:
         """Give frames back."""
         location.frames.free(frames, region.order, region.first_key + pages)
 
-    def _make_room(self, order: int, nr_blocks: int, location: Location, busy: Busy) -> None:
+    def hold(self, keys: Collection[int], until_ns: int) -> None:
+        """Do not evict these pages for a while (they thrash), unless nothing else can be."""
+        self._held.update(dict.fromkeys(keys, until_ns))
+
+    def _is_held(self, key: int) -> bool:
+        until_ns = self._held.get(key)
+        if until_ns is not None and until_ns <= self.space.clock.now_ns():
+            del self._held[key]
+            until_ns = None
+        return until_ns is not None
+
+    def _make_room(self, region: Region, nr_blocks: int, location: Location, busy: Busy) -> None:
         """Evict for so many blocks; where that does not give even one, empty one."""
-        if location.frames.nr_frames >> order == 0:
-            return
+        order = region.order
         lacking = (nr_blocks << order) - location.frames.nr_free
         if lacking > 0:
-            self.evict(location, max(lacking, min(_CLUSTER_FRAMES, location.frames.nr_frames >> 4)), busy)
+            wanted = max(lacking, min(_CLUSTER_FRAMES, location.frames.nr_frames >> 4))
+            freed = self._evict_in_order(location, wanted, busy, region.priority)
+            freed += self.evict(location, wanted - freed, busy)
+            if freed < lacking and self._held:
+                self._held.clear()
+                self.evict(location, lacking - freed, busy)
         if location.frames.nr_free >= 1 << order and not any(location.frames.free_blocks()[order:]):
             self._empty_a_block(order, location, busy)
+
+    def _evict_in_order(self, location: Location, nr_frames: int, busy: Busy, priority: int) -> int:
+        """Evict from clients as admission says -> frames freed."""
+        before = location.frames.nr_free
+        if self.reclaim_order is not None:
+            for client, nr_bytes in self.reclaim_order(nr_frames * FRAME_BYTES, priority):
+                lacking = nr_frames - (location.frames.nr_free - before)
+                if lacking <= 0:
+                    break
+                self.evict_client(location, client, min(lacking, -(-nr_bytes // FRAME_BYTES)), busy)
+        return location.frames.nr_free - before
+
+    def evict_client(self, location: Location, client: str, nr_frames: int, busy: Busy = ()) -> None:
+        """Take pages of one client out of a location's memory: those first that were not accessed of late."""
+        for region in self.space.regions:
+            if region.client != client or nr_frames <= 0:
+                continue
+            here = np.flatnonzero((region.state == PageState.RESIDENT) & (region.home == location.number))
+            cold_first = here[np.argsort(self.space.accessed(region)[here], kind="stable")]
+            keys = [key for key in (region.first_key + cold_first).tolist() if self._may_go(key, busy)]
+            keys = keys[: -(-nr_frames >> region.order)]
+            for key in keys:
+                location.policy.remove(key)
+            before = location.frames.nr_free
+            for key in self._evict_keys(location, keys):
+                location.policy.insert(key)
+            nr_frames -= location.frames.nr_free - before
 
     def _empty_a_block(self, order: int, location: Location, busy: Busy) -> None:
         """There is enough free memory, but nowhere in one piece."""
@@ -106,11 +151,9 @@ class Residency:
                 return
 
     def _may_go(self, key: int, busy: Busy) -> bool:
-        return (
-            key not in busy
-            and key not in self.held
-            and self.space.regions.page_of(key)[0].type is not RegionType.PINNED
-        )
+        if key in busy or self._is_held(key):
+            return False
+        return self.space.regions.page_of(key)[0].type is not RegionType.PINNED
 
     def _empty(self, location: Location, keys: list[int]) -> bool:
         for key in keys:
@@ -179,7 +222,7 @@ class Residency:
         keys: list[int] = []
         nr = 0
         while nr < nr_frames and (key := location.policy.victim()) is not None:
-            if key in busy or key in self.held:
+            if key in busy or self._is_held(key):
                 skipped.append(key)
                 continue
             keys.append(key)
@@ -319,4 +362,5 @@ class Residency:
             self.give_frames(region, here, location, region.frame[here])
         for page in np.flatnonzero(region.backed).tolist():
             self.store.drop(region.first_key + page)
-        self.held.difference_update(range(region.first_key, region.first_key + region.nr_pages))
+        for key in self._held.keys() & range(region.first_key, region.first_key + region.nr_pages):
+            del self._held[key]

@@ -241,6 +241,12 @@ class AddressSpace:
             self.table.ptes[location, at] &= ~(PTE_WRITE | PTE_DIRTY)
             self._invalidate(region, pages, location)
 
+    def accessed(self, region: Region) -> NDArray[np.bool_]:
+        """Which pages were accessed by any location since `clear_accessed`, or since they were mapped."""
+        entries = self.table.ptes[:, region.leaf : region.leaf + region.nr_pages]
+        found: NDArray[np.bool_] = (entries & PTE_ACCESSED != 0).any(axis=0)
+        return found
+
     def clear_accessed(self, region: Region) -> None:
         """Forget which pages were accessed."""
         self.table.ptes[:, region.leaf : region.leaf + region.nr_pages] &= ~PTE_ACCESSED

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dpud.gpu.blob import Blob
+from dpud.gpu.clock import ManualClock
 from dpud.gpu.errors import CorruptPage, GpuError
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
@@ -46,7 +47,7 @@ class DictSwap:
 
 def small_memory(*device_bytes: int, host_bytes: int = MIB, **collaborators: Any) -> GpuMemory:
     """Devices of these sizes."""
-    clock = collaborators.get("clock")
+    clock = collaborators.setdefault("clock", ManualClock())
     devices = [
         SimulatedDevice(DeviceProfile(memory_bytes=size), clock, number) for number, size in enumerate(device_bytes)
     ]

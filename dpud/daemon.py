@@ -36,7 +36,8 @@ from dpud.dpu.sysfs import add_rank_files
 from dpud.errors import UserError
 from dpud.exec import PROBE
 from dpud.gpu.clock import PacedClock
-from dpud.gpu.system import GpuConfig, add_files, build, reclaimer, set_log_level
+from dpud.gpu.performance import set_log_level
+from dpud.gpu.system import GpuConfig, add_files, build, reclaimer
 from dpud.inject import BlockingWaitQueue, LiveClock, boot_time_s
 from dpud.owner import Owner
 from dpud.pacer import Pacer

@@ -11,6 +11,9 @@ import numpy as np
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from dpud.dpu.driver import DpuDriver
+from dpud.gpu.address_space.regions import RegionType
+from dpud.gpu.memory import HOST
+from dpud.gpu.system import GpuConfig, build
 from kernelsim import warm as kernels
 from kernelsim.hostblocks import HostPageset
 from kernelsim.hostimage import HostImage, HostTask, HostZone, build_host_image
@@ -27,7 +30,7 @@ def warm() -> None:
     done = Path(os.environ["NUMBA_CACHE_DIR"]) / "warmed"
     if done.exists():
         return
-    steps = kernels.steps(DpuDriver, small_image)
+    steps = [*kernels.steps(DpuDriver, small_image), ("GPU memory", use_gpu_memory)]
     columns = SpinnerColumn(), TextColumn("Compiling (once): {task.description}"), BarColumn()
     with Progress(*columns, TimeElapsedColumn()) as progress:
         task = progress.add_task("", total=len(steps))
@@ -36,6 +39,19 @@ def warm() -> None:
             step()
             progress.advance(task)
     done.touch()
+
+
+def use_gpu_memory() -> None:
+    """Pages of every size through the whole path, and back."""
+    memory = build(GpuConfig(device_bytes=8 << 20, host_bytes=8 << 20, pool_bytes=32 << 20))
+    data = bytes(range(256)) * 4096
+    for page_bytes in (2048, 4096, 65536, 2 << 20):
+        va = memory.allocate("warm", 12 << 20, RegionType.MANAGED, page_size=page_bytes)
+        for at in range(0, 12 << 20, len(data)):
+            memory.write("warm", va + at, data)
+        assert memory.read("warm", va, len(data), HOST) == data
+        memory.translate_bulk(np.arange(va, va + (1 << 20), 4096))
+        memory.free(va)
 
 
 def small_image() -> HostImage:

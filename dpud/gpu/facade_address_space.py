@@ -14,6 +14,7 @@ from dpud.gpu.errors import GpuError
 from dpud.gpu.facade_base import CLIENT, c_int, c_pointer, has_memory, the_memory, use_memory
 from dpud.gpu.files import AddressSpaceFiles
 from dpud.gpu.memory import DEFAULT_PAGE_BYTES, GpuMemory
+from dpud.gpu.performance import set_log_level
 from kernelsim.operation import complete
 
 MEMORY_TYPE_HOST = RegionType.HOST
@@ -37,6 +38,7 @@ def init_unified_address_space(total_size: int, page_size: int) -> None:
         raise GpuError(errno.EBUSY, "initialized already")
     if page_size not in (2048, 4096, 65536, 2 << 20) or total_size < page_size:
         raise GpuError(errno.EINVAL, f"{total_size} bytes in pages of {page_size}")
+    set_log_level()
     if not has_memory():
         use_memory(GpuMemory(space_bytes=total_size))
     _Unified.page_size, _Unified.is_initialized = page_size, True

@@ -17,6 +17,7 @@ from dpud.gpu.facade_base import CLIENT, c_int, c_pointer, has_memory, the_memor
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.memory import GpuMemory
+from dpud.gpu.performance import set_log_level
 from dpud.gpu.store import HostPool
 
 HOST_POOL_TIMES = 8
@@ -36,6 +37,7 @@ def init_swap_system(max_gpu_memory: int, page_size: int, swap_threshold: float)
         raise GpuError(errno.EBUSY, "initialized already")
     if page_size not in (2048, 4096, 65536, 2 << 20) or not 0 < swap_threshold < 1 or max_gpu_memory < 4 * page_size:
         raise GpuError(errno.EINVAL, f"{max_gpu_memory} bytes, pages of {page_size}, threshold {swap_threshold}")
+    set_log_level()
     clock = ManualClock()
     device = SimulatedDevice(DeviceProfile(memory_bytes=max_gpu_memory), clock)
     memory = GpuMemory([device], clock=clock, **({"pool": HostPool(max_gpu_memory * HOST_POOL_TIMES)} | behind))

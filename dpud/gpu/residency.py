@@ -31,6 +31,7 @@ from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.address_space.space import AddressSpace, Pages
 from dpud.gpu.errors import GpuError
 from dpud.gpu.location import Frames, Location
+from dpud.gpu.performance import performance
 from dpud.gpu.store import BackingStore, Place
 
 _BATCH_FRAMES = (4 << 20) // FRAME_BYTES
@@ -168,6 +169,7 @@ class Residency:
     def evict(self, location: Location, nr_frames: int, busy: Busy = ()) -> int:
         """Take pages out of a location's memory until so many frames are free that were not -> how many were."""
         before, skipped, nr_refused = location.frames.nr_free, list[int](), 0
+        begin_ns = self.space.clock.now_ns()
         while (freed := location.frames.nr_free - before) < nr_frames and nr_refused < _MAX_REFUSALS:
             keys = self._pick(location, min(nr_frames - freed, _BATCH_FRAMES), busy, skipped)
             if not keys:
@@ -177,7 +179,9 @@ class Residency:
             nr_refused = nr_refused + len(kept) if len(kept) == len(keys) else 0
         for key in skipped:
             location.policy.insert(key)
-        return location.frames.nr_free - before
+        freed = location.frames.nr_free - before
+        performance(log, f"evict {location.name}", freed * FRAME_BYTES, begin_ns, self.space.clock.now_ns())
+        return freed
 
     def evict_pages(self, region: Region, pages: Pages) -> int:
         """Take these pages out of memory, copies too, where they are there and may go -> how many left."""
@@ -294,6 +298,7 @@ class Residency:
 
         Raises GpuError(ENOMEM), or what a tier raises, and nothing has changed.
         """
+        begin_ns = self.space.clock.now_ns()
         frames = self.take_frames(region, pages, location, busy)
         rows = np.empty((len(pages), region.page_bytes), dtype=np.uint8)
         keys = (region.first_key + pages).tolist()
@@ -308,6 +313,8 @@ class Residency:
         self.settle(region, pages[good], location, frames[good])
         region.backed[pages] = [self.store.place(key) is Place.SWAP for key in keys]
         self._mark_corrupt(region, pages[~good])
+        nr_bytes = int(np.count_nonzero(good)) << region.page_shift
+        performance(log, f"bring in {location.name}", nr_bytes, begin_ns, self.space.clock.now_ns())
         return pages[~good]
 
     def settle(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:

@@ -7,8 +7,6 @@
 /sys/kernel/config/gpu_memvirt/gpuN/clients   who uses it
 """
 
-import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,7 +24,6 @@ from kernelsim.operation import Waitable
 
 CLASS_PATH = "/sys/class/gpu_memvirt"
 CONFIG_PATH = "/sys/kernel/config/gpu_memvirt"
-LOG_VARIABLE = "MEMORY_VIRT_LOG_LEVEL"
 
 _SLICE_BYTES = 1 << 20
 
@@ -92,10 +89,3 @@ def reclaimer(memory: GpuMemory, short: Waitable, wake_up: Callable[[], None]) -
             yield None
         else:
             yield short
-
-
-def set_log_level() -> None:
-    """MEMORY_VIRT_LOG_LEVEL: DEBUG, INFO, WARNING (the default) or ERROR, for all that is logged below dpud.gpu."""
-    level = os.environ.get(LOG_VARIABLE, "WARNING").upper()
-    known = logging.getLevelNamesMapping()
-    logging.getLogger("dpud.gpu").setLevel(known.get(level, logging.WARNING))

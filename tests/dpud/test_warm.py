@@ -4,7 +4,8 @@
 import pytest
 
 from dpud.dpu.driver import DpuDriver
-from dpud.warm import small_image
+from dpud.gpu.address_space import frames, pagetable, tlb
+from dpud.warm import small_image, use_gpu_memory
 from kernelsim.machine import Machine
 from kernelsim.warm import steps
 
@@ -19,3 +20,11 @@ def test_every_step_runs(number: int) -> None:
     all_steps = steps(DpuDriver, small_image)
     assert len(all_steps) == 4
     all_steps[number][1]()
+
+
+@pytest.mark.slow
+def test_gpu_memory_is_warmed_too() -> None:
+    """Everything that the path compiles was compiled: using it again compiles nothing."""
+    use_gpu_memory()
+    kernels = [pagetable.translate_bulk, tlb.tlb_translate, tlb.tlb_invalidate, frames.alloc_frames, frames.free_frames]
+    assert all(kernel.signatures for kernel in kernels)  # type: ignore[attr-defined]

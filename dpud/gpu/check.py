@@ -4,15 +4,17 @@
 No two addresses own one frame; nobody believes a stale translation; each page's bytes are where its state says.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpud.gpu.address_space.frames import FREE
 from dpud.gpu.address_space.pagetable import PTE_PRESENT, PTE_WRITE, frames_of, locations_of
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.memory import GpuMemory
+
+Longs = NDArray[np.int64]
 
 
 def violations(memory: GpuMemory) -> list[str]:
@@ -27,34 +29,32 @@ def violations(memory: GpuMemory) -> list[str]:
     return found
 
 
-def _frames_in_use(memory: GpuMemory) -> Iterator[tuple[int, int, int, Region]]:
-    """(location, first frame, key, region) of every page in memory, copies included."""
+def _frames_in_use(memory: GpuMemory, location: int) -> Iterator[tuple[Region, Longs, Longs]]:
+    """(region, pages, first frames) of the pages in a location's memory, copies included."""
     for region in memory.space.regions:
-        for page in np.flatnonzero(region.state == PageState.RESIDENT).tolist():
-            yield int(region.home[page]), int(region.frame[page]), region.first_key + page, region
-        for page, where in region.replicas.items():
-            for location, frame in where.items():
-                yield location, frame, region.first_key + page, region
+        pages = np.flatnonzero((region.state == PageState.RESIDENT) & (region.home == location))
+        yield region, pages, region.frame[pages]
+        copies = {page: where[location] for page, where in region.replicas.items() if location in where}
+        yield region, np.array(list(copies), dtype=np.int64), np.array(list(copies.values()), dtype=np.int64)
 
 
 def _ownership(memory: GpuMemory) -> Iterator[str]:
     """Each frame in use belongs to the one page that uses it, and the policies know who may go."""
-    used: list[Counter[int]] = [Counter() for _ in memory.locations]
-    nr_known = Counter[int]()
-    for location, first, key, region in _frames_in_use(memory):
-        owner = memory.locations[location].frames.owner
-        frames = range(first, first + (1 << region.order))
-        used[location].update(frames)
-        nr_known[location] += region.type is not RegionType.PINNED
-        if first % (1 << region.order) or not (owner[frames.start : frames.stop] == key).all():
-            yield f"page {key:#x} does not own frames {first}.. of {memory.locations[location].name}"
-    for place, frames_used in zip(memory.locations, used, strict=True):
-        if any(nr > 1 for nr in frames_used.values()):
+    for place in memory.locations:
+        owner, nr_used = place.frames.owner, np.zeros(place.frames.nr_frames, dtype=np.int64)
+        nr_may_go = 0
+        for region, pages, firsts in _frames_in_use(memory, place.number):
+            frames = firsts[:, None] + np.arange(1 << region.order)
+            np.add.at(nr_used, frames, 1)
+            nr_may_go += len(pages) if region.type is not RegionType.PINNED else 0
+            if (firsts % (1 << region.order)).any() or (owner[frames] != region.first_key + pages[:, None]).any():
+                yield f"{place.name}: pages of {region.va:#x} do not own their frames"
+        if nr_used.max(initial=0) > 1:
             yield f"{place.name}: two pages own one frame"
-        if len(frames_used) != int(np.count_nonzero(place.frames.owner != FREE)):
+        if ((nr_used == 0) != (owner == FREE)).any():
             yield f"{place.name}: frames are owned by nobody who lives"
-        if nr_known[place.number] != len(place.policy):
-            yield f"{place.name}: the policy knows {len(place.policy)} pages, {nr_known[place.number]} may go"
+        if nr_may_go != len(place.policy):
+            yield f"{place.name}: the policy knows {len(place.policy)} pages, {nr_may_go} may go"
 
 
 def _entries(memory: GpuMemory, region: Region) -> Iterator[str]:
@@ -68,13 +68,12 @@ def _entries(memory: GpuMemory, region: Region) -> Iterator[str]:
             yield f"{location.name} reaches pages of {region.va:#x} that are not in memory"
         if (present & (entries & PTE_WRITE != 0) & (region.backed | has_copies)).any():
             yield f"{location.name} may write pages of {region.va:#x} that others have copies of"
-        for page in np.flatnonzero(present).tolist():
-            home, frame = int(region.home[page]), int(region.frame[page])
-            copy = region.replicas.get(page, {}).get(location.number)
-            right = (home, frame) if copy is None else (location.number, copy)
-            entry = entries[page : page + 1]
-            if (int(locations_of(entry)[0]), int(frames_of(entry)[0])) != right:
-                yield f"{location.name} looks for page {page} of {region.va:#x} in the wrong frame"
+        homes, frames = region.home.astype(np.int64), region.frame.copy()
+        for page, where in region.replicas.items():
+            if location.number in where:
+                homes[page], frames[page] = location.number, where[location.number]
+        if (present & ((locations_of(entries) != homes) | (frames_of(entries) != frames))).any():
+            yield f"{location.name} looks for pages of {region.va:#x} in the wrong frames"
 
 
 def _stored(memory: GpuMemory, region: Region) -> Iterator[str]:

@@ -35,26 +35,36 @@ class Lz4(Codec):
         out[:] = lz4.block.decompress(data, uncompressed_size=len(out))
 
 
+_MAX_CONTEXTS = 64
+
+
 class ZstdContexts(threading.local):
-    """This thread's compressors and decompressors."""
+    """This thread's compressors and decompressors.
+
+    They are kept by dictionary, not by its number: every compression system counts its own from the same number on, and
+    a thread may work for several.
+    """
 
     def __init__(self) -> None:
-        self._compressors: dict[tuple[int, int], zstandard.ZstdCompressor] = {}
-        self._decompressors: dict[int, zstandard.ZstdDecompressor] = {}
+        self._compressors: dict[tuple[int, Dictionary | None], zstandard.ZstdCompressor] = {}
+        self._decompressors: dict[Dictionary | None, zstandard.ZstdDecompressor] = {}
 
     def compressor(self, level: int, dictionary: Dictionary | None) -> zstandard.ZstdCompressor:
-        key = (level, dictionary.number if dictionary else 0)
+        key = (level, dictionary)
         if key not in self._compressors:
+            if len(self._compressors) >= _MAX_CONTEXTS:  # of systems that may be long gone
+                self._compressors.clear()
             more: dict[str, Any] = {"dict_data": zstandard.ZstdCompressionDict(dictionary.data)} if dictionary else {}
             self._compressors[key] = zstandard.ZstdCompressor(level=level, write_content_size=True, **more)
         return self._compressors[key]
 
     def decompressor(self, dictionary: Dictionary | None) -> zstandard.ZstdDecompressor:
-        key = dictionary.number if dictionary else 0
-        if key not in self._decompressors:
+        if dictionary not in self._decompressors:
+            if len(self._decompressors) >= _MAX_CONTEXTS:
+                self._decompressors.clear()
             more: dict[str, Any] = {"dict_data": zstandard.ZstdCompressionDict(dictionary.data)} if dictionary else {}
-            self._decompressors[key] = zstandard.ZstdDecompressor(**more)
-        return self._decompressors[key]
+            self._decompressors[dictionary] = zstandard.ZstdDecompressor(**more)
+        return self._decompressors[dictionary]
 
     def decode(self, data: bytes | memoryview, nr_bytes: int, dictionary: Dictionary | None = None) -> bytes:
         """One frame. Raises ValueError or ZstdError."""

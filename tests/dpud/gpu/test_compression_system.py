@@ -2,6 +2,7 @@
 """Batches of pages: the adaptive choice, worker threads, what is learnt, dictionaries."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import compressible
@@ -11,7 +12,7 @@ from dpud.gpu.blob import RAW, SAME_FILLED, Blob, checksum
 from dpud.gpu.compression import Codec, CompressionSystem, Quality, register
 from dpud.gpu.compression.chooser import PROBE_EVERY, STREAK, sample
 from dpud.gpu.compression.codec import CODECS, names
-from dpud.gpu.compression.dictionary import MIN_GAIN, Dictionaries
+from dpud.gpu.compression.dictionary import FIRST_NUMBER, MIN_GAIN, Dictionaries
 from dpud.gpu.errors import CorruptPage
 
 PAGE = 64 << 10
@@ -208,6 +209,21 @@ def test_small_pages_get_a_dictionary_that_helps() -> None:
     assert {blob.dictionary for blob in blobs} == {dictionary.number}
     with pytest.raises(CorruptPage):
         decoded(plain, blobs[:1])
+
+
+def test_two_systems_dictionaries_of_one_number_are_not_mixed_up() -> None:
+    """One thread encodes for both. Another one, which never saw the first system, decodes the second's pages."""
+    one, two = CompressionSystem("zstd"), CompressionSystem("zstd")
+    batches = []
+    for seed, system in ((3, one), (4, two)):
+        data = memoryview(compressible.records(600 * 4096, seed))
+        pages = [data[at : at + 4096] for at in range(0, len(data), 4096)]
+        system.encode(pages, "web")
+        batches.append((system, pages[:8], system.encode(pages[:8], "web")))
+    assert {blob.dictionary for _, _, blobs in batches for blob in blobs} == {FIRST_NUMBER}
+    with ThreadPoolExecutor(1) as elsewhere:
+        for system, pages, blobs in reversed(batches):
+            assert elsewhere.submit(decoded, system, blobs).result() == [bytes(page) for page in pages]
 
 
 def test_a_dictionary_is_the_client_s_own() -> None:

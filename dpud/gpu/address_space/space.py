@@ -45,21 +45,21 @@ _WINDOW_BYTES = 64 << _GRANULE_SHIFT
 Pages = NDArray[np.int64]
 
 
-class Translations(dict[int, int]):
+class Translations:
     """Software's translations of one location: address >> 12 -> physical minus virtual address. Filled by walks.
 
     Pages of 2 KiB are walked each time: a granule has two of them.
     """
 
     def __init__(self, table: PageTable, location: int) -> None:
-        super().__init__()
+        self.deltas: dict[int, int] = {}
         self._table = table
         self.location = location
 
     def translate(self, va: int) -> int:
         """Physical address (location << 40 | byte) of a virtual one. Raises GpuError(EFAULT)."""
         try:
-            return va + self[va >> _GRANULE_SHIFT]
+            return va + self.deltas[va >> _GRANULE_SHIFT]
         except KeyError:
             return self._walk(va)
 
@@ -77,25 +77,25 @@ class Translations(dict[int, int]):
 
     def _fill(self, va: int) -> None:
         """Enter what is resident around an address: whoever asks for one page asks for the next."""
-        if len(self) >= _MAX_GRANULES:
-            self.clear()
+        if len(self.deltas) >= _MAX_GRANULES:
+            self.deltas.clear()
         vas = (va & -_WINDOW_BYTES) + np.arange(0, _WINDOW_BYTES, 1 << _GRANULE_SHIFT)
         phys = np.empty_like(vas)
         translate_bulk(self._table.dirs, self._table.ptes[self.location], vas, phys)
         vas, phys = vas[phys >= 0], phys[phys >= 0]
-        self.update(zip((vas >> _GRANULE_SHIFT).tolist(), (phys - vas).tolist(), strict=True))
+        self.deltas.update(zip((vas >> _GRANULE_SHIFT).tolist(), (phys - vas).tolist(), strict=True))
 
     def forget(self, vas: NDArray[np.int64], shift: int) -> None:
         """Drop what concerns pages that begin at these addresses."""
-        if not self or shift < _GRANULE_SHIFT:
+        if not self.deltas or shift < _GRANULE_SHIFT:
             return
         per_page = 1 << (shift - _GRANULE_SHIFT)
-        if len(vas) * per_page > len(self):
-            self.clear()
+        if len(vas) * per_page > len(self.deltas):
+            self.deltas.clear()
             return
         for granule in (vas >> _GRANULE_SHIFT).tolist():
             for each in range(granule, granule + per_page):
-                self.pop(each, None)
+                self.deltas.pop(each, None)
 
 
 class AddressSpace:
@@ -280,9 +280,9 @@ class AddressSpace:
                 true = int(table[(chunk >> 6) + ((va & (CHUNK_BYTES - 1)) >> shift)]) if chunk & 63 == shift else 0
                 if (true ^ pte) & ignored:
                     wrong.append(f"the TLB of {name} believes {pte:#x} of {va:#x}, the table says {true:#x}")
-            vas = np.array([granule << _GRANULE_SHIFT for granule in cache], dtype=np.int64)
+            vas = np.array([granule << _GRANULE_SHIFT for granule in cache.deltas], dtype=np.int64)
             walked = self.translate_bulk(vas, cache.location).tolist()
-            for va, true, delta in zip(vas.tolist(), walked, cache.values(), strict=True):
+            for va, true, delta in zip(vas.tolist(), walked, cache.deltas.values(), strict=True):
                 if true != va + delta:
                     wrong.append(f"software's translations of {name} are stale at {va:#x}")
         return wrong

@@ -35,7 +35,7 @@ def stale_tlb(memory: GpuMemory, region: Region) -> None:
 
 
 def stale_cache(memory: GpuMemory, region: Region) -> None:
-    cache = memory.space.translations[0]
+    cache = memory.space.translations[0].deltas
     cache[next(iter(cache))] += 4096
 
 

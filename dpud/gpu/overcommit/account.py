@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""What admission knows of one client.
+
+Theory of operation
+    `nr_granted` is promised, `nr_used` is what holds bytes now, wherever they are. In between lies growth: what may
+    still be asked for. `peak_bytes` says how much of the promise is expected to be used: at least what is used now and
+    what is reserved, at most what was granted. A grant that is younger than the warm-up counts in full.
+
+    Use is told whenever somebody looks; of each period of SAMPLE_NS the highest counts.
+"""
+
+from dataclasses import dataclass
+
+from dpud.gpu.overcommit.predictor import HISTORY, POLICIES, WARM_UP_SAMPLES, History, Margin
+from dpud.gpu.overcommit.pressure import PressureStall
+
+SAMPLE_NS = 1_000_000_000
+
+
+@dataclass(eq=False)
+class Grant:
+    """A promise of memory."""
+
+    client: str
+    nr_bytes: int
+    priority: int
+    location: int
+    born: int
+    """Samples that the client's history had then."""
+
+
+class Account:
+    """One client at admission. Sizes in bytes."""
+
+    def __init__(self, client: str, now_ns: int, location: int = 0) -> None:
+        self.client = client
+        self.location = location
+        self.own_priority = 0
+        self.reservation_bytes = 0
+        self.limit_bytes = 0
+        """0 for none."""
+        self.grants: dict[Grant, None] = {}
+        self.nr_granted = 0
+        self.nr_used = 0
+        self.nr_resident = 0
+        self.nr_touched = 0
+        """Accessed between the last two samples."""
+        self.active_ns = now_ns
+        """When it was last seen to have accessed anything."""
+        self.history = History()
+        self.margin = Margin()
+        self.pressure = PressureStall(now_ns)
+        self._period_end_ns = now_ns + SAMPLE_NS
+        self._highest = 0
+        self._expected: float | None = None
+
+    @property
+    def priority(self) -> int:
+        """Its own, or the highest of its grants."""
+        return max([self.own_priority, *(grant.priority for grant in self.grants)])
+
+    def add(self, grant: Grant) -> None:
+        self.grants[grant] = None
+        self.nr_granted += grant.nr_bytes
+
+    def remove(self, grant: Grant) -> None:
+        del self.grants[grant]
+        self.nr_granted -= grant.nr_bytes
+
+    def sample(self, nr_used: int, now_ns: int) -> None:
+        """What it uses now."""
+        if now_ns >= self._period_end_ns:
+            nr_periods = 1 + (now_ns - self._period_end_ns) // SAMPLE_NS
+            self._close_period(nr_periods)
+            self._period_end_ns += nr_periods * SAMPLE_NS
+            self._highest = 0
+        self.nr_used = nr_used
+        self._highest = max(self._highest, nr_used)
+
+    def _close_period(self, nr_periods: int) -> None:
+        if self._expected is not None:
+            self.margin.learn(self._highest > self._expected)
+        self.history.add(self._highest)
+        if nr_periods > 1:
+            self.history.add(self.nr_used, nr_periods - 1)  # nothing was told since, so nothing changed
+        self._expected = self.predicted(HISTORY) if self.history.nr_samples >= WARM_UP_SAMPLES else None
+
+    def predicted(self, policy: str) -> float:
+        """What history says about its peak."""
+        window = self.history.window()
+        if not len(window):
+            return float(self.nr_granted)
+        peak = POLICIES[policy](window, self.nr_granted)
+        return float(self.margin.widen(peak, self.nr_granted) if policy == HISTORY else peak)
+
+    def peak_bytes(self, policy: str) -> int:
+        """How much of what it was granted is expected to be used."""
+        young = sum(g.nr_bytes for g in self.grants if self.history.nr_samples - g.born < WARM_UP_SAMPLES)
+        expected = min(self.nr_granted, int(self.predicted(policy)) + young)
+        return max(expected, self.nr_used, min(self.reservation_bytes, self.nr_granted))
+
+    def growth_bytes(self, policy: str) -> int:
+        """How much more it is expected to use than it does; a reservation is kept even without a grant."""
+        return max(self.peak_bytes(policy), self.reservation_bytes) - self.nr_used
+
+    @property
+    def reserved_growth_bytes(self) -> int:
+        """What is left of its reservation."""
+        return max(0, self.reservation_bytes - self.nr_used)

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: MIT
+"""Admission: who is promised memory, and how much more of it than there is.
+
+Theory of operation
+    What can be honoured is what can hold bytes now: free memory, and room in the stores behind it at the compressibility
+    that was measured (`Supply`). From it goes what others are expected to take yet:
+
+        room(priority) = supply - growth of clients of the same or a higher priority, as the policy predicts it
+                                - what is left of the reservations of clients of a lower one
+
+    A request is granted if it is not more than that, if all grants together stay below `ratio` percent of the devices'
+    memory, and the client's below its `limit`. Else it waits its turn (waiting.py), or fails. Bytes that a client has
+    written are in no one's room: a higher priority gets a lower one's memory, never its bytes, which go to the stores.
+
+    A prediction can be wrong, and data can begin to compress worse. Then there is less than was promised. `charge`
+    decides who notices: before a page gets bytes for the first time, it has to fit beside what is left of others'
+    reservations and the growth of higher priorities. So the lowest priority is refused first, and only new pages are.
+
+Invariants
+    - a grant, at the moment it is given, is at most the supply less all that is reserved for others;
+    - an account's nr_granted is the sum of its grants; nr_granted here is the sum of all accounts';
+    - no request is granted before one that waits for the same location with the same or a higher rank.
+
+docs/exhaustion.md says all this from the clients' side.
+"""
+
+import errno
+import logging
+from collections import Counter
+
+from dpud.gpu.clock import Clock, ManualClock
+from dpud.gpu.errors import GpuError
+from dpud.gpu.overcommit.account import Account, Grant
+from dpud.gpu.overcommit.predictor import HISTORY, POLICIES
+from dpud.gpu.overcommit.pressure import PressureStall
+from dpud.gpu.overcommit.reclaim import reclaim_order
+from dpud.gpu.overcommit.supply import Supply
+from dpud.gpu.overcommit.waiting import ClockQueue, Line, Ticket, Turn
+from kernelsim.operation import Operation
+from kernelsim.wait import WaitQueue
+
+DEFAULT_RATIO_PERCENT = 1000
+_RISE = 0.1
+"""How much of a better compressibility is believed at each measurement; a worse one is believed at once."""
+
+EVENTS = ("granted", "released", "queued", "refused", "timed_out", "charges_refused")
+
+log = logging.getLogger("dpud.gpu.overcommit")
+
+
+class _Alone:
+    """The supply of an admission without a data path: memory less what clients said they use."""
+
+    def __init__(self, admission: "Admission") -> None:
+        self._admission = admission
+
+    def free_bytes(self, _location: int) -> int:
+        used = sum(account.nr_used for account in self._admission.accounts.values())
+        return max(0, self._admission.physical_bytes - used)
+
+    def store_bytes(self, _compressibility: float) -> int:
+        return 0
+
+
+class Admission:
+    """Promises of `physical_bytes` of device memory and what is behind it. Sizes in bytes, times in ns of `clock`."""
+
+    def __init__(
+        self,
+        physical_bytes: int,
+        clock: Clock | None = None,
+        *,
+        ratio_percent: int = DEFAULT_RATIO_PERCENT,
+        policy: str = HISTORY,
+        waiters: WaitQueue | None = None,
+    ) -> None:
+        if policy not in POLICIES:
+            raise GpuError(errno.EINVAL, f"no policy {policy!r}: there are {', '.join(POLICIES)}")
+        self.physical_bytes = physical_bytes
+        self.clock = clock or ManualClock()
+        self.ratio_percent = ratio_percent
+        self.policy = policy
+        self.waiters = waiters or ClockQueue(self.clock)
+        self.accounts: dict[str, Account] = {}
+        self.line = Line()
+        self.measured_compressibility = 1.0
+        self.events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
+        self.supply: Supply = _Alone(self)
+        self._nr_requests = 0
+
+    # Clients.
+
+    def account(self, client: str) -> Account:
+        """Made where there is none."""
+        if client not in self.accounts:
+            self.accounts[client] = Account(client, self.clock.now_ns())
+        return self.accounts[client]
+
+    def forget(self, client: str) -> None:
+        """The client is gone, and all its grants were released."""
+        account = self.accounts.pop(client, None)
+        assert account is None or not account.grants, "a client that left its grants behind"
+        self.pump()
+
+    def pressure(self, client: str) -> PressureStall:
+        return self.account(client).pressure
+
+    def reserve(self, client: str, nr_bytes: int) -> None:
+        """Keep so much for a client, granted or not. Raises GpuError(ENOMEM) where there is no room for more."""
+        account = self.account(client)
+        before = account.reservation_bytes
+        room = self.room_bytes(account.priority, account.location, account)
+        account.reservation_bytes = nr_bytes
+        more = account.growth_bytes(self.policy) - (account.peak_bytes(self.policy) - account.nr_used)
+        fits = nr_bytes <= before or more <= room
+        account.reservation_bytes = nr_bytes if fits else before
+        if not fits:
+            raise GpuError(errno.ENOMEM, f"{more} bytes cannot be kept for {client}, there is room for {room}")
+        self.pump()
+
+    # Room.
+
+    @property
+    def nr_granted(self) -> int:
+        return sum(account.nr_granted for account in self.accounts.values())
+
+    @property
+    def limit_bytes(self) -> int:
+        """Of all grants together."""
+        return self.physical_bytes * self.ratio_percent // 100
+
+    def supply_bytes(self, location: int = 0) -> int:
+        """What can hold bytes now."""
+        return self.supply.free_bytes(location) + self.supply.store_bytes(self.measured_compressibility)
+
+    def room_bytes(self, priority: int, location: int = 0, asker: Account | None = None) -> int:
+        """The largest request of that priority that would be granted, but for who waits. Negative: overdrawn.
+
+        `asker` may use what it has reserved for itself and was not granted yet.
+        """
+        expected: Counter[int] = Counter()
+        for account in self.accounts.values():
+            if account is asker:
+                growth = account.peak_bytes(self.policy) - account.nr_used
+            elif account.priority < priority:
+                growth = account.reserved_growth_bytes
+            else:
+                growth = account.growth_bytes(self.policy)
+            expected[account.location] += growth
+        elsewhere = sum(
+            max(0, growth - self.supply.free_bytes(place)) for place, growth in expected.items() if place != location
+        )
+        return self.supply_bytes(location) - expected[location] - elsewhere
+
+    # Requests.
+
+    def request(
+        self, client: str, nr_bytes: int, priority: int = 0, timeout_ns: int = 0, location: int = 0
+    ) -> Operation[Grant]:
+        """A promise of memory; yields while it waits, at most `timeout_ns`.
+
+        Raises GpuError: EINVAL; ENOMEM, at once where it could never be granted, or where it may not wait; ETIMEDOUT.
+        """
+        account = self.account(client)
+        account.location = location
+        now_ns = self.clock.now_ns()
+        self._check(account, nr_bytes)
+        self._nr_requests += 1
+        rank = max(priority, account.own_priority)
+        ticket = Ticket(client, nr_bytes, rank, location, now_ns, now_ns + timeout_ns, self._nr_requests)
+        self.line.join(ticket)
+        self.pump()
+        if ticket.grant is None and timeout_ns > 0:
+            yield from self._wait(ticket, account)
+        if ticket.grant is None:
+            self.line.leave(ticket)
+            raise self._refused(ticket)
+        return ticket.grant
+
+    def _check(self, account: Account, nr_bytes: int) -> None:
+        """What waiting would not help against."""
+        if nr_bytes <= 0:
+            raise GpuError(errno.EINVAL, f"a request for {nr_bytes} bytes")
+        if account.limit_bytes and account.nr_granted + nr_bytes > account.limit_bytes:
+            self.events["refused"] += 1
+            raise GpuError(errno.ENOMEM, f"{account.client} has {account.nr_granted} of {account.limit_bytes} bytes")
+        if nr_bytes > self.limit_bytes:
+            self.events["refused"] += 1
+            raise GpuError(errno.ENOMEM, f"{nr_bytes} bytes are more than {self.ratio_percent} % of the memory")
+
+    def _refused(self, ticket: Ticket) -> GpuError:
+        waited_ns = ticket.deadline_ns - ticket.since_ns
+        self.events["timed_out" if waited_ns else "refused"] += 1
+        room = max(0, self.room_bytes(ticket.priority, ticket.location))
+        why = f"{ticket.nr_bytes} bytes for {ticket.client}, priority {ticket.priority}: room for {room}"
+        log.info("refused: %s", why)
+        return GpuError(errno.ETIMEDOUT if waited_ns else errno.ENOMEM, why)
+
+    def _wait(self, ticket: Ticket, account: Account) -> Operation[None]:
+        """Until it is granted or its time is over. Who is interrupted takes nothing along."""
+        self.events["queued"] += 1
+        account.pressure.begin(self.clock.now_ns())
+        over = False
+        try:
+            while ticket.grant is None and self.clock.now_ns() < ticket.deadline_ns:
+                yield Turn(self.waiters, self.clock, ticket.deadline_ns)
+                self.pump()
+            over = True
+        finally:
+            account.pressure.end(self.clock.now_ns())
+            self.line.leave(ticket)
+            if not over and ticket.grant is not None:
+                self.release(ticket.grant)
+            self.pump()
+
+    def pump(self) -> None:
+        """Grant to those whose turn it is. For whoever changed something that they may have waited for."""
+        now_ns = self.clock.now_ns()
+        blocked: set[int] = set()
+        nr = 0
+        for ticket in list(self.line.in_order(now_ns)):
+            if ticket.location in blocked:
+                continue
+            if not self._fits(ticket):
+                blocked.add(ticket.location)
+                continue
+            self._give(ticket)
+            nr += 1
+        if nr:
+            self.waiters.wake_up()
+
+    def _fits(self, ticket: Ticket) -> bool:
+        if self.nr_granted + ticket.nr_bytes > self.limit_bytes:
+            return False
+        account = self.account(ticket.client)
+        if account.limit_bytes and account.nr_granted + ticket.nr_bytes > account.limit_bytes:
+            return False
+        return ticket.nr_bytes <= self.room_bytes(ticket.priority, ticket.location, account)
+
+    def _give(self, ticket: Ticket) -> None:
+        account = self.account(ticket.client)
+        born = account.history.nr_samples
+        ticket.grant = Grant(ticket.client, ticket.nr_bytes, ticket.priority, ticket.location, born)
+        account.add(ticket.grant)
+        self.line.leave(ticket)
+        self.events["granted"] += 1
+
+    def release(self, grant: Grant) -> None:
+        """The memory is given back. Raises GpuError(EINVAL) for a grant that is none any more."""
+        account = self.accounts.get(grant.client)
+        if account is None or grant not in account.grants:
+            raise GpuError(errno.EINVAL, f"{grant.client} has no such grant")
+        account.remove(grant)
+        self.events["released"] += 1
+        self.pump()
+
+    # What the data path tells and asks.
+
+    def usage(self, client: str, nr_resident: int, nr_touched: int, now_ns: int, nr_stored: int = 0) -> None:
+        """Bytes of a client in memory, of them accessed since the last time, and in the stores."""
+        account = self.account(client)
+        account.sample(nr_resident + nr_stored, now_ns)
+        account.nr_resident, account.nr_touched = nr_resident, nr_touched
+        if nr_touched:
+            account.active_ns = now_ns
+        self.pump()
+
+    def compressibility(self, ratio: float) -> None:
+        """Raw bytes per byte that the pool takes for them, all overhead included; below 1 counts as 1."""
+        ratio = max(1.0, ratio)
+        better = ratio - self.measured_compressibility
+        self.measured_compressibility += better * _RISE if better > 0 else better
+        self.pump()
+
+    def charge(self, client: str, nr_bytes: int, location: int = 0) -> None:
+        """A client is about to write so much for the first time. Raises GpuError(ENOMEM) where others go before."""
+        if nr_bytes <= 0:
+            return
+        asker = self.account(client)
+        supply = self.supply_bytes(location)
+        protected = 0
+        for account in self.accounts.values():
+            if account is not asker:
+                is_higher = account.priority > asker.priority
+                protected += account.growth_bytes(self.policy) if is_higher else account.reserved_growth_bytes
+        if nr_bytes > supply - protected and nr_bytes > asker.reserved_growth_bytes:
+            self.events["charges_refused"] += 1
+            raise GpuError(errno.ENOMEM, f"{client} would take what is kept for others: {protected} of {supply} bytes")
+
+    def reclaim_order(self, need_bytes: int, for_priority: int) -> list[tuple[str, int]]:
+        """Whose pages are to leave memory, in order: (client, bytes). Together at most `need_bytes`."""
+        return reclaim_order(self.accounts.values(), need_bytes, for_priority, self.clock.now_ns())

@@ -20,11 +20,11 @@ where the caller stands for a kernel on the device. A page has one home; several
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpud.gpu.accounting import Accounting, Admission, PressureStall, Stalls
 from dpud.gpu.address_space.advice import Advice
 from dpud.gpu.address_space.pagetable import PTE_PRESENT, PTE_WRITE, frames_of, locations_of
 from dpud.gpu.address_space.permissions import READ, WRITE, Permission
@@ -51,23 +51,6 @@ _SPAN_BYTES = 1 << 20
 
 HOST_PROFILE = DeviceProfile("host", 1 << 30, 25_600_000_000, 100, 25_600_000_000, 100)
 """Host memory: one channel of DDR4-3200 (3200 MT/s x 8 bytes, JEDEC JESD79-4); its latency is uncalibrated."""
-
-
-class Admission(Protocol):
-    """overcommit.Admission, as far as the data path goes."""
-
-    def request(self, client: str, nr_bytes: int, priority: int, timeout_ns: int = 0) -> Operation[Any]: ...
-    def release(self, grant: Any, /) -> None: ...
-    def usage(self, client: str, nr_resident: int, nr_touched: int, now_ns: int, /) -> None: ...
-    def reclaim_order(self, need_bytes: int, for_priority: int, /) -> Sequence[tuple[str, int]]: ...
-    def compressibility(self, ratio: float, /) -> None: ...
-
-
-class PressureStall(Protocol):
-    """overcommit.PressureStall of one client: the time that it waits for memory."""
-
-    def begin(self, now_ns: int, /) -> None: ...
-    def end(self, now_ns: int, /) -> None: ...
 
 
 class GpuMemory:
@@ -102,11 +85,11 @@ class GpuMemory:
         self.store = BackingStore(codec, pool, swap)
         self.residency = Residency(self.space, self.locations, self.store)
         self.faults = FaultService(self.residency, self.nr_devices, prefetcher, thrash_guard)
-        self.admission = admission
-        self.pressure = pressure
+        self.clients: dict[str, Client] = {}
+        self.accounting = Accounting(self.space, self.locations, self.store, self.clients, admission)
+        self.stalls = Stalls(self.space, pressure)
         if admission is not None:
             self.residency.reclaim_order = admission.reclaim_order
-        self.clients: dict[str, Client] = {}
         self.on_short: Callable[[], None] = lambda: None
         """Called when an access left a location below its low watermark: for whoever runs `background`."""
         smallest = min(location.frames.nr_bytes for location in self.locations)
@@ -130,6 +113,7 @@ class GpuMemory:
             self._free(client, region)
         for region in self.space.regions:
             region.permissions.pop(name, None)
+        self.accounting.forget(name)
 
     # Allocation.
 
@@ -184,15 +168,13 @@ class GpuMemory:
         where = owner.device if device is None else device
         if not 0 <= where < self.nr_devices:
             raise GpuError(errno.EINVAL, f"no device {where}")
-        grant = None
-        if self.admission is not None and type is not RegionType.HOST:
-            grant = yield from self.admission.request(client, size, priority, timeout_ns)
+        grant = yield from self.accounting.request(client, type, size, priority, timeout_ns, where)
         try:
             region = self._new_region(client, size, type, page_size, where)
         except GpuError:
-            self._release(grant)
+            self.accounting.release(grant)
             raise
-        region.grant, region.priority = grant, priority
+        region.grant, region.priority = grant, priority if grant is None else grant.priority
         self.space.protect(region, client, 0, region.nr_pages, permissions)
         owner.regions.append(region)
         return region.va
@@ -227,11 +209,7 @@ class GpuMemory:
         self.residency.forget(region)
         self.space.release(region)
         client.regions.remove(region)
-        self._release(region.grant)
-
-    def _release(self, grant: Any) -> None:
-        if grant is not None and self.admission is not None:
-            self.admission.release(grant)
+        self.accounting.release(region.grant)
 
     # Access.
 
@@ -320,28 +298,19 @@ class GpuMemory:
         overwritten = np.zeros(len(pages), dtype=np.bool_) if whole is None else whole[lacking]
         wanted = READ if whole is None else WRITE
         key = region.first_key + first
-        stall = self._stall(client, region, pages)
+        stall = self.stalls.begin(client, self.residency.is_short, region.state[pages])
         try:
+            if whole is not None:
+                self.accounting.charge(region, pages, at)
             self.faults.serve(region, pages, at, whole is not None, overwritten, range(key, key + len(lacking)))
         except GpuError as error:
             page = error.page if isinstance(error, CorruptAccess) else int(pages[0])
             va = region.va + (page << region.page_shift)
             self.space.refuse(client, va, wanted, at, error.errno or errno.EIO, str(error.strerror))
         finally:
-            if stall is not None:
-                stall.end(self.clock.now_ns())
+            self.stalls.end(stall)
         if self.residency.is_short:
             self.on_short()
-
-    def _stall(self, client: str, region: Region, pages: Pages) -> PressureStall | None:
-        """Begin to count a fault that more memory would have spared: its page was evicted, or one has to be."""
-        if self.pressure is None:
-            return None
-        if not self.residency.is_short and not (region.state[pages] == PageState.STORED).any():
-            return None
-        stall = self.pressure(client)
-        stall.begin(self.clock.now_ns())
-        return stall
 
     def _touch(self, region: Region, first: int, entries: NDArray[np.uint64]) -> None:
         """Tell the policies."""
@@ -443,19 +412,7 @@ class GpuMemory:
     def sample(self) -> None:
         """Tell admission what each client has in memory, what of it was accessed since the last time, and how well
         pages compress."""
-        if self.admission is None:
-            return
-        now_ns = self.clock.now_ns()
-        for client in self.clients.values():
-            nr_resident = nr_touched = 0
-            for region in client.regions:
-                nr_resident += region.count(PageState.RESIDENT) << region.page_shift
-                nr_touched += int(np.count_nonzero(self.space.accessed(region))) << region.page_shift
-                self.space.clear_accessed(region)
-            self.admission.usage(client.name, nr_resident, nr_touched, now_ns)
-        pool = self.store.pool
-        if pool is not None and pool.used_bytes:
-            self.admission.compressibility(pool.stored_bytes / pool.used_bytes)
+        self.accounting.tell(touched=True)
 
     def state_of(self, region: Region) -> dict[str, int]:
         """Pages by state; `resident` also by location."""

@@ -38,6 +38,8 @@ _BATCH_FRAMES = (4 << 20) // FRAME_BYTES
 _CLUSTER_FRAMES = (128 << 10) // FRAME_BYTES
 """An access that has to wait for eviction evicts this much, so that the next few need not (SWAP_CLUSTER_MAX pages)."""
 
+_ANY_PRIORITY = 1 << 30
+
 _MAX_REFUSALS = 8
 """Pages in a row that find no room in the stores before eviction gives up: another may compress better. Also: blocks
 that are tried before none can be emptied."""
@@ -210,7 +212,9 @@ class Residency:
             if lacking <= 0 or location.number not in self._reclaiming:
                 self._reclaiming.discard(location.number)
                 continue
-            nr = self.evict(location, min(lacking, (budget_bytes - evicted) // FRAME_BYTES))
+            wanted = min(lacking, (budget_bytes - evicted) // FRAME_BYTES)
+            nr = self._evict_in_order(location, wanted, (), _ANY_PRIORITY)
+            nr += self.evict(location, wanted - nr)
             if nr == 0 and evicted < budget_bytes:
                 self._reclaiming.discard(location.number)  # nothing more can go
             evicted += nr * FRAME_BYTES

@@ -2,8 +2,8 @@
 """Admission: who is promised memory, and how much more of it than there is.
 
 Theory of operation
-    What can be honoured is what can hold bytes now: free memory, and room in the stores behind it at the compressibility
-    that was measured (`Supply`). From it goes what others are expected to take yet:
+    What can be honoured is what can hold bytes now: free memory, and room in the stores behind it at the
+    compressibility that was measured (`Supply`). From it goes what others are expected to take yet:
 
         room(priority) = supply - growth of clients of the same or a higher priority, as the policy predicts it
                                 - what is left of the reservations of clients of a lower one
@@ -12,7 +12,7 @@ Theory of operation
     memory, and the client's below its `limit`. Else it waits its turn (waiting.py), or fails. Bytes that a client has
     written are in no one's room: a higher priority gets a lower one's memory, never its bytes, which go to the stores.
 
-    A prediction can be wrong, and data can begin to compress worse. Then there is less than was promised. `charge`
+    A prediction can be wrong, and data can begin to compress worse. Then there is less than was promised. `has_room`
     decides who notices: before a page gets bytes for the first time, it has to fit beside what is left of others'
     reservations and the growth of higher priorities. So the lowest priority is refused first, and only new pages are.
 
@@ -27,6 +27,7 @@ docs/exhaustion.md says all this from the clients' side.
 import errno
 import logging
 from collections import Counter
+from typing import Protocol
 
 from dpud.gpu.clock import Clock, ManualClock
 from dpud.gpu.errors import GpuError
@@ -34,7 +35,6 @@ from dpud.gpu.overcommit.account import Account, Grant
 from dpud.gpu.overcommit.predictor import HISTORY, POLICIES
 from dpud.gpu.overcommit.pressure import PressureStall
 from dpud.gpu.overcommit.reclaim import reclaim_order
-from dpud.gpu.overcommit.supply import Supply
 from dpud.gpu.overcommit.waiting import ClockQueue, Line, Ticket, Turn
 from kernelsim.operation import Operation
 from kernelsim.wait import WaitQueue
@@ -43,9 +43,22 @@ DEFAULT_RATIO_PERCENT = 1000
 _RISE = 0.1
 """How much of a better compressibility is believed at each measurement; a worse one is believed at once."""
 
-EVENTS = ("granted", "released", "queued", "refused", "timed_out", "charges_refused")
+EVENTS = ("granted", "released", "queued", "refused", "timed_out")
 
 log = logging.getLogger("dpud.gpu.overcommit")
+
+
+class Supply(Protocol):
+    """What is left to hold bytes. A lower priority's page can be reclaimed only into the stores, so what is reclaimable
+    is bounded by them and needs no count of its own."""
+
+    def free_bytes(self, location: int, /) -> int:
+        """Free memory of one location."""
+        ...
+
+    def store_bytes(self, compressibility: float, /) -> int:
+        """Raw bytes that the stores behind it can still take, if pages compress like that."""
+        ...
 
 
 class _Alone:
@@ -87,6 +100,10 @@ class Admission:
         self.events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
         self.supply: Supply = _Alone(self)
         self._nr_requests = 0
+
+    def connect(self, supply: Supply) -> None:
+        """There is a data path."""
+        self.supply = supply
 
     # Clients.
 
@@ -257,35 +274,33 @@ class Admission:
     # What the data path tells and asks.
 
     def usage(self, client: str, nr_resident: int, nr_touched: int, now_ns: int, nr_stored: int = 0) -> None:
-        """Bytes of a client in memory, of them accessed since the last time, and in the stores."""
+        """Bytes of a client in memory, of them accessed since the last time (-1: not known), and in the stores.
+
+        Call `pump` when all clients' are told.
+        """
         account = self.account(client)
         account.sample(nr_resident + nr_stored, now_ns)
-        account.nr_resident, account.nr_touched = nr_resident, nr_touched
-        if nr_touched:
+        account.nr_resident = nr_resident
+        if nr_touched >= 0:
+            account.nr_touched = nr_touched
+        if nr_touched > 0:
             account.active_ns = now_ns
-        self.pump()
 
     def compressibility(self, ratio: float) -> None:
         """Raw bytes per byte that the pool takes for them, all overhead included; below 1 counts as 1."""
         ratio = max(1.0, ratio)
         better = ratio - self.measured_compressibility
         self.measured_compressibility += better * _RISE if better > 0 else better
-        self.pump()
 
-    def charge(self, client: str, nr_bytes: int, location: int = 0) -> None:
-        """A client is about to write so much for the first time. Raises GpuError(ENOMEM) where others go before."""
-        if nr_bytes <= 0:
-            return
+    def has_room(self, client: str, nr_bytes: int, location: int = 0) -> bool:
+        """Whether a client may write so much for the first time, beside what is kept for others."""
         asker = self.account(client)
-        supply = self.supply_bytes(location)
-        protected = 0
+        kept = 0
         for account in self.accounts.values():
             if account is not asker:
                 is_higher = account.priority > asker.priority
-                protected += account.growth_bytes(self.policy) if is_higher else account.reserved_growth_bytes
-        if nr_bytes > supply - protected and nr_bytes > asker.reserved_growth_bytes:
-            self.events["charges_refused"] += 1
-            raise GpuError(errno.ENOMEM, f"{client} would take what is kept for others: {protected} of {supply} bytes")
+                kept += account.growth_bytes(self.policy) if is_higher else account.reserved_growth_bytes
+        return nr_bytes <= self.supply_bytes(location) - kept or nr_bytes <= asker.reserved_growth_bytes
 
     def reclaim_order(self, need_bytes: int, for_priority: int) -> list[tuple[str, int]]:
         """Whose pages are to leave memory, in order: (client, bytes). Together at most `need_bytes`."""

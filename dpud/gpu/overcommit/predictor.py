@@ -13,9 +13,9 @@ Theory of operation
     max-of      the larger of the two: one is good at noise, the other at bursts
     history     max-of and the window's highest, times 1 + a margin that each client earns (Margin)
 
-    Source of n-sigma, percentile and their maximum: Bashir et al., "Take it to the limit: peak prediction-driven resource
-    overcommitment in datacenters", EuroSys 2021. Of the margin: the update of adaptive conformal inference (Gibbs and
-    Candes, NeurIPS 2021): a rate of misses is aimed at, whatever the distribution.
+    Source of n-sigma, percentile and their maximum: Bashir et al., "Take it to the limit: peak prediction-driven
+    resource overcommitment in datacenters", EuroSys 2021. Of the margin: the update of adaptive conformal inference
+    (Gibbs and Candes, NeurIPS 2021): a rate of misses is aimed at, whatever the distribution.
 
 A prediction is never more than what was granted. What a young grant may use is nobody's history: see account.py.
 """

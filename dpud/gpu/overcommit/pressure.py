@@ -2,12 +2,12 @@
 """Pressure of one client: the share of time that it waits for memory, in the format of the kernel's PSI.
 
 Theory of operation
-    A client's tasks are accesses that run, and tasks that wait: for admission, for a page to come back, for room to be
-    made. `some` is time in which at least one waits, `full` time in which one waits and none runs. Time is counted in
-    periods of 2 s + 1 tick. At the end of each, the share of it that was spent waiting goes into three averages, which
-    forget by a factor of exp(-2s/10s), exp(-2s/60s) and exp(-2s/300s), in fixed point with 11 fraction bits, as the load
-    average does. Source: kernel/sched/psi.c (update_averages, calc_avgs, psi_show), kernel/sched/loadavg.c (calc_load,
-    calc_load_n, fixed_power_int), include/linux/sched/loadavg.h.
+    A client's tasks are accesses that run, and tasks that wait: for admission, for a page to come back, for room to
+    be made. `some` is time in which at least one waits, `full` time in which one waits and none runs. Time is counted
+    in periods of 2 s + 1 tick. At the end of each, the share of it that was spent waiting goes into three averages,
+    which forget by a factor of exp(-2s/10s), exp(-2s/60s) and exp(-2s/300s), in fixed point with 11 fraction bits, as
+    the load average does. Source: kernel/sched/psi.c (update_averages, calc_avgs, psi_show), kernel/sched/loadavg.c
+    (calc_load, calc_load_n, fixed_power_int), include/linux/sched/loadavg.h.
 
 Differs from Linux: averages are brought up to date when somebody looks or the state changes, not by a worker. That
 gives what the worker would have given had it always run on time. Its periods begin with the object.
@@ -68,9 +68,7 @@ class _State:
                 for average, decay in zip(self.averages, DECAYS, strict=True)
             ]
         percent = sample_ns * 100 // period_ns * ONE
-        self.averages = [
-            decayed(average, decay, percent) for average, decay in zip(self.averages, DECAYS, strict=True)
-        ]
+        self.averages = [decayed(average, decay, percent) for average, decay in zip(self.averages, DECAYS, strict=True)]
 
     def line(self, name: str) -> str:
         shown = (

@@ -2,7 +2,7 @@
 """Requests that wait for memory: who is next, and how they wait.
 
 Order: the higher rank first, within one rank who came first. A request's rank is its priority plus one for each
-AGEING_NS that it has waited, so nobody waits behind newcomers for ever: after at most 101 steps it outranks all of them.
+AGEING_NS that it has waited, so nobody waits behind newcomers for ever: after at most 101 steps it outranks them all.
 Nobody passes the first one, however small: else a large request would starve.
 """
 

@@ -21,26 +21,49 @@ RNG = np.random.default_rng(11)
 
 
 @dataclass
+class Promise:
+    nr_bytes: int
+    priority: int
+
+
+@dataclass
 class Gate:
     """An admission of so many bytes, which remembers what it was told."""
 
     left: int
     order: list[tuple[str, int]] = field(default_factory=list)
-    used: list[tuple[str, int, int]] = field(default_factory=list)
+    used: list[tuple[str, int, int, int]] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
+    lets_write: bool = True
+    forgotten: str = ""
 
-    def request(self, client: str, nr_bytes: int, priority: int, timeout_ns: int = 0) -> Operation[int]:
+    def connect(self, supply: object) -> None:
+        self.supply = supply
+
+    def pump(self) -> None:
+        pass
+
+    def forget(self, client: str) -> None:
+        self.forgotten = client
+
+    def has_room(self, client: str, nr_bytes: int, location: int = 0) -> bool:
+        return self.lets_write
+
+    def request(
+        self, client: str, nr_bytes: int, priority: int, timeout_ns: int = 0, location: int = 0
+    ) -> Operation[Promise]:
         yield None
         if nr_bytes > self.left:
             raise GpuError(errno.ETIMEDOUT if timeout_ns else errno.ENOMEM, "no")
         self.left -= nr_bytes
-        return nr_bytes
+        return Promise(nr_bytes, priority)
 
-    def release(self, grant: int) -> None:
-        self.left += grant
+    def release(self, grant: Promise) -> None:
+        self.left += grant.nr_bytes
 
-    def usage(self, client: str, nr_resident: int, nr_touched: int, now_ns: int) -> None:
-        self.used.append((client, nr_resident, nr_touched))
+    def usage(self, client: str, nr_resident: int, nr_touched: int, now_ns: int, nr_stored: int = 0) -> None:
+        if nr_touched >= 0:
+            self.used.append((client, nr_resident, nr_touched, nr_stored))
 
     def reclaim_order(self, need_bytes: int, for_priority: int) -> Sequence[tuple[str, int]]:
         return self.order
@@ -67,7 +90,18 @@ def test_admission_is_asked_and_gets_its_grants_back() -> None:
     memory.free(va)
     memory.allocate("b", 10 * KIB)
     memory.remove_client("b")
-    assert gate.left == 100 * KIB
+    assert (gate.left, gate.forgotten) == (100 * KIB, "b")
+
+
+def test_admission_may_refuse_the_first_write_of_a_page_and_no_other_access() -> None:
+    gate = Gate(MIB)
+    memory = small_memory(MIB, admission=gate)
+    va = memory.allocate("a", 64 * KIB)
+    memory.write("a", va, b"1" * 4096)
+    gate.lets_write = False
+    memory.write("a", va, b"2" * 4096)
+    assert errno_of(memory.write, "a", va + 4096, b"3") == errno.ENOMEM
+    assert memory.read("a", va, 8192) == b"2" * 4096 + bytes(4096)
 
 
 def test_reclaim_takes_from_whom_admission_says() -> None:
@@ -94,7 +128,8 @@ def test_admission_hears_what_is_used_and_how_it_compresses() -> None:
     memory.sample()
     memory.evict(16 * KIB)
     memory.sample()
-    assert gate.used == [("a", 32 * KIB, 32 * KIB), ("a", 32 * KIB, 4 * KIB), ("a", 16 * KIB, 0)]
+    used = [("a", 32 * KIB, 32 * KIB, 0), ("a", 32 * KIB, 4 * KIB, 0), ("a", 16 * KIB, 0, 16 * KIB)]
+    assert gate.used == used
     assert gate.ratios == [4096 / 8]  # each page is one word
 
 

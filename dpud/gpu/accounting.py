@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: MIT
+"""What the data path tells admission, and asks it: overcommit/ knows promises, this knows pages.
+
+Only DEVICE and MANAGED memory is admitted. HOST and PINNED memory is bounded by the host's, and takes room in the
+stores that admission then no longer has. Use is told whenever a decision depends on it, so no promise rests on old
+numbers.
+"""
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from dpud.gpu.address_space.regions import PageState, Region, RegionType
+from dpud.gpu.address_space.space import AddressSpace, Pages
+from dpud.gpu.client import Client
+from dpud.gpu.errors import GpuError
+from dpud.gpu.location import Location
+from dpud.gpu.store import BackingStore
+from kernelsim.operation import Operation
+
+ADMITTED = (RegionType.DEVICE, RegionType.MANAGED)
+UNLIMITED = 1 << 62
+MAX_PRIORITY = 100
+
+
+class Admission(Protocol):
+    """overcommit.Admission, as far as the data path goes."""
+
+    def connect(self, supply: Any, /) -> None: ...
+    def request(
+        self, client: str, nr_bytes: int, priority: int, timeout_ns: int = 0, location: int = 0
+    ) -> Operation[Any]: ...
+    def release(self, grant: Any, /) -> None: ...
+    def forget(self, client: str, /) -> None: ...
+    def usage(self, client: str, nr_resident: int, nr_touched: int, now_ns: int, nr_stored: int = 0) -> None: ...
+    def pump(self) -> None: ...
+    def has_room(self, client: str, nr_bytes: int, location: int = 0) -> bool: ...
+    def reclaim_order(self, need_bytes: int, for_priority: int, /) -> Sequence[tuple[str, int]]: ...
+    def compressibility(self, ratio: float, /) -> None: ...
+
+
+class PressureStall(Protocol):
+    """overcommit.PressureStall of one client: the time that it waits for memory."""
+
+    def begin(self, now_ns: int, /) -> None: ...
+    def end(self, now_ns: int, /) -> None: ...
+
+
+class Accounting:
+    """Also what admission sees of memory: overcommit.supply.Supply."""
+
+    def __init__(
+        self,
+        space: AddressSpace,
+        locations: Sequence[Location],
+        store: BackingStore,
+        clients: Mapping[str, Client],
+        admission: Admission | None,
+    ) -> None:
+        self._space, self._locations, self._store, self._clients = space, locations, store, clients
+        self.admission = admission
+        if admission is not None:
+            admission.connect(self)
+
+    def free_bytes(self, location: int) -> int:
+        """Free memory of one location."""
+        return self._locations[location].frames.nr_free_bytes
+
+    def store_bytes(self, compressibility: float) -> int:
+        """Raw bytes that pool and swap can still take, if pages compress like that in the pool."""
+        swap, pool = self._store.swap, self._store.pool
+        nr_bytes = 0 if swap is None else swap.nr_free_bytes
+        if pool is None:
+            return nr_bytes
+        if not pool.limit_bytes:
+            return UNLIMITED
+        return nr_bytes + int(max(0, pool.limit_bytes - pool.used_bytes) * compressibility)
+
+    def request(
+        self, client: str, kind: RegionType, nr_bytes: int, priority: int, timeout_ns: int, location: int
+    ) -> Operation[Any]:
+        """A grant, or None where none is needed. Raises GpuError: ENOMEM, ETIMEDOUT."""
+        if self.admission is None or kind not in ADMITTED:
+            return None
+        self.tell()
+        return (yield from self.admission.request(client, nr_bytes, priority, timeout_ns, location))
+
+    def release(self, grant: Any) -> None:
+        """A region is gone, or was never made."""
+        if grant is not None and self.admission is not None:
+            self.tell()
+            self.admission.release(grant)
+
+    def forget(self, client: str) -> None:
+        """A client is gone."""
+        if self.admission is not None:
+            self.admission.forget(client)
+
+    def charge(self, region: Region, pages: Pages, at: int) -> None:
+        """Pages of which some may be written for the first time. Raises GpuError(ENOMEM) where others go before."""
+        if self.admission is None or region.type not in ADMITTED:
+            return
+        nr_bytes = int(np.count_nonzero(region.state[pages] == PageState.UNTOUCHED)) << region.page_shift
+        if not nr_bytes:
+            return
+        location = region.device if region.type is RegionType.DEVICE else at
+        if not self.admission.has_room(region.client, nr_bytes, location):
+            self.tell()
+            if not self.admission.has_room(region.client, nr_bytes, location):
+                raise GpuError(errno.ENOMEM, f"{region.client} would take what is kept for others")
+
+    def tell(self, *, touched: bool = False) -> None:
+        """What each client uses; with `touched`, also what it accessed since the last time that was asked for."""
+        if self.admission is None:
+            return
+        now_ns = self._space.clock.now_ns()
+        for client in list(self._clients.values()):
+            admitted = [region for region in client.regions if region.type in ADMITTED]
+            resident = sum(region.count(PageState.RESIDENT) << region.page_shift for region in admitted)
+            stored = sum(region.count(PageState.STORED) << region.page_shift for region in admitted)
+            self.admission.usage(client.name, resident, self._touched(client) if touched else -1, now_ns, stored)
+        pool = self._store.pool
+        if pool is not None and pool.used_bytes:
+            self.admission.compressibility(pool.stored_bytes / pool.used_bytes)
+        self.admission.pump()
+
+    def _touched(self, client: Client) -> int:
+        nr_bytes = 0
+        for region in client.regions:
+            nr_bytes += int(np.count_nonzero(self._space.accessed(region))) << region.page_shift
+            self._space.clear_accessed(region)
+        return nr_bytes
+
+
+class Stalls:
+    """Time that clients wait for memory, if anybody wants to know."""
+
+    def __init__(self, space: AddressSpace, pressure: Callable[[str], PressureStall] | None) -> None:
+        self._space = space
+        self._pressure = pressure
+
+    def begin(self, client: str, is_short: bool, states: Any) -> PressureStall | None:
+        """Begin to count a fault that more memory would have spared: its page was evicted, or one has to be."""
+        if self._pressure is None or not (is_short or (states == PageState.STORED).any()):
+            return None
+        stall = self._pressure(client)
+        stall.begin(self._space.clock.now_ns())
+        return stall
+
+    def end(self, stall: PressureStall | None) -> None:
+        if stall is not None:
+            stall.end(self._space.clock.now_ns())

@@ -37,7 +37,7 @@ from dpud.errors import UserError
 from dpud.exec import PROBE
 from dpud.gpu.clock import PacedClock
 from dpud.gpu.performance import set_log_level
-from dpud.gpu.system import GpuConfig, add_files, build, reclaimer
+from dpud.gpu.system import GpuConfig, add_files, build, reclaimer, sampler
 from dpud.inject import BlockingWaitQueue, LiveClock, boot_time_s
 from dpud.owner import Owner
 from dpud.pacer import Pacer
@@ -170,10 +170,11 @@ def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
     if not gpu.devices:
         return
     set_log_level()
-    memory = build(GpuConfig(gpu.devices, gpu.memory, gpu.host_memory, gpu.pool), PacedClock())
+    memory = build(GpuConfig(gpu.devices, gpu.memory, gpu.host_memory, gpu.pool), PacedClock(), BlockingWaitQueue())
     add_files(machine.registry, memory)
     short = BlockingWaitQueue()
     owner.background(reclaimer(memory, short, short.wake_up), "dpud-gpu-reclaim")
+    owner.background(sampler(memory), "dpud-gpu-sample")
 
 
 def _read_image(options: RunOptions) -> HostImage:

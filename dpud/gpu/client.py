@@ -13,6 +13,8 @@ class Client:
     name: str
     device: int
     """Location that its accesses come from, where they do not say."""
+    active_ns: int = 0
+    """When it accessed anything last."""
     regions: list[Region] = field(default_factory=list)
 
     @property

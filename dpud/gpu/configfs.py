@@ -25,6 +25,8 @@ from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.errors import GpuError
 from dpud.gpu.files import check_name, settle
 from dpud.gpu.memory import HOST, GpuMemory
+from dpud.gpu.overcommit import Admission as Overcommit
+from dpud.gpu.overcommit.files import ClientPromises
 from kernelsim.attr import Attr, Bytes, Choice, ConfigGroup, Int, Kobject, Operation, Size, Text, Trigger
 
 _PIECE_BYTES = 128 << 10
@@ -98,12 +100,17 @@ class Buffer(Kobject):
             page_size=_PAGE_BYTES[self.page_size],
             priority=self.priority,
             device=None,
-            timeout_ns=0,
+            timeout_ns=self._timeout_ns(),
         )
         if self.region is not None:  # somebody else was faster while admission let us wait
             self.memory.free(va, self.client)
             raise OSError(errno.EBUSY, "it has memory already")
         self.region = self.memory.space.regions.find(va)
+
+    def _timeout_ns(self) -> int:
+        """How long its client lets it wait for memory."""
+        admission = self.memory.accounting.admission
+        return admission.account(self.client).timeout_ns if isinstance(admission, Overcommit) else 0
 
     def release(self) -> None:
         """Free the memory, if there is any."""
@@ -290,6 +297,14 @@ class ClientFiles(Kobject):
         return str(sum(region.count(PageState.RESIDENT) << region.page_shift for region in regions))
 
 
+class AdmittedClientFiles(ClientFiles, ClientPromises):
+    """One client whose memory has to be admitted."""
+
+    def __init__(self, memory: GpuMemory, name: str, admission: Overcommit) -> None:
+        super().__init__(memory, name)
+        self.admission = admission
+
+
 class ClientGroup(ConfigGroup):
     """The clients of one device. Names are unique over all devices."""
 
@@ -301,6 +316,9 @@ class ClientGroup(ConfigGroup):
         if name in self.memory.clients:
             raise OSError(errno.EEXIST, f"another device has a client {name}")
         self.memory.client(name, self.device)
+        admission = self.memory.accounting.admission
+        if isinstance(admission, Overcommit):
+            return AdmittedClientFiles(self.memory, name, admission)
         return ClientFiles(self.memory, name)
 
     def drop_item(self, name: str, kobj: Kobject) -> None:

@@ -255,8 +255,9 @@ class GpuMemory:
 
     def _checked(self, client: str, va: int, nr_bytes: int, wanted: Permission, at: int | None) -> tuple[int, Region]:
         """Location and region of an access that is allowed."""
-        if at is None:
-            at = self.client(client).device
+        caller = self.client(client)
+        caller.active_ns = self.clock.now_ns()
+        at = caller.device if at is None else at
         if not -1 <= at <= self.nr_devices or nr_bytes < 0:
             raise GpuError(errno.EINVAL, f"{nr_bytes} bytes from location {at}")
         at = self.nr_devices if at == HOST else at

@@ -11,16 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dpud.gpu.blob import PageCodec
-from dpud.gpu.clock import Clock, ManualClock
+from dpud.gpu.clock import Clock, Debt, ManualClock
 from dpud.gpu.compression import CompressedPool, CompressionFiles, CompressionSystem
 from dpud.gpu.configfs import ClientGroup
 from dpud.gpu.files import AddressSpaceFiles, MemoryFiles, settle
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.memory import HOST_PROFILE, GpuMemory
+from dpud.gpu.overcommit import Admission
+from dpud.gpu.overcommit.account import SAMPLE_NS
+from dpud.gpu.overcommit.files import OvercommitFiles
 from dpud.gpu.store import HostPool, Pool
 from kernelsim.attr import Kobject, Operation, Registry
 from kernelsim.operation import Waitable
+from kernelsim.wait import WaitQueue
 
 CLASS_PATH = "/sys/class/gpu_memvirt"
 CONFIG_PATH = "/sys/kernel/config/gpu_memvirt"
@@ -39,14 +43,17 @@ class GpuConfig:
     compression: bool = True
 
 
-def build(config: GpuConfig, clock: Clock | None = None) -> GpuMemory:
-    """Simulated devices with a pool behind them."""
+def build(config: GpuConfig, clock: Clock | None = None, waiters: WaitQueue | None = None) -> GpuMemory:
+    """Simulated devices with a pool behind them. `waiters`: where requests for memory wait; else they let time pass."""
     clock = clock or ManualClock()
     profile = DeviceProfile(memory_bytes=config.device_bytes)
     devices = [SimulatedDevice(profile, clock, number) for number in range(config.nr_devices)]
     host = SimulatedDevice(HOST_PROFILE.sized(config.host_bytes), clock, config.nr_devices)
     codec, pool = _compression(config)
-    return GpuMemory(devices, host=host, clock=clock, codec=codec, pool=pool)
+    admission = Admission(config.nr_devices * config.device_bytes, clock, waiters=waiters)
+    return GpuMemory(
+        devices, host=host, clock=clock, codec=codec, pool=pool, admission=admission, pressure=admission.pressure
+    )
 
 
 def _compression(config: GpuConfig) -> tuple[PageCodec | None, Pool | None]:
@@ -65,6 +72,9 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
     pool = memory.store.pool
     if isinstance(pool, CompressedPool):
         yield "compression", CompressionFiles(pool.system, pool)
+    admission = memory.accounting.admission
+    if isinstance(admission, Admission):
+        yield "overcommit", OvercommitFiles(admission)
 
 
 def add_files(registry: Registry, memory: GpuMemory) -> None:
@@ -89,3 +99,10 @@ def reclaimer(memory: GpuMemory, short: Waitable, wake_up: Callable[[], None]) -
             yield None
         else:
             yield short
+
+
+def sampler(memory: GpuMemory) -> Operation[None]:
+    """The same: tells admission what each client uses, once in each of its sample periods."""
+    while True:
+        memory.accounting.tell()
+        yield Debt(memory.clock.now_ns() + SAMPLE_NS)

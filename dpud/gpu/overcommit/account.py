@@ -39,6 +39,8 @@ class Account:
         self.reservation_bytes = 0
         self.limit_bytes = 0
         """0 for none."""
+        self.timeout_ns = 0
+        """How long its requests wait, for whoever makes them."""
         self.grants: dict[Grant, None] = {}
         self.nr_granted = 0
         self.nr_used = 0

@@ -114,7 +114,10 @@ class Admission:
         return self.accounts[client]
 
     def forget(self, client: str) -> None:
-        """The client is gone, and all its grants were released."""
+        """The client is gone, and all its grants were released. Those of its requests that wait are over."""
+        for ticket in self.line.of(client):
+            ticket.deadline_ns = self.clock.now_ns()
+            self.line.leave(ticket)
         account = self.accounts.pop(client, None)
         assert account is None or not account.grants, "a client that left its grants behind"
         self.pump()
@@ -273,8 +276,12 @@ class Admission:
 
     # What the data path tells and asks.
 
-    def usage(self, client: str, nr_resident: int, nr_touched: int, now_ns: int, nr_stored: int = 0) -> None:
+    def usage(
+        self, client: str, nr_resident: int, nr_touched: int, now_ns: int, nr_stored: int = 0, active_ns: int = 0
+    ) -> None:
         """Bytes of a client in memory, of them accessed since the last time (-1: not known), and in the stores.
+
+        `active_ns`: when it accessed anything last.
 
         Call `pump` when all clients' are told.
         """
@@ -283,8 +290,7 @@ class Admission:
         account.nr_resident = nr_resident
         if nr_touched >= 0:
             account.nr_touched = nr_touched
-        if nr_touched > 0:
-            account.active_ns = now_ns
+        account.active_ns = max(account.active_ns, active_ns, now_ns if nr_touched > 0 else 0)
 
     def compressibility(self, ratio: float) -> None:
         """Raw bytes per byte that the pool takes for them, all overhead included; below 1 counts as 1."""

@@ -43,6 +43,11 @@ TARGET_MISSES = 0.005
 _MARGIN_UP = 0.1
 
 
+def _at_most(peak: Any, granted: Any) -> NDArray[np.float64]:
+    limited: NDArray[np.float64] = np.minimum(peak, granted)
+    return limited
+
+
 def static(_samples: Samples, granted: Any) -> NDArray[np.float64]:
     return np.asarray(granted, dtype=np.float64)
 
@@ -53,14 +58,14 @@ def borg(_samples: Samples, granted: Any) -> NDArray[np.float64]:
 
 def n_sigma(sigmas: float = SIGMAS) -> Policy:
     def peak(samples: Samples, granted: Any) -> NDArray[np.float64]:
-        return np.minimum(samples.mean(axis=-1) + sigmas * samples.std(axis=-1), granted)
+        return _at_most(samples.mean(axis=-1) + sigmas * samples.std(axis=-1), granted)
 
     return peak
 
 
 def percentile(rank: float = PERCENTILE) -> Policy:
     def peak(samples: Samples, granted: Any) -> NDArray[np.float64]:
-        return np.minimum(np.percentile(samples, rank, axis=-1), granted)
+        return _at_most(np.percentile(samples, rank, axis=-1), granted)
 
     return peak
 
@@ -75,7 +80,7 @@ def max_of(*policies: Policy) -> Policy:
 
 def highest(samples: Samples, granted: Any) -> NDArray[np.float64]:
     """The most that was used in the window."""
-    return np.minimum(samples.max(axis=-1), granted)
+    return _at_most(samples.max(axis=-1), granted)
 
 
 HISTORY = "history"
@@ -103,7 +108,7 @@ class Margin:
         self.share = np.clip(self.share + np.where(missed, _MARGIN_UP, -down), 0.0, 1.0)
 
     def widen(self, peak: Any, granted: Any) -> NDArray[np.float64]:
-        return np.minimum(peak * (1 + self.share), granted)
+        return _at_most(peak * (1 + self.share), granted)
 
 
 class History:

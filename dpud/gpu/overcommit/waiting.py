@@ -52,6 +52,10 @@ class Line:
         if ticket in self._tickets:
             self._tickets.remove(ticket)
 
+    def of(self, client: str) -> list[Ticket]:
+        """One client's."""
+        return [ticket for ticket in self._tickets if ticket.client == client]
+
     def in_order(self, now_ns: int) -> Iterator[Ticket]:
         """Those whose time is not over."""
         alive = [ticket for ticket in self._tickets if now_ns < ticket.deadline_ns or now_ns == ticket.since_ns]

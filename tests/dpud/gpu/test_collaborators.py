@@ -61,7 +61,9 @@ class Gate:
     def release(self, grant: Promise) -> None:
         self.left += grant.nr_bytes
 
-    def usage(self, client: str, nr_resident: int, nr_touched: int, now_ns: int, nr_stored: int = 0) -> None:
+    def usage(
+        self, client: str, nr_resident: int, nr_touched: int, now_ns: int, nr_stored: int = 0, active_ns: int = 0
+    ) -> None:
         if nr_touched >= 0:
             self.used.append((client, nr_resident, nr_touched, nr_stored))
 

@@ -60,9 +60,11 @@ class Accounting:
         store: BackingStore,
         clients: Mapping[str, Client],
         admission: Admission | None,
+        kept_bytes: int,
     ) -> None:
         self._space, self._locations, self._store, self._clients = space, locations, store, clients
         self.admission = admission
+        self._kept_bytes = kept_bytes
         if admission is not None:
             admission.connect(self)
 
@@ -71,7 +73,14 @@ class Accounting:
         return self._locations[location].frames.nr_free_bytes
 
     def store_bytes(self, compressibility: float) -> int:
-        """Raw bytes that pool and swap can still take, if pages compress like that in the pool."""
+        """Raw bytes that pool and swap can still take, if pages compress like that in the pool.
+
+        Less what an access needs to exchange pages: else those in the stores could not come back from full stores into
+        full memory.
+        """
+        return self._store_room(compressibility) - self._kept_bytes if self._store.exists else 0
+
+    def _store_room(self, compressibility: float) -> int:
         swap, pool = self._store.swap, self._store.pool
         nr_bytes = 0 if swap is None else swap.nr_free_bytes
         if pool is None:

@@ -86,14 +86,15 @@ class GpuMemory:
         self.residency = Residency(self.space, self.locations, self.store)
         self.faults = FaultService(self.residency, self.nr_devices, prefetcher, thrash_guard)
         self.clients: dict[str, Client] = {}
-        self.accounting = Accounting(self.space, self.locations, self.store, self.clients, admission)
+        smallest = min(location.frames.nr_bytes for location in self.locations)
+        self._span_bytes = min(_SPAN_BYTES, smallest // 4)
+        parts = self.space, self.locations, self.store, self.clients
+        self.accounting = Accounting(*parts, admission, self._span_bytes)
         self.stalls = Stalls(self.space, pressure)
         if admission is not None:
             self.residency.reclaim_order = admission.reclaim_order
         self.on_short: Callable[[], None] = lambda: None
         """Called when an access left a location below its low watermark: for whoever runs `background`."""
-        smallest = min(location.frames.nr_bytes for location in self.locations)
-        self._span_bytes = min(_SPAN_BYTES, smallest // 4)
 
     # Clients.
 

@@ -8,6 +8,8 @@ Theory of operation
         room(priority) = supply - growth of clients of the same or a higher priority, as the policy predicts it
                                 - what is left of the reservations of clients of a lower one
 
+    (Policy `static` makes no such difference: it expects all that was granted to be used, whoever has it.)
+
     A request is granted if it is not more than that, if all grants together stay below `ratio` percent of the devices'
     memory, and the client's below its `limit`. Else it waits its turn (waiting.py), or fails. Bytes that a client has
     written are in no one's room: a higher priority gets a lower one's memory, never its bytes, which go to the stores.
@@ -32,7 +34,7 @@ from typing import Protocol
 from dpud.gpu.clock import Clock, ManualClock
 from dpud.gpu.errors import GpuError
 from dpud.gpu.overcommit.account import Account, Grant
-from dpud.gpu.overcommit.predictor import HISTORY, POLICIES
+from dpud.gpu.overcommit.predictor import HISTORY, POLICIES, STATIC
 from dpud.gpu.overcommit.pressure import PressureStall
 from dpud.gpu.overcommit.reclaim import reclaim_order
 from dpud.gpu.overcommit.waiting import ClockQueue, Line, Ticket, Turn
@@ -57,7 +59,8 @@ class Supply(Protocol):
         ...
 
     def store_bytes(self, compressibility: float, /) -> int:
-        """Raw bytes that the stores behind it can still take, if pages compress like that."""
+        """Raw bytes that the stores behind it can still take, if pages compress like that. Negative: nothing, and free
+        memory is needed to bring back what they have."""
         ...
 
 
@@ -151,7 +154,8 @@ class Admission:
 
     def supply_bytes(self, location: int = 0) -> int:
         """What can hold bytes now."""
-        return self.supply.free_bytes(location) + self.supply.store_bytes(self.measured_compressibility)
+        store_bytes = self.supply.store_bytes(self.measured_compressibility)
+        return max(0, self.supply.free_bytes(location) + store_bytes)
 
     def room_bytes(self, priority: int, location: int = 0, asker: Account | None = None) -> int:
         """The largest request of that priority that would be granted, but for who waits. Negative: overdrawn.
@@ -162,7 +166,7 @@ class Admission:
         for account in self.accounts.values():
             if account is asker:
                 growth = account.peak_bytes(self.policy) - account.nr_used
-            elif account.priority < priority:
+            elif account.priority < priority and self.policy != STATIC:
                 growth = account.reserved_growth_bytes
             else:
                 growth = account.growth_bytes(self.policy)
@@ -187,10 +191,11 @@ class Admission:
         self._check(account, nr_bytes)
         self._nr_requests += 1
         rank = max(priority, account.own_priority)
-        ticket = Ticket(client, nr_bytes, rank, location, now_ns, now_ns + timeout_ns, self._nr_requests)
+        deadline_ns = now_ns + timeout_ns
+        ticket = Ticket(client, nr_bytes, rank, location, now_ns, deadline_ns, self._nr_requests, timeout_ns > 0)
         self.line.join(ticket)
         self.pump()
-        if ticket.grant is None and timeout_ns > 0:
+        if ticket.grant is None and ticket.may_wait:
             yield from self._wait(ticket, account)
         if ticket.grant is None:
             self.line.leave(ticket)
@@ -209,12 +214,11 @@ class Admission:
             raise GpuError(errno.ENOMEM, f"{nr_bytes} bytes are more than {self.ratio_percent} % of the memory")
 
     def _refused(self, ticket: Ticket) -> GpuError:
-        waited_ns = ticket.deadline_ns - ticket.since_ns
-        self.events["timed_out" if waited_ns else "refused"] += 1
+        self.events["timed_out" if ticket.may_wait else "refused"] += 1
         room = max(0, self.room_bytes(ticket.priority, ticket.location))
         why = f"{ticket.nr_bytes} bytes for {ticket.client}, priority {ticket.priority}: room for {room}"
         log.info("refused: %s", why)
-        return GpuError(errno.ETIMEDOUT if waited_ns else errno.ENOMEM, why)
+        return GpuError(errno.ETIMEDOUT if ticket.may_wait else errno.ENOMEM, why)
 
     def _wait(self, ticket: Ticket, account: Account) -> Operation[None]:
         """Until it is granted or its time is over. Who is interrupted takes nothing along."""

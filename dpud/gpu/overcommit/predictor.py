@@ -83,9 +83,9 @@ def highest(samples: Samples, granted: Any) -> NDArray[np.float64]:
     return _at_most(samples.max(axis=-1), granted)
 
 
-HISTORY = "history"
+STATIC, HISTORY = "static", "history"
 POLICIES: Mapping[str, Policy] = {
-    "static": static,
+    STATIC: static,
     "borg": borg,
     "n-sigma": n_sigma(),
     "percentile": percentile(),

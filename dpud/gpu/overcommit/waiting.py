@@ -29,6 +29,7 @@ class Ticket:
     deadline_ns: int
     number: int
     """Requests are numbered as they come."""
+    may_wait: bool
     grant: Grant | None = None
 
     def rank(self, now_ns: int) -> int:

@@ -30,6 +30,7 @@ from dpud.gpu.facade_address_space import sync_memory_region as sync_memory_regi
 from dpud.gpu.facade_address_space import write_memory as write_memory
 from dpud.gpu.facade_base import Ref as Ref
 from dpud.gpu.facade_base import last_error as last_error
+from dpud.gpu.facade_base import the_memory as the_memory
 from dpud.gpu.facade_compression import COMPRESS_ADAPTIVE as COMPRESS_ADAPTIVE
 from dpud.gpu.facade_compression import COMPRESS_LZ4 as COMPRESS_LZ4
 from dpud.gpu.facade_compression import COMPRESS_SNAPPY as COMPRESS_SNAPPY
@@ -49,3 +50,9 @@ from dpud.gpu.facade_memory import background_swap as background_swap
 from dpud.gpu.facade_memory import cleanup_swap_system as cleanup_swap_system
 from dpud.gpu.facade_memory import free_gpu_memory as free_gpu_memory
 from dpud.gpu.facade_memory import init_swap_system as init_swap_system
+from dpud.gpu.facade_overcommit import allocate_overcommit_memory as allocate_overcommit_memory
+from dpud.gpu.facade_overcommit import cleanup_memory_overcommit as cleanup_memory_overcommit
+from dpud.gpu.facade_overcommit import free_overcommit_memory as free_overcommit_memory
+from dpud.gpu.facade_overcommit import get_overcommit_stats as get_overcommit_stats
+from dpud.gpu.facade_overcommit import init_memory_overcommit as init_memory_overcommit
+from dpud.gpu.facade_overcommit import print_overcommit_stats as print_overcommit_stats

@@ -47,7 +47,8 @@ from kernelsim.operation import Operation, complete
 
 HOST = -1
 DEFAULT_PAGE_BYTES = 4096
-_SPAN_BYTES = 1 << 20
+EXCHANGE_BYTES = 1 << 20
+"""An access is done in spans of at most this, whose pages have to be in memory at once."""
 
 HOST_PROFILE = DeviceProfile("host", 1 << 30, 25_600_000_000, 100, 25_600_000_000, 100)
 """Host memory: one channel of DDR4-3200 (3200 MT/s x 8 bytes, JEDEC JESD79-4); its latency is uncalibrated."""
@@ -87,7 +88,7 @@ class GpuMemory:
         self.faults = FaultService(self.residency, self.nr_devices, prefetcher, thrash_guard)
         self.clients: dict[str, Client] = {}
         smallest = min(location.frames.nr_bytes for location in self.locations)
-        self._span_bytes = min(_SPAN_BYTES, smallest // 4)
+        self._span_bytes = min(EXCHANGE_BYTES, smallest // 4)
         parts = self.space, self.locations, self.store, self.clients
         self.accounting = Accounting(*parts, admission, self._span_bytes)
         self.stalls = Stalls(self.space, pressure)

@@ -19,8 +19,8 @@ from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.memory import HOST_PROFILE, GpuMemory
 from dpud.gpu.overcommit import Admission
-from dpud.gpu.overcommit.account import SAMPLE_NS
 from dpud.gpu.overcommit.files import OvercommitFiles
+from dpud.gpu.overcommit.predictor import SAMPLE_NS
 from dpud.gpu.store import HostPool, Pool
 from kernelsim.attr import Kobject, Operation, Registry
 from kernelsim.operation import Waitable

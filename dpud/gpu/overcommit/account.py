@@ -6,15 +6,13 @@ Theory of operation
     still be asked for. `peak_bytes` says how much of the promise is expected to be used: at least what is used now and
     what is reserved, at most what was granted. A grant that is younger than the warm-up counts in full.
 
-    Use is told whenever somebody looks; of each period of SAMPLE_NS the highest counts.
+    Use is told whenever somebody looks; of each sample period the highest counts.
 """
 
 from dataclasses import dataclass
 
-from dpud.gpu.overcommit.predictor import HISTORY, POLICIES, WARM_UP_SAMPLES, History, Margin
+from dpud.gpu.overcommit.predictor import POLICIES, WARM_UP_SAMPLES, History
 from dpud.gpu.overcommit.pressure import PressureStall
-
-SAMPLE_NS = 1_000_000_000
 
 
 @dataclass(eq=False)
@@ -49,12 +47,8 @@ class Account:
         """Accessed between the last two samples."""
         self.active_ns = now_ns
         """When it was last seen to have accessed anything."""
-        self.history = History()
-        self.margin = Margin()
+        self.history = History(now_ns)
         self.pressure = PressureStall(now_ns)
-        self._period_end_ns = now_ns + SAMPLE_NS
-        self._highest = 0
-        self._expected: float | None = None
 
     @property
     def priority(self) -> int:
@@ -71,34 +65,19 @@ class Account:
 
     def sample(self, nr_used: int, now_ns: int) -> None:
         """What it uses now."""
-        if now_ns >= self._period_end_ns:
-            nr_periods = 1 + (now_ns - self._period_end_ns) // SAMPLE_NS
-            self._close_period(nr_periods)
-            self._period_end_ns += nr_periods * SAMPLE_NS
-            self._highest = 0
         self.nr_used = nr_used
-        self._highest = max(self._highest, nr_used)
+        self.history.tell(nr_used, now_ns)
 
-    def _close_period(self, nr_periods: int) -> None:
-        if self._expected is not None:
-            self.margin.learn(self._highest > self._expected)
-        self.history.add(self._highest)
-        if nr_periods > 1:
-            self.history.add(self.nr_used, nr_periods - 1)  # nothing was told since, so nothing changed
-        self._expected = self.predicted(HISTORY) if self.history.nr_samples >= WARM_UP_SAMPLES else None
-
-    def predicted(self, policy: str) -> float:
-        """What history says about its peak."""
-        window = self.history.window()
-        if not len(window):
-            return float(self.nr_granted)
-        peak = POLICIES[policy](window, self.nr_granted)
-        return float(self.margin.widen(peak, self.nr_granted) if policy == HISTORY else peak)
+    @property
+    def young_bytes(self) -> int:
+        """Of its grants, those that history says nothing about."""
+        return sum(g.nr_bytes for g in self.grants if self.history.nr_samples - g.born < WARM_UP_SAMPLES)
 
     def peak_bytes(self, policy: str) -> int:
         """How much of what it was granted is expected to be used."""
-        young = sum(g.nr_bytes for g in self.grants if self.history.nr_samples - g.born < WARM_UP_SAMPLES)
-        expected = min(self.nr_granted, int(self.predicted(policy)) + young)
+        window = self.history.window()
+        predicted = float(POLICIES[policy](window, self.nr_granted)) if len(window) else 0.0
+        expected = min(self.nr_granted, int(predicted) + self.young_bytes)
         return max(expected, self.nr_used, min(self.reservation_bytes, self.nr_granted))
 
     def growth_bytes(self, policy: str) -> int:

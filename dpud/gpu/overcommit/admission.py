@@ -34,7 +34,8 @@ from typing import Protocol
 from dpud.gpu.clock import Clock, ManualClock
 from dpud.gpu.errors import GpuError
 from dpud.gpu.overcommit.account import Account, Grant
-from dpud.gpu.overcommit.predictor import HISTORY, POLICIES, STATIC
+from dpud.gpu.overcommit.growth import Together
+from dpud.gpu.overcommit.predictor import HISTORY, POLICIES, SAMPLE_NS, STATIC
 from dpud.gpu.overcommit.pressure import PressureStall
 from dpud.gpu.overcommit.reclaim import reclaim_order
 from dpud.gpu.overcommit.waiting import ClockQueue, Line, Ticket, Turn
@@ -43,7 +44,7 @@ from kernelsim.wait import WaitQueue
 
 DEFAULT_RATIO_PERCENT = 1000
 _RISE = 0.1
-"""How much of a better compressibility is believed at each measurement; a worse one is believed at once."""
+"""How much of a better compressibility is believed each sample period; a worse one is believed at once."""
 
 EVENTS = ("granted", "released", "queued", "refused", "timed_out")
 
@@ -98,8 +99,10 @@ class Admission:
         self.policy = policy
         self.waiters = waiters or ClockQueue(self.clock)
         self.accounts: dict[str, Account] = {}
+        self.together = Together(self.clock.now_ns())
         self.line = Line()
         self.measured_compressibility = 1.0
+        self._rose_ns = self.clock.now_ns()
         self.events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
         self.supply: Supply = _Alone(self)
         self._nr_requests = 0
@@ -162,19 +165,23 @@ class Admission:
 
         `asker` may use what it has reserved for itself and was not granted yet.
         """
-        expected: Counter[int] = Counter()
+        places: dict[int, list[Account]] = {location: []}
         for account in self.accounts.values():
-            if account is asker:
-                growth = account.peak_bytes(self.policy) - account.nr_used
-            elif account.priority < priority and self.policy != STATIC:
-                growth = account.reserved_growth_bytes
-            else:
-                growth = account.growth_bytes(self.policy)
-            expected[account.location] += growth
+            places.setdefault(account.location, []).append(account)
+        expected = {place: self._expected(group, priority, asker) for place, group in places.items()}
         elsewhere = sum(
             max(0, growth - self.supply.free_bytes(place)) for place, growth in expected.items() if place != location
         )
         return self.supply_bytes(location) - expected[location] - elsewhere
+
+    def _expected(self, accounts: list[Account], priority: int, asker: Account | None) -> int:
+        """What is not there for a request of that priority: growth, or at least what is reserved."""
+        lower = [each for each in accounts if each.priority < priority and self.policy != STATIC and each is not asker]
+        others = [each for each in accounts if each not in lower]
+        growth = self.together.growth_bytes(others, self.policy)
+        if asker in accounts:
+            growth -= max(0, asker.reservation_bytes - max(asker.peak_bytes(self.policy), asker.nr_used))
+        return max(0, growth) + sum(account.reserved_growth_bytes for account in lower)
 
     # Requests.
 
@@ -240,6 +247,7 @@ class Admission:
     def pump(self) -> None:
         """Grant to those whose turn it is. For whoever changed something that they may have waited for."""
         now_ns = self.clock.now_ns()
+        self.together.sample(list(self.accounts.values()), now_ns)
         blocked: set[int] = set()
         nr = 0
         for ticket in list(self.line.in_order(now_ns)):
@@ -300,16 +308,20 @@ class Admission:
         """Raw bytes per byte that the pool takes for them, all overhead included; below 1 counts as 1."""
         ratio = max(1.0, ratio)
         better = ratio - self.measured_compressibility
-        self.measured_compressibility += better * _RISE if better > 0 else better
+        now_ns = self.clock.now_ns()
+        if better < 0:
+            self.measured_compressibility = ratio
+        elif now_ns - self._rose_ns >= SAMPLE_NS:
+            self.measured_compressibility += better * _RISE
+            self._rose_ns = now_ns
 
     def has_room(self, client: str, nr_bytes: int, location: int = 0) -> bool:
         """Whether a client may write so much for the first time, beside what is kept for others."""
         asker = self.account(client)
-        kept = 0
-        for account in self.accounts.values():
-            if account is not asker:
-                is_higher = account.priority > asker.priority
-                kept += account.growth_bytes(self.policy) if is_higher else account.reserved_growth_bytes
+        others = [account for account in self.accounts.values() if account is not asker]
+        higher = [account for account in others if account.priority > asker.priority]
+        kept = self.together.growth_bytes(higher, self.policy)
+        kept += sum(account.reserved_growth_bytes for account in others if account not in higher)
         return nr_bytes <= self.supply_bytes(location) - kept or nr_bytes <= asker.reserved_growth_bytes
 
     def reclaim_order(self, need_bytes: int, for_priority: int) -> list[tuple[str, int]]:

@@ -5,7 +5,7 @@
 """
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from dpud.gpu.overcommit.account import Account
 from dpud.gpu.overcommit.admission import DEFAULT_RATIO_PERCENT, Admission
@@ -75,14 +75,13 @@ class OvercommitFiles(Kobject):
 
     @used_bytes.show
     def _used(self) -> str:
-        return str(self._sum(lambda account: account.nr_used))
+        return str(sum(account.nr_used for account in self.admission.accounts.values()))
 
     @expected_bytes.show
     def _expected(self) -> str:
-        return str(self._sum(lambda account: account.peak_bytes(self.admission.policy)))
-
-    def _sum(self, what: Callable[[Account], int]) -> int:
-        return sum(map(what, self.admission.accounts.values()))
+        accounts = list(self.admission.accounts.values())
+        used = sum(account.nr_used for account in accounts)
+        return str(used + self.admission.together.growth_bytes(accounts, self.admission.policy))
 
     @compressibility.show
     def _compressibility(self) -> str:

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""How much a client will use at most, from what it has used.
+"""How much clients will use at most, from what they have used.
 
 Theory of operation
-    A client is granted what it asks for, and uses less. `History` keeps the highest use of each of the last
-    WINDOW_SAMPLES sample periods; a policy makes a peak of it. Policies look along the last axis, so many clients or
-    many moments can be asked about at once.
+    Clients are granted what they ask for, and use less; and not all of them at once. `History` keeps the highest use of
+    each of the last WINDOW_SAMPLES periods of SAMPLE_NS, periods being those of the clock, so that histories can be
+    added up. A policy makes a peak of it. Policies look along the last axis, so many clients or many moments can be
+    asked about at once.
 
     static      what was granted
     borg        90 % of that
-    n-sigma     mean plus N standard deviations of the window
+    n-sigma     mean plus N standard deviations of the window; of all clients' use together
     percentile  the P-th percentile of the window
-    max-of      the larger of the two: one is good at noise, the other at bursts
-    history     max-of and the window's highest, times 1 + a margin that each client earns (Margin)
+    max-of      the larger of the two: one is good at noise, the other at bursts; together
+    history     max-of and the window's highest, together, times 1 + a margin that is learnt (Margin)
 
     Source of n-sigma, percentile and their maximum: Bashir et al., "Take it to the limit: peak prediction-driven
     resource overcommitment in datacenters", EuroSys 2021. Of the margin: the update of adaptive conformal inference
@@ -20,6 +21,7 @@ Theory of operation
 A prediction is never more than what was granted. What a young grant may use is nobody's history: see account.py.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +32,7 @@ Samples = NDArray[np.float64]
 Policy = Callable[[Samples, Any], NDArray[np.float64]]
 """(use [..., sample], granted [...]) -> peak [...], in bytes."""
 
+SAMPLE_NS = 1_000_000_000
 WINDOW_SAMPLES = 300
 WARM_UP_SAMPLES = 30
 """As long as a grant is younger than this, all of it counts as used."""
@@ -39,8 +42,11 @@ PERCENTILE = 99.0
 BORG_SHARE = 0.9
 """Borg's default before the paper: usable are 90 % of limits."""
 
+HORIZON_SAMPLES = 30
+"""How far ahead a prediction has to hold."""
+
 TARGET_MISSES = 0.005
-_MARGIN_UP = 0.1
+_MARGIN_UP = 0.02
 
 
 def _at_most(peak: Any, granted: Any) -> NDArray[np.float64]:
@@ -94,38 +100,64 @@ POLICIES: Mapping[str, Policy] = {
 }
 """A new one is a function and a line here."""
 
+TOGETHER = ("n-sigma", "max-of", HISTORY)
+"""Policies that look at the sum of clients' use: their peaks do not come at the same time."""
+
 
 class Margin:
-    """How much more than predicted is expected, as a share: grows by 10 % at a miss, and shrinks so slowly in between
-    that in the long run TARGET_MISSES of the samples are misses."""
+    """How much more than predicted is expected, as a share: grows at a miss, and shrinks so slowly in between that in
+    the long run TARGET_MISSES of the predictions are missed."""
 
     def __init__(self) -> None:
-        self.share: Any = 0.0
+        self.share = 0.0
+        self._made: deque[tuple[float, bool]] = deque(maxlen=HORIZON_SAMPLES)  # predictions, and whether they count
+        self._used: deque[float] = deque(maxlen=HORIZON_SAMPLES)
 
-    def learn(self, missed: Any) -> None:
-        """`missed`: whether use exceeded what was predicted for it; of one client, or of many as an array."""
-        down = _MARGIN_UP * TARGET_MISSES / (1 - TARGET_MISSES)
-        self.share = np.clip(self.share + np.where(missed, _MARGIN_UP, -down), 0.0, 1.0)
+    def learn(self, nr_used: float, predicted: float, *, counts: bool = True) -> None:
+        """One more period: what was used in it, and what is predicted for the next HORIZON_SAMPLES."""
+        self._used.append(nr_used)
+        if len(self._made) == HORIZON_SAMPLES:
+            expected, counted = self._made[0]
+            if counted:
+                self._move(max(self._used) > expected)
+        self._made.append((predicted, counts))
 
-    def widen(self, peak: Any, granted: Any) -> NDArray[np.float64]:
-        return _at_most(peak * (1 + self.share), granted)
+    def _move(self, missed: bool) -> None:
+        step = _MARGIN_UP if missed else -_MARGIN_UP * TARGET_MISSES / (1 - TARGET_MISSES)
+        self.share = min(1.0, max(0.0, self.share + step))
 
 
 class History:
-    """Highest use of each of the last sample periods."""
+    """Highest use of each of the last periods. What is not told has not changed."""
 
-    def __init__(self, nr_samples: int = WINDOW_SAMPLES) -> None:
+    def __init__(self, now_ns: int = 0, nr_samples: int = WINDOW_SAMPLES) -> None:
         self._ring: Samples = np.zeros(nr_samples)
+        self._period = now_ns // SAMPLE_NS
+        self._highest = self._last = 0
         self.nr_samples = 0
-        """Ever."""
+        """Periods that are over, ever."""
 
-    def add(self, nr_bytes: int, times: int = 1) -> None:
-        """The next `times` periods' highest use."""
-        size = len(self._ring)
-        for _ in range(min(times, size)):
-            self._ring[self.nr_samples % size] = nr_bytes
-            self.nr_samples += 1
+    def tell(self, nr_bytes: int, now_ns: int) -> bool:
+        """What is used now -> whether a period came to its end."""
+        closed = self.advance(now_ns)
+        self._highest, self._last = max(self._highest, nr_bytes), nr_bytes
+        return closed
 
-    def window(self) -> Samples:
-        """Samples there are, in no particular order."""
-        return self._ring[: min(self.nr_samples, len(self._ring))]
+    def advance(self, now_ns: int) -> bool:
+        """Close the periods that are over."""
+        size, nr = len(self._ring), now_ns // SAMPLE_NS - self._period
+        if nr <= 0:
+            return False
+        self._ring[self._period % size] = self._highest
+        for period in range(self._period + max(1, nr - size), self._period + nr):
+            self._ring[period % size] = self._last
+        self._period += nr
+        self.nr_samples += nr
+        self._highest = self._last
+        return True
+
+    def window(self, nr_samples: int = 0) -> Samples:
+        """The last samples there are, or so many; before the beginning they are zeros."""
+        nr = min(max(self.nr_samples, nr_samples), len(self._ring))
+        taken: Samples = self._ring[(self._period - 1 - np.arange(nr)) % len(self._ring)]
+        return taken

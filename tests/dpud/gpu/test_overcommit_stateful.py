@@ -166,6 +166,8 @@ class Ledger(RuleBasedStateMachine):
     @rule(policy=st.sampled_from(sorted(POLICIES)))
     def change_policy(self, policy: str) -> None:
         self.admission.policy = policy
+        self.admission.pump()
+        self.look()
 
     @rule(ratio=st.floats(0.5, 4))
     def compress(self, ratio: float) -> None:

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""How much more clients will use, taken together.
+
+Clients do not have their peaks at the same moment. So where the policy looks at them together, what a group is expected
+to use is predicted from the sum of their histories, and is at most the sum of what each is expected to use.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from dpud.gpu.overcommit.account import Account
+from dpud.gpu.overcommit.predictor import HISTORY, POLICIES, TOGETHER, WARM_UP_SAMPLES, History, Margin
+
+
+class Together:
+    """All clients' use, and how well it was predicted."""
+
+    def __init__(self, now_ns: int) -> None:
+        self.history = History(now_ns)
+        self.margin = Margin()
+
+    def sample(self, accounts: Sequence[Account], now_ns: int) -> None:
+        """Every client's use has been told."""
+        if self.history.tell(sum(account.nr_used for account in accounts), now_ns):
+            used = float(self.history.window()[0])
+            is_warm = self.history.nr_samples >= WARM_UP_SAMPLES
+            self.margin.learn(used, self.peak_bytes(accounts, HISTORY), counts=is_warm)
+
+    def peak_bytes(self, accounts: Sequence[Account], policy: str) -> float:
+        """What a group is expected to use at once; young grants in full."""
+        nr = max((account.history.nr_samples for account in accounts), default=0)
+        young = sum(account.young_bytes for account in accounts)
+        if not nr:
+            return young
+        granted = sum(account.nr_granted for account in accounts)
+        window = sum(account.history.window(nr) for account in accounts)
+        predicted = float(POLICIES[policy](window, granted))  # type: ignore[arg-type]
+        if policy == HISTORY:
+            predicted *= 1 + self.margin.share
+        return min(granted, predicted + young)
+
+    def growth_bytes(self, group: Iterable[Account], policy: str) -> int:
+        """How much more than now a group is expected to use at once."""
+        accounts = list(group)
+        apart = sum(account.growth_bytes(policy) for account in accounts)
+        if policy not in TOGETHER or not accounts:
+            return apart
+        reserved = sum(account.reserved_growth_bytes for account in accounts)
+        at_once = int(self.peak_bytes(accounts, policy)) - sum(account.nr_used for account in accounts)
+        return min(apart, max(at_once, reserved))

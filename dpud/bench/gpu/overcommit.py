@@ -7,6 +7,7 @@ oracle knows the future: it says just what will be used.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -33,6 +34,9 @@ from dpud.gpu.overcommit.predictor import (
 from kernelsim.operation import complete
 
 SEED = 5
+NR_MOMENTS = NR_SAMPLES - WINDOW_SAMPLES - HORIZON_SAMPLES + 1
+"""At which a prediction is made: there is a whole window before, and a whole horizon behind."""
+
 SAVINGS_TARGET, VIOLATIONS_TARGET = 70.0, 1.0
 STATIC_RATIOS = (1.5, 2.0)
 Series: TypeAlias = NDArray[np.float64]
@@ -72,12 +76,12 @@ def _row(name: str, results: list[tuple[float, float]]) -> Line:
 
 def policies() -> Iterator[tuple[str, Predict]]:
     for ratio in STATIC_RATIOS:
-        yield f"static ratio {ratio}", lambda each, ratio=ratio: _constant(each, 1 / ratio)
-    yield "borg-default, 90 %", lambda each: _constant(each, BORG_SHARE)
+        yield f"static ratio {ratio}", partial(_constant, share=1 / ratio)
+    yield "borg-default, 90 %", partial(_constant, share=BORG_SHARE)
     for sigmas in (2, 3, 4, 5):
-        yield f"N-sigma, N = {sigmas}", lambda each, sigmas=sigmas: _n_sigma(each, sigmas)
+        yield f"N-sigma, N = {sigmas}", partial(_n_sigma, sigmas=sigmas)
     for rank in (95, 97, 99):
-        yield f"percentile, p{rank}", lambda each, rank=rank: _percentile(each, rank)
+        yield f"percentile, p{rank}", partial(_percentile, rank=rank)
     yield "max of 5-sigma and p99", lambda each: np.maximum(_n_sigma(each, 5), _percentile(each, 99))
     yield "ours: history", history
     yield "peak oracle", oracle
@@ -94,16 +98,18 @@ def oracle(each: Trace) -> Series:
     """The most that is used within the horizon after each sample, and at it."""
     total = each.use.sum(axis=0)
     future = sliding_window_view(total, HORIZON_SAMPLES + 1).max(axis=1)
-    return future[WINDOW_SAMPLES - 1 :]
+    found: Series = future[WINDOW_SAMPLES - 1 :]
+    return found
 
 
 def _windows(series: Series) -> Series:
     """[..., moment, sample] of the windows that end at each moment."""
-    return sliding_window_view(series, WINDOW_SAMPLES, axis=-1)[..., : series.shape[-1] - WINDOW_SAMPLES - HORIZON_SAMPLES + 1, :]
+    moments: Series = sliding_window_view(series, WINDOW_SAMPLES, axis=-1)[..., :NR_MOMENTS, :]
+    return moments
 
 
 def _constant(each: Trace, share: float) -> Series:
-    return np.full(NR_SAMPLES - WINDOW_SAMPLES - HORIZON_SAMPLES + 1, each.granted.sum() * share)
+    return np.full(NR_MOMENTS, each.granted.sum() * share)
 
 
 def _n_sigma(each: Trace, sigmas: float) -> Series:
@@ -154,7 +160,7 @@ def beyond(each: Trace) -> int:
     admission.connect(device)
     nr_beyond = 0
     ask = device.nr_bytes // 50
-    for sample in range(0, WARM_UP_SAMPLES * 8):
+    for sample in range(WARM_UP_SAMPLES * 8):
         clock.advance(SAMPLE_NS)
         used = each.use[:, sample].astype(np.int64).tolist()
         device.nr_used = 0

@@ -100,7 +100,7 @@ _HEAD = "Thread,Time,Action,Pointer,Size,Stream\n"
 
 
 def use_of_rmm_log(text: str, nr_samples: int) -> Use:
-    """Highest use in each of `nr_samples` equal parts of the log's time, in bytes. ValueError for a line that is none."""
+    """Highest use in each of `nr_samples` equal parts of the log's time, in bytes. ValueError for a wrong time."""
     times, deltas = zip(*_changes(text), strict=True)
     at, held = np.array(times), np.cumsum(deltas)
     span = max(1, at[-1] - at[0] + 1)
@@ -144,9 +144,8 @@ def rmm_log(rng: np.random.Generator) -> str:
 
     def log(action: str, where: int, size: int) -> None:
         seconds, micros = divmod(clock, 1_000_000)
-        out.write(
-            f"1,{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}:{micros:06},{action},{where:#x},{size},0\n"
-        )
+        time = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}:{micros:06}"
+        out.write(f"1,{time},{action},{where:#x},{size},0\n")
 
     log("allocate", pointer, int(rng.integers(100, 400)) * MIB)
     nr_layers, layer = int(rng.integers(4, 12)), int(rng.integers(5, 40)) * MIB

@@ -49,6 +49,7 @@ class Account:
         """When it was last seen to have accessed anything."""
         self.history = History(now_ns)
         self.pressure = PressureStall(now_ns)
+        self._prediction: tuple[tuple[str, int, int], int] = ("", 0, 0), 0
 
     @property
     def priority(self) -> int:
@@ -75,10 +76,17 @@ class Account:
 
     def peak_bytes(self, policy: str) -> int:
         """How much of what it was granted is expected to be used."""
-        window = self.history.window()
-        predicted = float(POLICIES[policy](window, self.nr_granted)) if len(window) else 0.0
-        expected = min(self.nr_granted, int(predicted) + self.young_bytes)
+        expected = min(self.nr_granted, self._predicted(policy) + self.young_bytes)
         return max(expected, self.nr_used, min(self.reservation_bytes, self.nr_granted))
+
+    def _predicted(self, policy: str) -> int:
+        """What history says; it says the same until the next period, or the next grant."""
+        key = policy, self.history.nr_samples, self.nr_granted
+        if self._prediction[0] != key:
+            window = self.history.window()
+            peak = int(POLICIES[policy](window, self.nr_granted)) if len(window) else 0
+            self._prediction = key, peak
+        return self._prediction[1]
 
     def growth_bytes(self, policy: str) -> int:
         """How much more it is expected to use than it does; a reservation is kept even without a grant."""

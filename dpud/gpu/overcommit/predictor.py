@@ -12,7 +12,8 @@ Theory of operation
     n-sigma     mean plus N standard deviations of the window; of all clients' use together
     percentile  the P-th percentile of the window
     max-of      the larger of the two: one is good at noise, the other at bursts; together
-    history     max-of and the window's highest, together, times 1 + a margin that is learnt (Margin)
+    history     the window's highest, or the last sample and the largest rise within HORIZON_SAMPLES that the window has
+                seen, if that is more; together, times 1 + a margin that is learnt (Margin)
 
     Source of n-sigma, percentile and their maximum: Bashir et al., "Take it to the limit: peak prediction-driven
     resource overcommitment in datacenters", EuroSys 2021. Of the margin: the update of adaptive conformal inference
@@ -30,10 +31,10 @@ from numpy.typing import NDArray
 
 Samples = NDArray[np.float64]
 Policy = Callable[[Samples, Any], NDArray[np.float64]]
-"""(use [..., sample], granted [...]) -> peak [...], in bytes."""
+"""(use [..., sample], oldest first, granted [...]) -> peak [...], in bytes."""
 
 SAMPLE_NS = 1_000_000_000
-WINDOW_SAMPLES = 300
+WINDOW_SAMPLES = 900
 WARM_UP_SAMPLES = 30
 """As long as a grant is younger than this, all of it counts as used."""
 
@@ -84,9 +85,17 @@ def max_of(*policies: Policy) -> Policy:
     return peak
 
 
-def highest(samples: Samples, granted: Any) -> NDArray[np.float64]:
-    """The most that was used in the window."""
-    return _at_most(samples.max(axis=-1), granted)
+def highest_or_rising(samples: Samples, granted: Any) -> NDArray[np.float64]:
+    """What was used at most, or what would be if the largest rise came once more, now."""
+    nr_ahead = min(HORIZON_SAMPLES, samples.shape[-1] - 1)
+    reached = samples
+    width = 1
+    while width <= nr_ahead:  # the maximum of `width` samples from each on, doubled up to nr_ahead + 1
+        step = min(width, nr_ahead + 1 - width)
+        reached = np.maximum(reached[..., :-step], reached[..., step:])
+        width += step
+    rise = (reached - samples[..., : reached.shape[-1]]).max(axis=-1)
+    return _at_most(np.maximum(samples.max(axis=-1), samples[..., -1] + rise), granted)
 
 
 STATIC, HISTORY = "static", "history"
@@ -96,7 +105,7 @@ POLICIES: Mapping[str, Policy] = {
     "n-sigma": n_sigma(),
     "percentile": percentile(),
     "max-of": max_of(n_sigma(), percentile()),
-    HISTORY: max_of(n_sigma(), percentile(), highest),
+    HISTORY: highest_or_rising,
 }
 """A new one is a function and a line here."""
 
@@ -157,7 +166,7 @@ class History:
         return True
 
     def window(self, nr_samples: int = 0) -> Samples:
-        """The last samples there are, or so many; before the beginning they are zeros."""
+        """The last samples there are, or so many; before the beginning they are zeros. Oldest first."""
         nr = min(max(self.nr_samples, nr_samples), len(self._ring))
-        taken: Samples = self._ring[(self._period - 1 - np.arange(nr)) % len(self._ring)]
+        taken: Samples = self._ring[(self._period - nr + np.arange(nr)) % len(self._ring)]
         return taken

@@ -42,7 +42,7 @@ class Together:
         if key not in self._predictions:
             if len(self._predictions) > _MAX_PREDICTIONS:
                 self._predictions.clear()
-            window = np.sum([account.history.window(nr) for account in accounts], axis=0)
+            window = np.sum([account.history.ends(nr) for account in accounts], axis=0)
             self._predictions[key] = float(POLICIES[policy](window, granted))
         margin = self.margin.share if policy == HISTORY else 0.0
         return min(granted, self._predictions[key] * (1 + margin) + young)

@@ -137,10 +137,14 @@ class Margin:
 
 
 class History:
-    """Highest use of each of the last periods. What is not told has not changed."""
+    """Highest use of each of the last periods, and the last. What is not told has not changed.
+
+    Clients' last uses were at one moment, and can be added up; their highest were not.
+    """
 
     def __init__(self, now_ns: int = 0, nr_samples: int = WINDOW_SAMPLES) -> None:
         self._ring: Samples = np.zeros(nr_samples)
+        self._ends: Samples = np.zeros(nr_samples)
         self._period = now_ns // SAMPLE_NS
         self._highest = self._last = 0
         self.nr_samples = 0
@@ -157,16 +161,23 @@ class History:
         size, nr = len(self._ring), now_ns // SAMPLE_NS - self._period
         if nr <= 0:
             return False
-        self._ring[self._period % size] = self._highest
+        self._ring[self._period % size], self._ends[self._period % size] = self._highest, self._last
         for period in range(self._period + max(1, nr - size), self._period + nr):
-            self._ring[period % size] = self._last
+            self._ring[period % size] = self._ends[period % size] = self._last
         self._period += nr
         self.nr_samples += nr
         self._highest = self._last
         return True
 
-    def window(self, nr_samples: int = 0) -> Samples:
-        """The last samples there are, or so many; before the beginning they are zeros. Oldest first."""
-        nr = min(max(self.nr_samples, nr_samples), len(self._ring))
-        taken: Samples = self._ring[(self._period - nr + np.arange(nr)) % len(self._ring)]
+    def window(self) -> Samples:
+        """The highest of the last periods there are. Oldest first."""
+        return self._last_of(self._ring, self.nr_samples)
+
+    def ends(self, nr_samples: int) -> Samples:
+        """The last use of so many periods; before the beginning they are zeros. Oldest first."""
+        return self._last_of(self._ends, nr_samples)
+
+    def _last_of(self, ring: Samples, nr_samples: int) -> Samples:
+        nr = min(nr_samples, len(ring))
+        taken: Samples = ring[(self._period - nr + np.arange(nr)) % len(ring)]
         return taken

@@ -54,7 +54,7 @@ def test_history_is_the_highest_use_of_each_second() -> None:
     for at_ms, nr_bytes in ((0, 5), (400, 9), (900, 2), (1100, 3), (3500, 7), (4000, 1)):
         history.tell(nr_bytes, at_ms * 1_000_000)
     assert history.window().tolist() == [9, 3, 3, 7]
-    assert history.window(6).tolist() == [0, 0, 9, 3, 3, 7]
+    assert history.ends(6).tolist() == [0, 0, 2, 3, 3, 7]
 
 
 def test_history_forgets_what_is_older_than_its_window() -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from dpud.errors import UserError
 
-CAPTURE, PROCESS, COMPRESSION, UNIFIED = "capture", "process", "compression", "unified"
+CAPTURE, PROCESS = "capture", "process"
+COMPRESSION, OVERCOMMIT, UNIFIED = "compression", "overcommit", "unified"
 SCENES = (CAPTURE, PROCESS)
-GPU_SCENES = (COMPRESSION, UNIFIED)
+GPU_SCENES = (COMPRESSION, OVERCOMMIT, UNIFIED)
 """Of GPU memory virtualization: only played when named."""
 _CAPTURED = Path(__file__).parent.parent / "data" / "captures" / "demo"  # capture.DEMO, without loading numba
 _TWO_GPUS = Path(__file__).with_name("unified.toml")

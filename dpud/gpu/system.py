@@ -74,7 +74,7 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
         yield "compression", CompressionFiles(pool.system, pool)
     admission = memory.accounting.admission
     if isinstance(admission, Admission):
-        yield "overcommit", OvercommitFiles(admission)
+        yield "overcommit", OvercommitFiles(admission, memory.accounting.tell)
 
 
 def add_files(registry: Registry, memory: GpuMemory) -> None:

@@ -131,7 +131,9 @@ def test_a_command_that_fails_ends_the_demo() -> None:
 
 
 def test_an_unknown_demo_is_the_user_s_mistake() -> None:
-    with pytest.raises(UserError, match='no demo "fragment"; there are: capture, process, compression, unified'):
+    with pytest.raises(
+        UserError, match='no demo "fragment"; there are: capture, process, compression, overcommit, unified'
+    ):
         demo.run("fragment")
 
 
@@ -204,3 +206,16 @@ def test_the_compression_demo_gets_every_byte_back_from_less_memory() -> None:
     assert used < raw // 2
     before, after = map(int, re.findall(r"^\$ cat \S+/mem_used_total\n(\d+)$", done.stdout, re.MULTILINE))
     assert after < 0.75 * before
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_overcommit_demo_refuses_queues_and_grants() -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "overcommit"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "write error: Cannot allocate memory\n" in done.stdout
+    assert re.search(r"^serve 209715200 of 419430400$", done.stdout, re.MULTILINE)  # all that it wrote is on the device
+    assert re.search(r"^other +335544320 +0 +\d+ +\d+ +\d+\ngranted$", done.stdout, re.MULTILINE)
+    waited_us = re.findall(r"^other\nsome avg10=\S+ avg60=\S+ avg300=\S+ total=(\d+)$", done.stdout, re.MULTILINE)
+    assert int(waited_us[0]) > 0

@@ -5,7 +5,7 @@
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dpud.gpu.overcommit.account import Account
 from dpud.gpu.overcommit.admission import DEFAULT_RATIO_PERCENT, Admission
@@ -39,8 +39,9 @@ class OvercommitFiles(Kobject):
     queue = Attr(Text(), doc="Who waits, in order: client, bytes, priority, rank, ms waited, ms left.")
     clients = Attr(Text(), doc="A line for each client: priority, granted, used, expected, resident, reserved, limit.")
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, tell: Callable[[], None]) -> None:
         self.admission = admission
+        self._tell = tell  # what clients use now
 
     @ratio.show
     def _ratio_show(self) -> int:
@@ -62,6 +63,7 @@ class OvercommitFiles(Kobject):
 
     @headroom.show
     def _headroom(self) -> str:
+        self._tell()
         admission = self.admission
         return str(max(0, min(admission.room_bytes(0), admission.limit_bytes - admission.nr_granted)))
 
@@ -75,16 +77,19 @@ class OvercommitFiles(Kobject):
 
     @used_bytes.show
     def _used(self) -> str:
+        self._tell()
         return str(sum(account.nr_used for account in self.admission.accounts.values()))
 
     @expected_bytes.show
     def _expected(self) -> str:
+        self._tell()
         accounts = list(self.admission.accounts.values())
         used = sum(account.nr_used for account in accounts)
         return str(used + self.admission.together.growth_bytes(accounts, self.admission.policy))
 
     @compressibility.show
     def _compressibility(self) -> str:
+        self._tell()
         return f"{self.admission.measured_compressibility:.3f}"
 
     @stat.show
@@ -103,6 +108,7 @@ class OvercommitFiles(Kobject):
 
     @clients.show
     def _clients(self) -> str:
+        self._tell()
         return "".join(self._client_lines())
 
     def _client_lines(self) -> Iterator[str]:

@@ -30,6 +30,7 @@ class Ticket:
     number: int
     """Requests are numbered as they come."""
     may_wait: bool
+    """Else it is here only while it is asked."""
     grant: Grant | None = None
 
     def rank(self, now_ns: int) -> int:
@@ -59,7 +60,7 @@ class Line:
 
     def in_order(self, now_ns: int) -> Iterator[Ticket]:
         """Those whose time is not over."""
-        alive = [ticket for ticket in self._tickets if now_ns < ticket.deadline_ns or now_ns == ticket.since_ns]
+        alive = [ticket for ticket in self._tickets if not ticket.may_wait or now_ns < ticket.deadline_ns]
         yield from sorted(alive, key=lambda ticket: (-ticket.rank(now_ns), ticket.number))
 
 

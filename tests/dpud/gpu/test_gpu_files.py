@@ -14,7 +14,7 @@ from wiring import errno_of, wiring_cases
 from dpud.gpu.clock import Debt, PacedClock
 from dpud.gpu.system import CLASS_PATH, CONFIG_PATH, GpuConfig, add_files, build, reclaimer
 from fs.kernfs import OpenFile, Tree
-from kernelsim.attr import File, Registry
+from kernelsim.attr import File, Flavour, Registry
 from kernelsim.wait import WaitQueue
 
 MIB = 1 << 20
@@ -57,6 +57,41 @@ class Gpu:
 @pytest.fixture
 def gpu() -> Gpu:
     return Gpu()
+
+
+def test_a_client_waits_for_memory_and_the_queue_shows_it(gpu: Gpu) -> None:
+    folder = f"{CLASS_PATH}/gpu0/overcommit"
+    gpu.tree.mkdir(f"{CLIENTS}/d")
+    gpu.tree.mkdir(f"{CLIENTS}/d/buffers/b")
+    gpu.write("queue_timeout_ms", "5000", f"{CLIENTS}/d")
+    gpu.write("size", "30M")
+    operation = gpu.registry.nodes[f"{CLIENTS}/d/buffers/b/size"].attr.write_text(  # type: ignore[union-attr]
+        gpu.registry.nodes[f"{CLIENTS}/d/buffers/b/size"].kobj,  # type: ignore[union-attr]
+        b"20M",
+        Flavour.CONFIGFS,
+    )
+    next(operation)
+    assert [line.split()[:4] for line in gpu.read("queue", folder).splitlines()[1:]] == [["d", str(20 * MIB), "0", "0"]]
+    gpu.write("size", "0")
+    with pytest.raises(StopIteration):
+        next(operation)
+    assert gpu.read("allocated_bytes", f"{CLIENTS}/d") == str(20 * MIB)
+    assert len(gpu.read("queue", folder).splitlines()) == 1
+
+
+def test_a_client_s_promises(gpu: Gpu) -> None:
+    client = f"{CLIENTS}/c"
+    gpu.write("limit", "4M", client)
+    assert errno_of(gpu.write, "size", "5M") == errno.ENOMEM
+    gpu.write("size", "3M")
+    assert errno_of(gpu.write, "limit", "2M", client) == errno.EBUSY
+    assert errno_of(gpu.write, "reservation", "1G", client) == errno.ENOMEM
+    gpu.write("reservation", "2M", client)
+    gpu.write("priority", "7", client)
+    table = gpu.read("clients", f"{CLASS_PATH}/gpu0/overcommit").splitlines()
+    assert table[1].split() == ["c", "7", str(3 * MIB), "0", str(3 * MIB), "0", str(2 * MIB), str(4 * MIB)]
+    gpu.write("ratio", "10", f"{CLASS_PATH}/gpu0/overcommit")
+    assert gpu.read("headroom", f"{CLASS_PATH}/gpu0/overcommit") == "0"
 
 
 def test_there_are_these_files_and_no_others(gpu: Gpu) -> None:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from dpud.bench.gpu import overcommit, usage
-from dpud.gpu.clock import ManualClock
+from dpud.gpu.clock import ManualClock, RealClock
+from dpud.gpu.errors import GpuError
 from dpud.gpu.overcommit import POLICIES, Admission
 from dpud.gpu.overcommit.predictor import (
     HORIZON_SAMPLES,
@@ -92,6 +93,14 @@ def test_what_a_client_never_used_is_given_to_others_after_the_warm_up() -> None
         admission.usage("ann", 100, 1, clock.now_ns())
         admission.pump()
     assert admission.room_bytes(0) == 800
+
+
+def test_a_request_that_may_not_wait_is_granted_though_time_passes_while_it_is_asked() -> None:
+    admission = Admission(1000, RealClock())
+    for _ in range(50):
+        assert complete(admission.request("ann", 20)).nr_bytes == 20
+    with pytest.raises(GpuError):
+        complete(admission.request("ann", 20))
 
 
 def test_peaks_that_do_not_come_together_are_not_added_up() -> None:

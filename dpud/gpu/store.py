@@ -21,6 +21,9 @@ from typing import Protocol
 from dpud.gpu.blob import Blob, PageCodec, PlainCodec
 from dpud.gpu.errors import CorruptPage, GpuError
 
+POOL_HIGH_PERCENT, POOL_LOW_PERCENT = 95, 90
+"""How full a pool with swap behind it is kept in the background; 90 is zswap's accept_threshold_percent."""
+
 
 class Pool(Protocol):
     """compression.CompressedPool, as far as the data path goes."""
@@ -29,6 +32,9 @@ class Pool(Protocol):
     def get(self, key: int, /) -> Blob: ...
     def drop(self, key: int, /) -> None: ...
     def coldest(self, nr_bytes: int, /) -> Sequence[int]: ...
+
+    limit_bytes: int
+    """0 for none."""
 
     @property
     def used_bytes(self) -> int: ...
@@ -42,6 +48,8 @@ class Swap(Protocol):
     def write(self, items: Sequence[tuple[int, Blob]], /) -> None: ...
     def read(self, key: int, /) -> Blob: ...
     def drop(self, key: int, /) -> None: ...
+
+    def background(self, budget_bytes: int, /) -> int: ...
 
     @property
     def nr_free_bytes(self) -> int: ...
@@ -126,6 +134,22 @@ class BackingStore:
             self._places[key] = Place.SWAP
         self.nr_demoted += len(keys)
         return len(keys)
+
+    def background(self, budget_bytes: int) -> int:
+        """Keep room in the pool, if there is swap behind it, and in fast tiers -> bytes moved, as they lie there."""
+        if self.swap is None or budget_bytes <= 0:
+            return 0
+        moved = self._drain_pool(budget_bytes)
+        return moved + self.swap.background(budget_bytes - moved) if moved < budget_bytes else moved
+
+    def _drain_pool(self, budget_bytes: int) -> int:
+        if self.pool is None or not self.pool.limit_bytes:
+            return 0
+        before, limit = self.pool.used_bytes, self.pool.limit_bytes
+        if before * 100 <= limit * POOL_HIGH_PERCENT:
+            return 0
+        self._demote_for(min(budget_bytes, before - limit * POOL_LOW_PERCENT // 100))
+        return max(0, before - self.pool.used_bytes)
 
     def _put_into_pool(self, keys: Sequence[int], blobs: Sequence[Blob]) -> bool:
         if self.pool is None:

@@ -32,6 +32,7 @@ from itertools import pairwise
 from dpud.gpu.blob import Blob
 from dpud.gpu.clock import Clock
 from dpud.gpu.errors import CorruptPage, GpuError
+from dpud.gpu.performance import performance
 from dpud.gpu.swap.blockfile import BLOCK_BYTES
 from dpud.gpu.swap.slots import record_bytes
 from dpud.gpu.swap.tier import Slot, Tier
@@ -117,7 +118,7 @@ class SwapSpace:
             self._forget(key)
             self._enter(key, slot)
         self.events["written"] += len(items)
-        self._log_speed("swap-out", items, began_ns)
+        self._log_speed("out", items, began_ns)
 
     def _check_room(self, items: Sequence[Item]) -> None:
         """Say no before anything is moved."""
@@ -181,7 +182,7 @@ class SwapSpace:
         self._orders[slot.tier].move_to_end(key)
         if slot.heat >= HOT and slot.tier is not self.tiers[0]:
             self._hot.append(key)
-        self._log_speed("swap-in", [(key, blob)], began_ns)
+        self._log_speed("in", [(key, blob)], began_ns)
         return blob
 
     def _read(self, key: int, slot: Slot) -> Blob:
@@ -320,10 +321,9 @@ class SwapSpace:
         return 0
 
     def _log_speed(self, what: str, items: Sequence[Item], began_ns: int) -> None:
-        if log.isEnabledFor(logging.DEBUG):
+        if log.isEnabledFor(logging.INFO):
             nr_bytes = sum(blob.raw_bytes for _, blob in items)
-            us = max(self.clock.now_ns() - began_ns, 1) / 1000
-            log.debug("Performance: %s %d bytes %.0f us %.0f MB/s", what, nr_bytes, us, nr_bytes / us)
+            performance(log, f"swap {what}", nr_bytes, began_ns, self.clock.now_ns())
 
     # Checking.
 

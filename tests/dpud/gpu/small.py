@@ -44,6 +44,9 @@ class DictSwap:
     def drop(self, key: int) -> None:
         del self.blobs[key]
 
+    def background(self, budget_bytes: int) -> int:
+        return 0
+
 
 def small_memory(*device_bytes: int, host_bytes: int = MIB, **collaborators: Any) -> GpuMemory:
     """Devices of these sizes."""

@@ -49,3 +49,5 @@ from dpud.gpu.facade_memory import background_swap as background_swap
 from dpud.gpu.facade_memory import cleanup_swap_system as cleanup_swap_system
 from dpud.gpu.facade_memory import free_gpu_memory as free_gpu_memory
 from dpud.gpu.facade_memory import init_swap_system as init_swap_system
+from dpud.gpu.facade_swap import get_swap_stats as get_swap_stats
+from dpud.gpu.facade_swap import print_swap_stats as print_swap_stats

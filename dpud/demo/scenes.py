@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from dpud.demo import CAPTURE, COMPRESSION, PROCESS, UNIFIED, compression, unified
+from dpud.demo import CAPTURE, COMPRESSION, PROCESS, SWAP, UNIFIED, compression, swap, unified
 from dpud.demo.blockmap import LEGEND, BlockMap
 from dpud.demo.cost import LIMIT, Cost
 from dpud.demo.shell import Shell
@@ -32,7 +32,8 @@ ALL = 20_000
 def play(name: str) -> None:
     """Play one scene on stdout."""
     console = Console(highlight=False)
-    {CAPTURE: capture, PROCESS: process, COMPRESSION: compression.play, UNIFIED: unified.play}[name](console)
+    gpu = {COMPRESSION: compression.play, SWAP: swap.play, UNIFIED: unified.play}
+    ({CAPTURE: capture, PROCESS: process} | gpu)[name](console)
 
 
 # A captured machine.

@@ -131,7 +131,7 @@ def test_a_command_that_fails_ends_the_demo() -> None:
 
 
 def test_an_unknown_demo_is_the_user_s_mistake() -> None:
-    with pytest.raises(UserError, match='no demo "fragment"; there are: capture, process, compression, unified'):
+    with pytest.raises(UserError, match='no demo "fragment"; there are: capture, process, compression, swap, unified'):
         demo.run("fragment")
 
 
@@ -204,3 +204,19 @@ def test_the_compression_demo_gets_every_byte_back_from_less_memory() -> None:
     assert used < raw // 2
     before, after = map(int, re.findall(r"^\$ cat \S+/mem_used_total\n(\d+)$", done.stdout, re.MULTILINE))
     assert after < 0.75 * before
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_swap_demo_gets_every_byte_back_from_four_tiers() -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "swap"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^the same$", done.stdout, re.MULTILINE)
+    pages = dict(re.findall(r"^(memory|nvme|ssd|hdd) (\d+) pages", done.stdout, re.MULTILINE))
+    assert all(int(nr) > 0 for nr in pages.values())
+    assert sum(map(int, pages.values())) >= 48 << 8
+    assert "corrupt 0\n" in done.stdout
+    closed = re.findall(r"device0 .* (-?[\d.]+)$", done.stdout, re.MULTILINE)
+    assert float(closed[0]) == 0
+    assert float(closed[1]) > 0

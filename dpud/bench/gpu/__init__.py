@@ -7,7 +7,7 @@ from importlib import import_module
 from dpud.bench.report import Report
 from dpud.errors import UserError
 
-BENCHMARKS: Mapping[str, str] = {"address_space": "address_space", "compression": "compression"}
+BENCHMARKS: Mapping[str, str] = {"address_space": "address_space", "compression": "compression", "swap": "swap"}
 """Name on the command line -> module of this package, which has `run() -> Report`."""
 
 

@@ -46,7 +46,7 @@ class Swap(Protocol):
     """swap.SwapSpace, as far as the data path goes."""
 
     def write(self, items: Sequence[tuple[int, Blob]], /) -> None: ...
-    def read(self, key: int, /) -> Blob: ...
+    def read_many(self, keys: Sequence[int], /) -> Sequence[Blob | GpuError]: ...
     def drop(self, key: int, /) -> None: ...
 
     def background(self, budget_bytes: int, /) -> int: ...
@@ -100,11 +100,13 @@ class BackingStore:
         """
         bad: list[int] = []
         found: list[tuple[int, Blob, memoryview]] = []
-        for key, out in zip(keys, outs, strict=True):
-            try:
-                found.append((key, self._read(key), out))
-            except CorruptPage:
+        for key, blob, out in zip(keys, self._read(keys), outs, strict=True):
+            if isinstance(blob, CorruptPage):
                 bad.append(key)
+            elif isinstance(blob, GpuError):
+                raise blob
+            else:
+                found.append((key, blob, out))
         bad += self._decode(found)
         for key in bad:
             self.drop(key)
@@ -179,12 +181,21 @@ class BackingStore:
                 raise
             return False
 
-    def _read(self, key: int) -> Blob:
-        if self._places[key] is Place.POOL:
-            assert self.pool is not None
+    def _read(self, keys: Sequence[int]) -> list[Blob | GpuError]:
+        """Each page, or what is wrong with it."""
+        swapped = [key for key in keys if self._places[key] is Place.SWAP]
+        answers: dict[int, Blob | GpuError] = {}
+        if swapped:
+            assert self.swap is not None
+            answers.update(zip(swapped, self.swap.read_many(swapped), strict=True))
+        return [answers[key] if key in answers else self._read_pool(key) for key in keys]
+
+    def _read_pool(self, key: int) -> Blob | GpuError:
+        assert self.pool is not None
+        try:
             return self.pool.get(key)
-        assert self.swap is not None
-        return self.swap.read(key)
+        except CorruptPage as error:
+            return error
 
     def _decode(self, found: list[tuple[int, Blob, memoryview]]) -> list[int]:
         """All at once; where that fails, one by one to find those that are wrong."""

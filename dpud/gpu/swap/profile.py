@@ -4,17 +4,19 @@
 Theory of operation
     A transfer of n bytes takes the tier's engine for n / bandwidth, and is there a latency later (hal/engine.py has the
     same formula for copy engines). Whoever reads sleeps until then, by an absolute deadline: the time that the real
-    file took counts, and errors do not add up. Whoever writes may go on while its bytes are in the tier's queue, and
-    sleeps only where the queue holds more than QUEUE_BYTES; that is the back-pressure of a slow tier.
+    file took counts, and errors do not add up. Reads that are asked for together wait for their latencies together.
+    Whoever writes may go on while its bytes are in the tier's queue, and sleeps only where the queue holds more than
+    QUEUE_BYTES; that is the back-pressure of a slow tier.
 
     Flash and memory read and write at once (two engines). A disk has one head (one engine), and moves it, which takes
-    the engine for `seek_ns`, unless the transfer begins where the last one ended.
+    the engine for `seek_ns`, and waits half a turn, unless the transfer begins where the last one ended.
 """
 
 from dataclasses import dataclass
 
 from dpud.gpu.clock import Clock
 from dpud.gpu.hal.engine import CopyEngine
+from dpud.gpu.swap.blockfile import BLOCK_BYTES
 
 QUEUE_BYTES = 4 << 20
 _TERA = 10**12
@@ -61,10 +63,8 @@ class TierTiming:
         self._head = 0
 
     def read(self, at: int, nr_bytes: int, began_ns: int) -> int:
-        """Wait until a read that began then is done -> ns it took."""
-        end_ns = self._transfer(self.reads, at, nr_bytes, began_ns)
-        self.clock.sleep_until(end_ns)
-        return max(end_ns, self.clock.now_ns()) - began_ns
+        """A read that was asked for then -> when it is done, in ns; who asked has to wait for that."""
+        return self._transfer(self.reads, at, nr_bytes, began_ns)
 
     def write(self, at: int, nr_bytes: int, began_ns: int) -> int:
         """Queue a write, and wait while the queue is too long -> ns until it will be done."""
@@ -74,9 +74,12 @@ class TierTiming:
         return end_ns - began_ns
 
     def _transfer(self, engine: CopyEngine, at: int, nr_bytes: int, began_ns: int) -> int:
-        if self.seek_ns:
-            engine.free_at_ns = max(self.reads.free_at_ns, self.writes.free_at_ns)
-            if at != self._head:
-                engine.free_at_ns = max(engine.free_at_ns, began_ns) + self.seek_ns
-            self._head = at + nr_bytes
+        if not self.seek_ns:
+            return engine.transfer(nr_bytes, began_ns)
+        engine.free_at_ns = max(self.reads.free_at_ns, self.writes.free_at_ns)
+        follows = self._head - BLOCK_BYTES <= at <= self._head  # slots share blocks
+        self._head = at + nr_bytes
+        if follows:
+            return engine.transfer(nr_bytes, began_ns) - engine.latency_ns
+        engine.free_at_ns = max(engine.free_at_ns, began_ns) + self.seek_ns
         return engine.transfer(nr_bytes, began_ns)

@@ -173,31 +173,65 @@ class SwapSpace:
 
     def read(self, key: int) -> Blob:
         """Raises CorruptPage for a slot that is torn, damaged or cut off, GpuError(EIO) where nothing can be read."""
-        if (why := self._lost.get(key)) is not None:
-            raise CorruptPage(key, why)
-        slot, began_ns = self._slots[key], self.clock.now_ns()
-        blob = self._read(key, slot)
+        (found,) = self.read_many([key])
+        if isinstance(found, GpuError):
+            raise found
+        return found
+
+    def read_many(self, keys: Sequence[int]) -> list[Blob | GpuError]:
+        """Each page, or the error that `read` would raise. What lies together is read together."""
+        began_ns, found = self.clock.now_ns(), self._fetch(keys)
+        for key, blob in found.items():
+            if isinstance(blob, Blob):
+                self._warm(key)
+        self._log_speed("in", [(key, blob) for key, blob in found.items() if isinstance(blob, Blob)], began_ns)
+        return [found[key] for key in keys]
+
+    def _warm(self, key: int) -> None:
+        slot = self._slots[key]
         self.events["read"] += 1
         slot.heat = min(slot.heat + 1, _MAX_HEAT)
         self._orders[slot.tier].move_to_end(key)
         if slot.heat >= HOT and slot.tier is not self.tiers[0]:
             self._hot.append(key)
-        self._log_speed("in", [(key, blob)], began_ns)
-        return blob
 
-    def _read(self, key: int, slot: Slot) -> Blob:
-        try:
-            return slot.tier.read(key, slot)
-        except CorruptPage as error:
-            log.error("%s: %s", slot.tier.name, error.strerror)
+    def _fetch(self, keys: Sequence[int]) -> dict[int, Blob | GpuError]:
+        """All tiers at the same time; returns when the last page is there."""
+        found = {key: CorruptPage(key, self._lost[key]) for key in keys if key in self._lost}
+        began_ns = end_ns = self.clock.now_ns()
+        answers: dict[int, Blob | GpuError] = {**found}
+        for run in self._runs([key for key in keys if key not in found]):
+            blobs, done_ns = run[0][1].tier.read(run, began_ns)
+            end_ns = max(end_ns, done_ns)
+            for (key, slot), blob in zip(run, blobs, strict=True):
+                answers[key] = blob
+                if isinstance(blob, GpuError):
+                    self._note(key, slot.tier, blob)
+        self.clock.sleep_until(end_ns)
+        return answers
+
+    def _runs(self, keys: Sequence[int]) -> Iterator[list[tuple[int, Slot]]]:
+        """Slots in the order of their tiers and places, cut where they do not follow one another."""
+        levels = {tier: level for level, tier in enumerate(self.tiers)}
+        items = sorted(((key, self._slots[key]) for key in keys), key=lambda each: (levels[each[1].tier], each[1].at))
+        run: list[tuple[int, Slot]] = []
+        for key, slot in items:
+            if run and not _follows(run, slot):
+                yield run
+                run = []
+            run.append((key, slot))
+        if run:
+            yield run
+
+    def _note(self, key: int, tier: Tier, error: GpuError) -> None:
+        """Say it, count it; a page that is damaged is lost."""
+        log.error("%s: %s", tier.name, error.strerror)
+        if isinstance(error, CorruptPage):
             self.events["corrupt"] += 1
             self._forget(key)
-            self._lost[key] = f"{slot.tier.name}: lost before"
-            raise
-        except GpuError as error:
-            log.error("%s", error.strerror)
+            self._lost[key] = f"{tier.name}: lost before"
+        else:
             self.events["read_errors"] += 1
-            raise
 
     def drop(self, key: int) -> None:
         """Forget a page. Raises KeyError if it is not here."""
@@ -272,15 +306,10 @@ class SwapSpace:
 
     def _move(self, keys: Sequence[int], level: int) -> int:
         """Move pages to a level or below -> bytes of records that went. What is found damaged is lost, and goes too."""
-        items, lost = list[Item](), 0
-        for key in keys:
-            slot = self._slots[key]
-            try:
-                items.append((key, self._read(key, slot)))
-            except CorruptPage:
-                lost += slot.nr_bytes
-            except GpuError:
-                continue
+        sizes = {key: self._slots[key].nr_bytes for key in keys}
+        found = self._fetch(keys)
+        items = [(key, blob) for key, blob in found.items() if isinstance(blob, Blob)]
+        lost = sum(sizes[key] for key, blob in found.items() if isinstance(blob, CorruptPage))
         if not items:
             return lost
         try:
@@ -309,11 +338,10 @@ class SwapSpace:
         for tier in self.tiers[: self.tiers.index(slot.tier)]:
             if tier.trouble is not None or tier.free_bytes * 100 < tier.size_bytes * self.marks.high:
                 continue
-            try:
-                found = self._write_to(tier, [(key, self._read(key, slot))])
-            except GpuError:
+            blob = self._fetch([key])[key]
+            if isinstance(blob, GpuError):
                 return 0
-            if found is not None:
+            if (found := self._write_to(tier, [(key, blob)])) is not None:
                 self._forget(key)
                 self._enter(key, found[0])
                 self.events["promoted"] += 1
@@ -337,6 +365,12 @@ class SwapSpace:
             found += _map_violations(tier, [self._slots[key] for key in keys])
         found += [f"page {key:#x} is both lost and not" for key in self._lost.keys() & self._slots.keys()]
         return found
+
+
+def _follows(run: Sequence[tuple[int, Slot]], slot: Slot) -> bool:
+    """Whether a slot begins where a run ends, and the run is not too long yet."""
+    first, last = run[0][1], run[-1][1]
+    return slot.tier is last.tier and slot.at == last.at + last.nr_bytes and slot.at - first.at < BATCH_BYTES
 
 
 def _map_violations(tier: Tier, slots: Sequence[Slot]) -> Iterator[str]:

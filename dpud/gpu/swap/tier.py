@@ -163,23 +163,41 @@ class Tier(ABC):
             slots.append(slot)
         return slots
 
-    def read(self, key: int, slot: Slot) -> Blob:
-        """A page. Raises CorruptPage where something else lies there, GpuError(EIO) where nothing can be read."""
-        began_ns = self.clock.now_ns()
-        blocks = slot.blocks
+    def read(self, items: Sequence[tuple[int, Slot]], began_ns: int) -> tuple[list[Blob | GpuError], int]:
+        """Pages whose slots follow one another -> (each one, or why not; when they are there, in ns).
+
+        CorruptPage where something else lies there, GpuError(EIO) where nothing can be read.
+        """
+        first, end = items[0][1].blocks.start, items[-1][1].blocks.stop
         try:
-            view = self.file.read(blocks.start, len(blocks) * BLOCK_BYTES)
-            blob = get_record(view[slot.at % BLOCK_BYTES :], key, slot.generation, self.salt)
+            view = self.file.read(first, (end - first) * BLOCK_BYTES)
         except GpuError as error:
-            self.nr_errors += 1
-            self.check()
-            if isinstance(error, CutShort):
-                raise CorruptPage(key, str(error.strerror)) from error
-            raise
+            return self._unread(items, began_ns, error)
         self.nr_reads += 1
-        self.nr_read_blocks += len(blocks)
-        self.latencies.add(self.timing.read(blocks.start * BLOCK_BYTES, len(view), began_ns))
-        return blob
+        self.nr_read_blocks += end - first
+        found = [self._record(view[slot.at - first * BLOCK_BYTES :], key, slot) for key, slot in items]
+        end_ns = self.timing.read(first * BLOCK_BYTES, len(view), began_ns)
+        self.latencies.add(max(end_ns, self.clock.now_ns()) - began_ns)
+        return found, end_ns
+
+    def _record(self, view: memoryview, key: int, slot: Slot) -> Blob | GpuError:
+        try:
+            return get_record(view, key, slot.generation, self.salt)
+        except CorruptPage as error:
+            self.nr_errors += 1
+            return error
+
+    def _unread(
+        self, items: Sequence[tuple[int, Slot]], began_ns: int, error: GpuError
+    ) -> tuple[list[Blob | GpuError], int]:
+        """One by one, to find those that can be read; a page beyond the file's end is lost."""
+        if len(items) > 1:
+            apart = [self.read([item], began_ns) for item in items]
+            return [found for each, _ in apart for found in each], max(end_ns for _, end_ns in apart)
+        self.nr_errors += 1
+        self.check()
+        key = items[0][0]
+        return [CorruptPage(key, str(error.strerror)) if isinstance(error, CutShort) else error], began_ns
 
     def release(self, slot: Slot) -> None:
         """Its page is gone or elsewhere."""

@@ -157,6 +157,35 @@ def test_time_is_the_profiles() -> None:
         space.close()
 
 
+def test_pages_that_lie_together_are_read_together() -> None:
+    """A disk seeks once for them; flash waits for all latencies at once."""
+    for name, limit_ns in (("hdd", 15_000_000), ("ssd", 700_000)):
+        clock = ManualClock()
+        space = small_space((name, 100), clock=clock)
+        space.write(items(0, 64))
+        clock.advance(1_000_000_000)
+        before = clock.now_ns()
+        assert space.read_many(range(64)) == [blob_of(key) for key in range(64)]
+        assert clock.now_ns() - before < limit_ns
+        assert space.tiers[0].nr_reads == 1
+        space.drop(20)
+        space.read_many([*range(20), *range(21, 64)])
+        assert space.tiers[0].nr_reads == 3
+        space.close()
+
+
+def test_a_disk_does_not_seek_for_what_comes_next() -> None:
+    clock = ManualClock()
+    space = small_space(("hdd", 100), clock=clock)
+    space.write(items(0, 64))
+    clock.advance(1_000_000_000)
+    before = clock.now_ns()
+    for key in range(64):
+        space.read(key)
+    assert clock.now_ns() - before < 18_000_000
+    space.close()
+
+
 def test_a_slow_tier_holds_up_whoever_writes_too_much() -> None:
     """16 MiB at 156 MB/s are 107 ms, and 4 MiB (27 ms) of them may be queued."""
     clock = ManualClock()
@@ -244,7 +273,7 @@ class SwapMachine(RuleBasedStateMachine):
         assert {key for key, _ in self.space.slots()} == set(self.model)
         for key, blob in self.model.items():
             slot = dict(self.space.slots())[key]
-            assert slot.tier.read(key, slot) == blob
+            assert slot.tier.read([(key, slot)], 0)[0] == [blob]
 
 
 TestSwapMachine = SwapMachine.TestCase

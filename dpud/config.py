@@ -26,7 +26,7 @@
     swap_nvme = "1G"         # "0": no such tier
     swap_ssd = "2G"
     swap_hdd = "4G"
-    # swap_folder = "/var/tmp"
+    swap_folder = ""         # where these files are; "": the system's folder for temporary files
     [mount]
     path = "/run/dpud"
     allow_other = true       # other users may look (needs user_allow_other in /etc/fuse.conf unless root)
@@ -145,7 +145,7 @@ class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
     swap_nvme: Annotated[Size, _about("Swap in a temporary file that is as fast as an NVMe drive.")] = Size(1 << 30)
     swap_ssd: Annotated[Size, _about("Swap as fast as a SATA SSD.")] = Size(2 << 30)
     swap_hdd: Annotated[Size, _about("Swap as fast as a hard disk.")] = Size(4 << 30)
-    swap_folder: Annotated[str | None, _about("Folder of these files; the system's folder for temporary files.")] = None
+    swap_folder: Annotated[str, _about("Folder of these files; empty: the system's for temporary files.")] = ""
 
     def __post_init__(self) -> None:
         for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):

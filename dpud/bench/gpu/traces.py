@@ -4,34 +4,39 @@
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 _SEED = 5
 
 Trace = list[int]
 
 
+def _listed(pages: NDArray[np.int64]) -> Trace:
+    return [int(page) for page in pages]
+
+
 def sequential(nr: int, pages: int) -> Trace:
     """One pass after the other over all pages."""
-    return (np.arange(nr) % pages).tolist()
+    return _listed(np.arange(nr) % pages)
 
 
 def strided(nr: int, pages: int, stride: int = 7) -> Trace:
     """Every seventh page; the next pass begins one page further on."""
     per_pass = -(-pages // stride)
     passes, step = np.divmod(np.arange(nr), per_pass)
-    return ((step * stride + passes) % pages).tolist()
+    return _listed((step * stride + passes) % pages)
 
 
 def uniform(nr: int, pages: int) -> Trace:
     """Any page at any time."""
-    return np.random.default_rng(_SEED).integers(0, pages, nr).tolist()
+    return _listed(np.random.default_rng(_SEED).integers(0, pages, nr))
 
 
 def zipf(nr: int, pages: int) -> Trace:
     """Few pages often: page of rank r as often as 1/r."""
     rng = np.random.default_rng(_SEED)
     weights = 1 / np.arange(1, pages + 1)
-    return rng.permutation(pages)[rng.choice(pages, nr, p=weights / weights.sum())].tolist()
+    return _listed(rng.permutation(pages)[rng.choice(pages, nr, p=weights / weights.sum())])
 
 
 def columns(nr: int, pages: int) -> Trace:
@@ -39,7 +44,7 @@ def columns(nr: int, pages: int) -> Trace:
     rows = max(1, pages // 16)
     at = np.arange(nr)
     column_page, row = (at // (8 * rows)) % 16, at % rows
-    return (row * 16 + column_page).tolist()
+    return _listed(row * 16 + column_page)
 
 
 def kv_append(nr: int, pages: int) -> Trace:

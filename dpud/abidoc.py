@@ -39,6 +39,7 @@ _ALIKE = {
     r"/cpu/cpu0/": "/cpu/cpu*/",
     r"/dpu_rank0/": "/dpu_rank*/",
     r"/gpu0/": "/gpu*/",
+    r"/swap/tiers/nvme/": "/swap/tiers/NAME/",
     r"/proc/\d+/": "/proc/PID/",
     rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/",
     r"/per_cpu/cpu0/": "/per_cpu/cpu*/",
@@ -76,7 +77,7 @@ def example(driver: DpuDriver) -> Registry:
 
 def _add_gpu(registry: Registry) -> None:
     """A small device with a client that has a buffer."""
-    memory = build(GpuConfig(device_bytes=8 << 20, host_bytes=8 << 20))
+    memory = build(GpuConfig(device_bytes=8 << 20, host_bytes=8 << 20, tiers={"nvme": 1 << 20}))
     add_files(registry, memory)
     clients = f"{CONFIG_PATH}/gpu0/clients"
     registry.add(f"{clients}/NAME", ClientGroup(memory, 0).make_item("NAME"))

@@ -22,6 +22,11 @@
     memory = "256M"          # of each
     host_memory = "1G"       # for host and pinned memory, and managed memory that is used there
     pool = "512M"            # for pages that left a device; "0": none
+    swap_memory = "0"        # swap tiers behind the pool, in temporary files (which take room as they are used);
+    swap_nvme = "1G"         # "0": no such tier
+    swap_ssd = "2G"
+    swap_hdd = "4G"
+    swap_folder = ""         # where these files are; "": the system's folder for temporary files
     [mount]
     path = "/run/dpud"
     allow_other = true       # other users may look (needs user_allow_other in /etc/fuse.conf unless root)
@@ -134,11 +139,26 @@ class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
     memory: Annotated[Size, _about("Memory of each.")] = Size(256 << 20)
     host_memory: Annotated[Size, _about("For host and pinned memory, and managed memory used there.")] = Size(1 << 30)
     pool: Annotated[Size, _about('For pages that left a device; "0": none.')] = Size(512 << 20)
+    swap_memory: Annotated[Size, _about('Swap in system memory, for what the pool has no room for; "0": none.')] = Size(
+        0
+    )
+    swap_nvme: Annotated[Size, _about("Swap in a temporary file that is as fast as an NVMe drive.")] = Size(1 << 30)
+    swap_ssd: Annotated[Size, _about("Swap as fast as a SATA SSD.")] = Size(2 << 30)
+    swap_hdd: Annotated[Size, _about("Swap as fast as a hard disk.")] = Size(4 << 30)
+    swap_folder: Annotated[str, _about("Folder of these files; empty: the system's for temporary files.")] = ""
 
     def __post_init__(self) -> None:
         for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):
             if size < _MIN_GPU or size % _BLOCK:
                 raise ValueError(f"{name} = {size} is not a multiple of {Size(_BLOCK)}, at least {Size(_MIN_GPU)}")
+        for name, size in self.tiers.items():
+            if size % _BLOCK:
+                raise ValueError(f"swap_{name} = {size} is not a multiple of {Size(_BLOCK)}")
+
+    @property
+    def tiers(self) -> dict[str, Size]:
+        """Swap tiers by kind, fastest first."""
+        return {"memory": self.swap_memory, "nvme": self.swap_nvme, "ssd": self.swap_ssd, "hdd": self.swap_hdd}
 
 
 class Mount(Struct, frozen=True, forbid_unknown_fields=True):

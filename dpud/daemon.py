@@ -170,7 +170,12 @@ def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
     if not gpu.devices:
         return
     set_log_level()
-    memory = build(GpuConfig(gpu.devices, gpu.memory, gpu.host_memory, gpu.pool), PacedClock(), BlockingWaitQueue())
+    folder = Path(gpu.swap_folder) if gpu.swap_folder else None
+    devices = GpuConfig(gpu.devices, gpu.memory, gpu.host_memory, gpu.pool, tiers=gpu.tiers, swap_folder=folder)
+    try:
+        memory = build(devices, PacedClock(), BlockingWaitQueue())
+    except OSError as error:
+        raise UserError(f"gpu.swap_folder: no swap can be made there: {error.strerror}") from error
     add_files(machine.registry, memory)
     short = BlockingWaitQueue()
     owner.background(reclaimer(memory, short, short.wake_up), "dpud-gpu-reclaim")

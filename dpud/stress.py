@@ -90,13 +90,22 @@ def _memory(options: Options) -> GpuMemory:
     nothing_behind = not options.compression and not options.swap
     if nothing_behind and options.size > device:
         raise UserError(f"with --no-compression --no-swap nothing leaves the device: --size up to {device // MIB}")
-    pool = 0 if nothing_behind else 2 * options.size
     host = max(16 * MIB, options.size)
-    return build(GpuConfig(1, device, host, pool, options.compression), RealClock())
+    pool, tiers = _behind(options)
+    return build(GpuConfig(1, device, host, pool, options.compression, tiers=tiers), RealClock())
+
+
+def _behind(options: Options) -> tuple[int, dict[str, int]]:
+    """Sizes of the pool and of the tiers. With both, the pool is small, so that the tiers have something to do."""
+    if not options.swap:
+        return (2 * options.size if options.compression else 0), {}
+    pool = options.size // 8 if options.compression else 0
+    return pool, {"memory": options.size // 4, "nvme": 2 * options.size}
 
 
 def _describe(memory: GpuMemory) -> str:
-    behind = type(memory.store.pool).__name__ if memory.store.pool is not None else "nothing"
+    stores = [type(store).__name__ for store in (memory.store.pool, memory.store.swap) if store is not None]
+    behind = " and ".join(stores) or "nothing"
     return f"a device of {memory.locations[0].frames.nr_bytes // MIB} MiB with {behind} behind it"
 
 

@@ -16,6 +16,8 @@ from dpud.gpu.address_space.advice import Advice
 from dpud.gpu.address_space.faultlog import SERVED
 from dpud.gpu.compression.codec import names
 from dpud.gpu.configfs import Buffer
+from dpud.gpu.swap import prefetch
+from dpud.gpu.swap.files import TierFiles
 from kernelsim.dpu_compact_inject import KINDS
 from kernelsim.machine import Machine, MachineConfig, NodeConfig
 
@@ -80,6 +82,20 @@ def test_the_guide_knows_every_buffer_file_advice_and_fault() -> None:
     assert sorted(first_column(GUIDE, "buffer file")) == sorted(attr.name for attr in Buffer.attrs)
     assert sorted(name.split()[0] for name in first_column(GUIDE, "advice")) == sorted(each.value for each in Advice)
     assert sorted(first_column(GUIDE, "fault")) == sorted(SERVED)
+
+
+def test_the_guide_knows_every_file_of_a_tier_and_every_prefetcher() -> None:
+    _, _, rest = GUIDE.read_text().partition("| tier's file")
+    rows = [line.split("|")[1] for line in rest.partition("\n\n")[0].splitlines()[2:]]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(attr.name for attr in TierFiles.attrs)
+    assert ["none", *first_column(GUIDE, "prefetch")] == list(prefetch.names())
+
+
+def test_the_guide_s_swap_program_runs() -> None:
+    """The indented lines from the import of ManualClock on."""
+    _, _, rest = GUIDE.read_text().partition("    from dpud.gpu.clock import")
+    program = "from dpud.gpu.clock import" + rest.partition("\n\n")[0].replace("\n    ", "\n")
+    exec(compile(program, "guide.md", "exec"), {})
 
 
 def test_the_guide_s_gpu_program_runs() -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from dpud.errors import UserError
 
 CAPTURE, PROCESS = "capture", "process"
-COMPRESSION, OVERCOMMIT, UNIFIED = "compression", "overcommit", "unified"
+COMPRESSION, OVERCOMMIT, SWAP, UNIFIED = "compression", "overcommit", "swap", "unified"
 SCENES = (CAPTURE, PROCESS)
-GPU_SCENES = (COMPRESSION, OVERCOMMIT, UNIFIED)
+GPU_SCENES = (COMPRESSION, OVERCOMMIT, SWAP, UNIFIED)
 """Of GPU memory virtualization: only played when named."""
 _CAPTURED = Path(__file__).parent.parent / "data" / "captures" / "demo"  # capture.DEMO, without loading numba
 _TWO_GPUS = Path(__file__).with_name("unified.toml")
+_SMALL_TIERS = Path(__file__).with_name("swap.toml")
 
 
 def run(name: str | None) -> int:
@@ -31,5 +32,9 @@ def run(name: str | None) -> int:
 
 def _command(scene: str) -> list[str]:
     python = [sys.executable, "-P", "-m"]
-    source = {CAPTURE: ["--from", str(_CAPTURED)], UNIFIED: ["--config", str(_TWO_GPUS)]}.get(scene, [])
+    source = {
+        CAPTURE: ["--from", str(_CAPTURED)],
+        SWAP: ["--config", str(_SMALL_TIERS)],
+        UNIFIED: ["--config", str(_TWO_GPUS)],
+    }.get(scene, [])
     return [*python, "dpud", "exec", *source, "--", *python, "dpud.demo", scene]

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from dpud.demo import CAPTURE, COMPRESSION, OVERCOMMIT, PROCESS, UNIFIED, compression, overcommit, unified
+from dpud.demo import CAPTURE, COMPRESSION, OVERCOMMIT, PROCESS, SWAP, UNIFIED, compression, overcommit, swap, unified
 from dpud.demo.blockmap import LEGEND, BlockMap
 from dpud.demo.cost import LIMIT, Cost
 from dpud.demo.shell import Shell
@@ -32,8 +32,8 @@ ALL = 20_000
 def play(name: str) -> None:
     """Play one scene on stdout."""
     console = Console(highlight=False)
-    scenes = {CAPTURE: capture, PROCESS: process}
-    scenes |= {COMPRESSION: compression.play, OVERCOMMIT: overcommit.play, UNIFIED: unified.play}
+    scenes = {CAPTURE: capture, PROCESS: process, COMPRESSION: compression.play, OVERCOMMIT: overcommit.play}
+    scenes |= {SWAP: swap.play, UNIFIED: unified.play}
     scenes[name](console)
 
 

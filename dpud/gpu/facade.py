@@ -56,3 +56,5 @@ from dpud.gpu.facade_overcommit import free_overcommit_memory as free_overcommit
 from dpud.gpu.facade_overcommit import get_overcommit_stats as get_overcommit_stats
 from dpud.gpu.facade_overcommit import init_memory_overcommit as init_memory_overcommit
 from dpud.gpu.facade_overcommit import print_overcommit_stats as print_overcommit_stats
+from dpud.gpu.facade_swap import get_swap_stats as get_swap_stats
+from dpud.gpu.facade_swap import print_swap_stats as print_swap_stats

@@ -2,8 +2,9 @@
 """The C names of GPU memory whose pages can leave the device.
 
 `init_swap_system(max_gpu_memory, page_size, swap_threshold)`: a device of that many bytes; once `swap_threshold` of it
-is used, pages leave it in the background (background_swap() is one round of that). What is behind it are the parts that
-other init functions made before; without them, host memory eight times the device.
+is used, pages leave it in the background (background_swap() is one round of that). Behind it are tiers of system
+memory, NVMe, SSD and HDD, eight times the device, and before them the pool of init_compression_system(), if that was
+called before; it may grow as large as the device then.
 """
 
 import errno
@@ -14,13 +15,12 @@ from dpud.gpu.address_space.regions import RegionType
 from dpud.gpu.clock import ManualClock
 from dpud.gpu.errors import GpuError
 from dpud.gpu.facade_base import CLIENT, c_int, c_pointer, has_memory, the_memory, use_memory
+from dpud.gpu.facade_swap import default_swap
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.memory import GpuMemory
 from dpud.gpu.performance import set_log_level
-from dpud.gpu.store import HostPool
-
-HOST_POOL_TIMES = 8
+from dpud.gpu.swap.module import SwapModule
 
 behind: dict[str, Any] = {}
 """Constructor arguments of GpuMemory (codec, pool, swap, new_policy, prefetcher, admission) that others have made."""
@@ -40,7 +40,12 @@ def init_swap_system(max_gpu_memory: int, page_size: int, swap_threshold: float)
     set_log_level()
     clock = ManualClock()
     device = SimulatedDevice(DeviceProfile(memory_bytes=max_gpu_memory), clock)
-    memory = GpuMemory([device], clock=clock, **({"pool": HostPool(max_gpu_memory * HOST_POOL_TIMES)} | behind))
+    swap = default_swap(max_gpu_memory, clock)
+    memory = GpuMemory([device], clock=clock, **({"swap": swap.space} | behind))
+    swap.attach(memory)
+    pool = memory.store.pool
+    if pool is not None and not pool.limit_bytes:
+        pool.limit_bytes = max_gpu_memory
     marks = memory.residency.watermarks
     marks.low = round(100 * (1 - swap_threshold))
     marks.high = min(100, marks.low + 5)
@@ -77,5 +82,8 @@ def background_swap(budget_bytes: int = 1 << 30) -> int:
 
 
 def cleanup_swap_system() -> None:
-    """Frees everything."""
+    """Frees everything; temporary files go."""
+    swap = the_memory().watcher if has_memory() else None
     use_memory(None)
+    if isinstance(swap, SwapModule):
+        swap.space.close()

@@ -13,7 +13,7 @@ device, HOST and PINNED in host memory.
 """
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -53,10 +53,32 @@ class ThrashGuard(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """swap.SwapWatch: who is told what is accessed, missing and brought in unasked, by key."""
+
+    def accessed(self, at: int, keys: Collection[int], /) -> None: ...
+    def missed(self, keys: Collection[int], /) -> None: ...
+    def prefetched(self, keys: Collection[int], /) -> None: ...
+
+
 THROTTLE_NS = 500_000
 PIN_NS = 300 * THROTTLE_NS
 """How long a thrashing page's user waits, and how long a page that goes on thrashing stays. NVIDIA's driver has the
 same: a lapse of 500 us, and pinning for 300 lapses (uvm_perf_thrashing.c, open-gpu-kernel-modules 595.45)."""
+
+
+class ResidentPages:
+    """Which pages of a region are in memory: one, or a range of them at once."""
+
+    def __init__(self, region: Region) -> None:
+        self._state = region.state
+
+    def __call__(self, page: int) -> bool:
+        return bool(self._state[page] == PageState.RESIDENT)
+
+    def span(self, first: int, end: int) -> bytearray:
+        """A byte for each page, 1 where it is there."""
+        return bytearray((self._state[first:end] == PageState.RESIDENT).tobytes())
 
 
 class FaultService:
@@ -75,6 +97,7 @@ class FaultService:
         self.host = host
         self.prefetcher = prefetcher
         self.thrash_guard = thrash_guard
+        self.watcher: Watcher | None = None
 
     def serve(self, region: Region, pages: Pages, at: int, write: bool, whole: Mask, busy: Busy) -> None:
         """Let location `at` read, or write, these pages; `whole`: those that will be overwritten from end to end.
@@ -139,6 +162,8 @@ class FaultService:
     def _bring_in(self, region: Region, pages: Pages, at: int, busy: Busy) -> None:
         bad: list[int] = []
         self._guard(region, pages)
+        if self.watcher is not None and len(pages):
+            self.watcher.missed((region.first_key + pages).tolist())
         for location, group in self._by_target(region, pages, at):
             bad += self.residency.bring_in(region, group, location, busy).tolist()
             good = group[region.state[group] == PageState.RESIDENT]
@@ -163,8 +188,9 @@ class FaultService:
         """More pages of the region, as long as free memory lasts: nothing is evicted for them."""
         assert self.prefetcher is not None
         wanted: set[int] = set()
+        resident = ResidentPages(region)
         for page in pages.tolist():
-            wanted.update(self.prefetcher.on_fault(region.first_key, region.nr_pages, page, self._resident(region)))
+            wanted.update(self.prefetcher.on_fault(region.first_key, region.nr_pages, page, resident))
         found = np.array(sorted(page for page in wanted if region.state[page] == PageState.STORED), dtype=np.int64)
         for location, group in self._by_target(region, found, at):
             reserve = location.frames.nr_frames * self.residency.watermarks.low // 100
@@ -176,9 +202,8 @@ class FaultService:
             good = group[:room][region.state[group[:room]] == PageState.RESIDENT]
             self._map(region, good, at)
             self.space.faults.serve("prefetched", len(good))
-
-    def _resident(self, region: Region) -> Callable[[int], bool]:
-        return lambda page: bool(region.state[page] == PageState.RESIDENT)
+            if self.watcher is not None:
+                self.watcher.prefetched((region.first_key + good).tolist())
 
     # 3
 

@@ -34,7 +34,7 @@ from dpud.gpu.blob import PageCodec
 from dpud.gpu.client import Client
 from dpud.gpu.clock import Clock, ManualClock
 from dpud.gpu.errors import GpuError
-from dpud.gpu.faults import CorruptAccess, FaultService, Prefetcher, ThrashGuard
+from dpud.gpu.faults import CorruptAccess, FaultService, Prefetcher, ThrashGuard, Watcher
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.interface import Device
 from dpud.gpu.hal.simulated import SimulatedDevice
@@ -94,6 +94,7 @@ class GpuMemory:
         self.stalls = Stalls(self.space, pressure)
         if admission is not None:
             self.residency.reclaim_order = admission.reclaim_order
+        self.watcher: Watcher | None = None
         self.on_short: Callable[[], None] = lambda: None
         """Called when an access left a location below its low watermark: for whoever runs `background`."""
 
@@ -282,10 +283,12 @@ class GpuMemory:
         entries = self.space.entries(region, first, nr_pages, at)
         needed = PTE_PRESENT if whole is None else PTE_PRESENT | PTE_WRITE
         lacking = entries & needed != needed
+        self._touch(region, first, entries)
         if lacking.any():
             self._fault(client, region, first, at, whole, lacking)
             entries = self.space.entries(region, first, nr_pages, at)
-        self._touch(region, first, entries)
+        if self.watcher is not None:
+            self.watcher.accessed(at, range(region.first_key + first, region.first_key + first + nr_pages))
         return entries
 
     def _fault(
@@ -316,7 +319,7 @@ class GpuMemory:
             self.on_short()
 
     def _touch(self, region: Region, first: int, entries: NDArray[np.uint64]) -> None:
-        """Tell the policies."""
+        """Tell the policies which of the pages were there; those that were not are inserted by the fault."""
         present = np.flatnonzero(entries & PTE_PRESENT)
         for location in np.unique(locations_of(entries[present])).tolist():
             access = self.locations[location].policy.access
@@ -409,8 +412,10 @@ class GpuMemory:
         return self.residency.evict(place, -(-nr_bytes // unit)) * unit
 
     def background(self, budget_bytes: int) -> int:
-        """What a kernel's kswapd does: evict up to `budget_bytes` where free memory is below its low watermark."""
-        return self.residency.background(budget_bytes)
+        """What a kernel's kswapd does: evict up to `budget_bytes` where free memory is below its low watermark; then,
+        if that is less, make room in the pool and in fast tiers -> bytes moved."""
+        evicted = self.residency.background(budget_bytes)
+        return evicted + self.store.background(budget_bytes - evicted)
 
     def sample(self) -> None:
         """Tell admission what each client has in memory, what of it was accessed since the last time, and how well

@@ -21,6 +21,9 @@ from typing import Protocol
 from dpud.gpu.blob import Blob, PageCodec, PlainCodec
 from dpud.gpu.errors import CorruptPage, GpuError
 
+POOL_HIGH_PERCENT, POOL_LOW_PERCENT = 95, 90
+"""How full a pool with swap behind it is kept in the background; 90 is zswap's accept_threshold_percent."""
+
 
 class Pool(Protocol):
     """compression.CompressedPool, as far as the data path goes."""
@@ -30,10 +33,8 @@ class Pool(Protocol):
     def drop(self, key: int, /) -> None: ...
     def coldest(self, nr_bytes: int, /) -> Sequence[int]: ...
 
-    @property
-    def limit_bytes(self) -> int:
-        """0 for none."""
-        ...
+    limit_bytes: int
+    """0 for none."""
 
     @property
     def used_bytes(self) -> int: ...
@@ -45,8 +46,10 @@ class Swap(Protocol):
     """swap.SwapSpace, as far as the data path goes."""
 
     def write(self, items: Sequence[tuple[int, Blob]], /) -> None: ...
-    def read(self, key: int, /) -> Blob: ...
+    def read_many(self, keys: Sequence[int], /) -> Sequence[Blob | GpuError]: ...
     def drop(self, key: int, /) -> None: ...
+
+    def background(self, budget_bytes: int, /) -> int: ...
 
     @property
     def nr_free_bytes(self) -> int: ...
@@ -97,11 +100,13 @@ class BackingStore:
         """
         bad: list[int] = []
         found: list[tuple[int, Blob, memoryview]] = []
-        for key, out in zip(keys, outs, strict=True):
-            try:
-                found.append((key, self._read(key), out))
-            except CorruptPage:
+        for key, blob, out in zip(keys, self._read(keys), outs, strict=True):
+            if isinstance(blob, CorruptPage):
                 bad.append(key)
+            elif isinstance(blob, GpuError):
+                raise blob
+            else:
+                found.append((key, blob, out))
         bad += self._decode(found)
         for key in bad:
             self.drop(key)
@@ -132,6 +137,22 @@ class BackingStore:
         self.nr_demoted += len(keys)
         return len(keys)
 
+    def background(self, budget_bytes: int) -> int:
+        """Keep room in the pool, if there is swap behind it, and in fast tiers -> bytes moved, as they lie there."""
+        if self.swap is None or budget_bytes <= 0:
+            return 0
+        moved = self._drain_pool(budget_bytes)
+        return moved + self.swap.background(budget_bytes - moved) if moved < budget_bytes else moved
+
+    def _drain_pool(self, budget_bytes: int) -> int:
+        if self.pool is None or not self.pool.limit_bytes:
+            return 0
+        before, limit = self.pool.used_bytes, self.pool.limit_bytes
+        if before * 100 <= limit * POOL_HIGH_PERCENT:
+            return 0
+        self._demote_for(min(budget_bytes, before - limit * POOL_LOW_PERCENT // 100))
+        return max(0, before - self.pool.used_bytes)
+
     def _put_into_pool(self, keys: Sequence[int], blobs: Sequence[Blob]) -> bool:
         if self.pool is None:
             return False
@@ -160,12 +181,21 @@ class BackingStore:
                 raise
             return False
 
-    def _read(self, key: int) -> Blob:
-        if self._places[key] is Place.POOL:
-            assert self.pool is not None
+    def _read(self, keys: Sequence[int]) -> list[Blob | GpuError]:
+        """Each page, or what is wrong with it."""
+        swapped = [key for key in keys if self._places[key] is Place.SWAP]
+        answers: dict[int, Blob | GpuError] = {}
+        if swapped:
+            assert self.swap is not None
+            answers.update(zip(swapped, self.swap.read_many(swapped), strict=True))
+        return [answers[key] if key in answers else self._read_pool(key) for key in keys]
+
+    def _read_pool(self, key: int) -> Blob | GpuError:
+        assert self.pool is not None
+        try:
             return self.pool.get(key)
-        assert self.swap is not None
-        return self.swap.read(key)
+        except CorruptPage as error:
+            return error
 
     def _decode(self, found: list[tuple[int, Blob, memoryview]]) -> list[int]:
         """All at once; where that fails, one by one to find those that are wrong."""

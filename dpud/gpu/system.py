@@ -7,8 +7,9 @@
 /sys/kernel/config/gpu_memvirt/gpuN/clients   who uses it
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from dpud.gpu.blob import PageCodec
 from dpud.gpu.clock import Clock, Debt, ManualClock
@@ -22,6 +23,8 @@ from dpud.gpu.overcommit import Admission
 from dpud.gpu.overcommit.files import OvercommitFiles
 from dpud.gpu.overcommit.predictor import SAMPLE_NS
 from dpud.gpu.store import HostPool, Pool
+from dpud.gpu.swap.files import SwapFiles, TierFiles
+from dpud.gpu.swap.module import SwapModule
 from kernelsim.attr import Kobject, Operation, Registry
 from kernelsim.operation import Waitable
 from kernelsim.wait import WaitQueue
@@ -41,19 +44,37 @@ class GpuConfig:
     host_bytes: int = 1 << 30
     pool_bytes: int = 512 << 20
     compression: bool = True
+    tiers: Mapping[str, int] = field(default_factory=dict)
+    """Of swap: kind -> size, fastest first."""
+    swap_folder: Path | None = None
+    """Where the tiers' temporary files are; the system's folder for such if None."""
 
 
 def build(config: GpuConfig, clock: Clock | None = None, waiters: WaitQueue | None = None) -> GpuMemory:
-    """Simulated devices with a pool behind them. `waiters`: where requests for memory wait; else they let time pass."""
+    """Simulated devices with a pool and tiers behind them. Raises GpuError, OSError where a tier has no file.
+
+    waiters     where requests for memory wait; without, they let time pass
+    """
     clock = clock or ManualClock()
     profile = DeviceProfile(memory_bytes=config.device_bytes)
     devices = [SimulatedDevice(profile, clock, number) for number in range(config.nr_devices)]
     host = SimulatedDevice(HOST_PROFILE.sized(config.host_bytes), clock, config.nr_devices)
     codec, pool = _compression(config)
+    swap = SwapModule.with_tiers(config.tiers, clock, config.swap_folder) if any(config.tiers.values()) else None
     admission = Admission(config.nr_devices * config.device_bytes, clock, waiters=waiters)
-    return GpuMemory(
-        devices, host=host, clock=clock, codec=codec, pool=pool, admission=admission, pressure=admission.pressure
+    memory = GpuMemory(
+        devices,
+        host=host,
+        clock=clock,
+        codec=codec,
+        pool=pool,
+        swap=swap.space if swap else None,
+        admission=admission,
+        pressure=admission.pressure,
     )
+    if swap is not None:
+        swap.attach(memory)
+    return memory
 
 
 def _compression(config: GpuConfig) -> tuple[PageCodec | None, Pool | None]:
@@ -75,6 +96,11 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
     admission = memory.accounting.admission
     if isinstance(admission, Admission):
         yield "overcommit", OvercommitFiles(admission, memory.accounting.tell)
+    swap = memory.watcher
+    if isinstance(swap, SwapModule):
+        yield "swap", SwapFiles(swap)
+        for tier in swap.space.tiers:
+            yield f"swap/tiers/{tier.name}", TierFiles(swap, tier)
 
 
 def add_files(registry: Registry, memory: GpuMemory) -> None:
@@ -84,7 +110,7 @@ def add_files(registry: Registry, memory: GpuMemory) -> None:
         registry.add(f"{CLASS_PATH}/{folder}/memory", MemoryFiles(memory, location))
     for name, kobj in modules(memory):
         registry.add(f"{CLASS_PATH}/gpu0/{name}", kobj)
-        for number in range(1, memory.nr_devices):
+        for number in range(1, memory.nr_devices) if "/" not in name else ():
             registry.link(f"{CLASS_PATH}/gpu{number}/{name}", f"../gpu0/{name}")
     for number in range(memory.nr_devices):
         registry.add(f"{CONFIG_PATH}/gpu{number}/clients", ClientGroup(memory, number))

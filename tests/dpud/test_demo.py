@@ -131,9 +131,8 @@ def test_a_command_that_fails_ends_the_demo() -> None:
 
 
 def test_an_unknown_demo_is_the_user_s_mistake() -> None:
-    with pytest.raises(
-        UserError, match='no demo "fragment"; there are: capture, process, compression, overcommit, unified'
-    ):
+    names = "capture, process, compression, overcommit, swap, unified"
+    with pytest.raises(UserError, match=f'no demo "fragment"; there are: {names}'):
         demo.run("fragment")
 
 
@@ -219,3 +218,19 @@ def test_the_overcommit_demo_refuses_queues_and_grants() -> None:
     assert re.search(r"^other +335544320 +0 +\d+ +\d+ +\d+\ngranted$", done.stdout, re.MULTILINE)
     waited_us = re.findall(r"^other\nsome avg10=\S+ avg60=\S+ avg300=\S+ total=(\d+)$", done.stdout, re.MULTILINE)
     assert int(waited_us[0]) > 0
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_swap_demo_gets_every_byte_back_from_four_tiers() -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "swap"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^the same$", done.stdout, re.MULTILINE)
+    pages = dict(re.findall(r"^(memory|nvme|ssd|hdd) (\d+) pages", done.stdout, re.MULTILINE))
+    assert all(int(nr) > 0 for nr in pages.values())
+    assert sum(map(int, pages.values())) >= 48 << 8
+    assert "corrupt 0\n" in done.stdout
+    closed = re.findall(r"device0 .* (-?[\d.]+)$", done.stdout, re.MULTILINE)
+    assert float(closed[0]) == 0
+    assert float(closed[1]) > 0

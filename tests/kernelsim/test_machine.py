@@ -163,7 +163,7 @@ def test_pids_are_not_used_twice() -> None:
     settle([lab.end("a")])
     second = lab.spawn("a", fork="b")
     pids = [lab.read(f"{MM_CONFIGFS}/{name}/pid") for name in ("a", "b")]
-    assert pids == ["2\n", "3\n"]
+    assert pids == ["101\n", "102\n"]
     assert first is not second
 
 

@@ -24,8 +24,9 @@ LRU, ACTIVE, REFERENCED, ANON, SWAPBACKED = 1 << 5, 1 << 6, 1 << 2, 1 << 12, 1 <
 class Space:
     """One process with one anonymous mapping, at the level of its mm."""
 
-    def __init__(self, nr_pages: int = 64, nodes: tuple[int, ...] = (32,)) -> None:
+    def __init__(self, nr_pages: int = 64, nodes: tuple[int, ...] = (32,), overcommit: int = 0) -> None:
         self.lab = Lab(nodes)
+        self.lab.sysctl(overcommit_memory=overcommit)
         self.vm, self.mem = self.lab.vm, self.lab.mem
         self.process = self.lab.spawn("a")
         self.mm: Mm = self.process.mm
@@ -132,7 +133,7 @@ def test_splitting_a_mapping_keeps_every_page_in_place() -> None:
 
 
 def test_out_of_memory_stops_without_harm() -> None:
-    space = Space(nr_pages=10_000)
+    space = Space(nr_pages=10_000, overcommit=1)
     with pytest.raises(OSError, match="page fault") as caught:
         space.write(*range(10_000))
     assert caught.value.errno == errno.ENOMEM

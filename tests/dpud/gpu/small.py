@@ -41,8 +41,20 @@ class DictSwap:
             raise CorruptPage(key, "torn slot")
         return self.blobs[key]
 
+    def read_many(self, keys: Sequence[int]) -> list[Blob | GpuError]:
+        return [self._answer(key) for key in keys]
+
+    def _answer(self, key: int) -> Blob | GpuError:
+        try:
+            return self.read(key)
+        except GpuError as error:
+            return error
+
     def drop(self, key: int) -> None:
         del self.blobs[key]
+
+    def background(self, budget_bytes: int) -> int:
+        return 0
 
 
 def small_memory(*device_bytes: int, host_bytes: int = MIB, **collaborators: Any) -> GpuMemory:

@@ -2,6 +2,7 @@
 """The C names: arguments, return values and errors as in the description the project began with."""
 
 import errno
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -86,3 +87,38 @@ def test_nothing_works_before_init_and_init_works_once(capsys: pytest.CaptureFix
     assert facade.last_error() == errno.ENOMEM
     facade.print_address_space_stats()
     assert "tlb_hits" in capsys.readouterr().out
+
+
+def test_swap_stats_say_where_pages_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert facade.get_swap_stats() == {}
+    assert facade.init_swap_system(4 * MIB, 2048, 0.7) == 0
+    ptr = facade.allocate_gpu_memory(16 * MIB)
+    assert ptr is not None
+    data = bytes(range(251)) * (16 * MIB // 251)
+    assert facade.write_memory(ptr, data) == 0
+    stats = facade.get_swap_stats()
+    assert stats["device_bytes"] == 4 * MIB
+    assert sum(row["pages"] for row in stats["tiers"].values()) * 2048 >= 11 * MIB
+    assert list(stats["tiers"]) == ["memory", "nvme", "ssd", "hdd"]
+    facade.print_swap_stats()
+    shown = capsys.readouterr().out
+    assert f"written {stats['written']}" in [" ".join(line.split()) for line in shown.splitlines()]
+    assert all(name in shown for name in stats["tiers"])
+    assert facade.access_gpu_memory(ptr) == ptr
+    facade.free_gpu_memory(ptr)
+    assert sum(row["pages"] for row in facade.get_swap_stats()["tiers"].values()) == 0
+
+
+def test_compression_comes_before_swap() -> None:
+    """As in the description's example. The pool is bounded then, and what it has no room for goes on to tiers."""
+    assert facade.init_compression_system(facade.COMPRESS_LZ4, facade.QUALITY_BALANCED, False) == 0
+    try:
+        assert facade.init_swap_system(4 * MIB, 4096, 0.8) == 0
+        ptr = facade.allocate_gpu_memory(16 * MIB)
+        assert ptr is not None
+        data = random.Random(1).randbytes(16 * MIB)
+        assert facade.write_memory(ptr, data) == 0
+        assert sum(row["pages"] for row in facade.get_swap_stats()["tiers"].values()) > 1000
+        assert facade.read_memory(ptr, 16 * MIB) == data
+    finally:
+        facade.cleanup_compression_system()

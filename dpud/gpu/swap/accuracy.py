@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""How good prefetching is, counted as it happens.
+
+accuracy   of the pages that were brought in unasked, those that were used before they left again
+coverage   of the pages that were used and were not there, those that had been brought in unasked:
+           used / (used + missed)
+
+A page that was brought in and not used yet counts as issued only. Its fate is known when it is used, or missing again.
+"""
+
+from collections.abc import Iterable
+
+
+class PrefetchAccuracy:
+    """Counters."""
+
+    def __init__(self) -> None:
+        self._waiting: set[int] = set()
+        self.nr_issued = 0
+        self.nr_used = 0
+        self.nr_wasted = 0
+        self.nr_missed = 0
+
+    def prefetched(self, keys: Iterable[int]) -> None:
+        for key in keys:
+            self._waiting.add(key)
+            self.nr_issued += 1
+
+    def accessed(self, keys: Iterable[int]) -> None:
+        if self._waiting:
+            for key in self._waiting.intersection(keys):
+                self._waiting.discard(key)
+                self.nr_used += 1
+
+    def missed(self, keys: Iterable[int]) -> None:
+        """Somebody waited for these."""
+        for key in keys:
+            self.nr_missed += 1
+            if key in self._waiting:
+                self._waiting.discard(key)
+                self.nr_wasted += 1
+
+    @property
+    def accuracy(self) -> float:
+        """0..1; 0 while nothing was issued."""
+        return self.nr_used / self.nr_issued if self.nr_issued else 0.0
+
+    @property
+    def coverage(self) -> float:
+        """0..1; 0 while nothing was missing."""
+        total = self.nr_used + self.nr_missed
+        return self.nr_used / total if total else 0.0

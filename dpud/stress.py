@@ -99,7 +99,7 @@ def _behind(options: Options) -> tuple[int, dict[str, int]]:
     """Sizes of the pool and of the tiers. With both, the pool is small, so that the tiers have something to do."""
     if not options.swap:
         return (2 * options.size if options.compression else 0), {}
-    pool = options.size // 8 if options.compression else 0
+    pool = options.size // 32 if options.compression else 0
     return pool, {"memory": options.size // 4, "nvme": 2 * options.size}
 
 

@@ -5,7 +5,8 @@ tier.py       kinds of tiers: a file, a profile (profile.py), a budget (budget.p
 slots.py      how a page lies in a tier's file (blockfile.py), so that a torn or damaged one is known as such
 space.py      SwapSpace: which page is on which tier
 policy.py     which page leaves a device's memory first
-prefetch.py   which pages come in besides the one that was missing; accuracy.py counts how well that works
+prefetch.py   which pages come in besides the one that was missing; accuracy.py counts how well that works,
+              and gate.py stops it where it does not
 thrash.py     which pages come and go too fast
 shadow.py     how far all that is from the optimum (belady.py)
 files.py      the directory `swap`

@@ -15,6 +15,7 @@ from pathlib import Path
 from dpud.gpu.clock import Clock
 from dpud.gpu.memory import GpuMemory
 from dpud.gpu.swap.accuracy import PrefetchAccuracy
+from dpud.gpu.swap.gate import Gate
 from dpud.gpu.swap.policy import converted
 from dpud.gpu.swap.prefetch import new_prefetcher
 from dpud.gpu.swap.shadow import ShadowTrace, Verdict
@@ -80,8 +81,8 @@ class SwapModule:
 
     def set_prefetch(self, name: str) -> None:
         """Raises KeyError for a name that is none."""
-        prefetcher = new_prefetcher(name)
-        self.memory.faults.prefetcher = None if name == "none" else prefetcher
+        gate = Gate(new_prefetcher(name), self.accuracy)
+        self.memory.faults.prefetcher = None if name == "none" else gate
         self.prefetch = name
 
     @property

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpud.gpu.swap.accuracy import PrefetchAccuracy
+from dpud.gpu.swap.gate import Gate
 from dpud.gpu.swap.prefetch import DensityTree, Majority, Prefetcher, Stride, names, new_prefetcher, trend
 from dpud.gpu.swap.thrash import ThrashGuard
 
@@ -100,6 +101,32 @@ def test_a_trend_is_more_than_half() -> None:
     assert trend([3] * 20 + [1, 2, 4, 5, 6, 7, 8, 9, 1, 2, 4, 5]) == 3
     assert trend([3, 3, 1]) is None
     assert trend([3, 1, 3, 3, 3, 3]) == 3
+
+
+def test_prefetching_stops_where_it_does_not_pay_and_begins_again() -> None:
+    """Eight accesses in a dense block each, of 64 pages there and none of the rest ever used; then a sequence."""
+    accuracy = PrefetchAccuracy()
+    gate = Gate(DensityTree(block_pages=64), accuracy)
+    there: set[int] = set()
+
+    def touch(page: int) -> bool:
+        accuracy.accessed([page])
+        if page in there:
+            return False
+        accuracy.missed([page])
+        wanted = gate.on_fault(0, 1 << 20, page, there.__contains__)
+        accuracy.prefetched(wanted)
+        there.update([page, *wanted])
+        return True
+
+    for block in range(200):
+        for page in (0, 1, 2, 4, 8, 16, 32):
+            touch(64 * block + page)
+    assert accuracy.nr_issued < 200 * 57 / 3
+    assert gate.nr_skipped > 300
+    begin = 64 * 300
+    missed = [page for page in range(begin, begin + 20_000) if touch(page)]
+    assert len(missed) < 6000
 
 
 def test_what_was_brought_in_for_nothing_is_counted() -> None:

@@ -28,6 +28,7 @@ behind: dict[str, Any] = {}
 
 class _Swap:
     page_size = 4096
+    limits_pool = False
 
 
 @c_int
@@ -46,6 +47,7 @@ def init_swap_system(max_gpu_memory: int, page_size: int, swap_threshold: float)
     pool = memory.store.pool
     if pool is not None and not pool.limit_bytes:
         pool.limit_bytes = max_gpu_memory
+        _Swap.limits_pool = True
     marks = memory.residency.watermarks
     marks.low = round(100 * (1 - swap_threshold))
     marks.high = min(100, marks.low + 5)
@@ -82,8 +84,16 @@ def background_swap(budget_bytes: int = 1 << 30) -> int:
 
 
 def cleanup_swap_system() -> None:
-    """Frees everything; temporary files go."""
-    swap = the_memory().watcher if has_memory() else None
+    """Frees everything; temporary files go. A pool of init_compression_system() is empty then, and still there."""
+    if not has_memory():
+        return
+    memory = the_memory()
+    for name in list(memory.clients):
+        memory.remove_client(name)
+    if isinstance(memory.watcher, SwapModule):
+        memory.watcher.space.close()
+    pool = memory.store.pool
+    if pool is not None and _Swap.limits_pool:
+        pool.limit_bytes = 0
+    _Swap.limits_pool = False
     use_memory(None)
-    if isinstance(swap, SwapModule):
-        swap.space.close()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dpud.gpu import facade
+from dpud.gpu import facade, facade_base
 
 MIB = 1 << 20
 
@@ -120,5 +120,25 @@ def test_compression_comes_before_swap() -> None:
         assert facade.write_memory(ptr, data) == 0
         assert sum(row["pages"] for row in facade.get_swap_stats()["tiers"].values()) > 1000
         assert facade.read_memory(ptr, 16 * MIB) == data
+    finally:
+        facade.cleanup_compression_system()
+
+
+def test_one_memory_after_another_on_one_pool() -> None:
+    """The first one's pages are gone from the pool, and so is its limit."""
+    assert facade.init_compression_system(facade.COMPRESS_ZSTD, facade.QUALITY_FAST, False) == 0
+    try:
+        for size in (4 * MIB, 8 * MIB):
+            assert facade.init_swap_system(size, 4096, 0.8) == 0
+            pool = facade_base.the_memory().store.pool
+            assert pool is not None
+            assert (pool.limit_bytes, pool.stored_bytes) == (size, 0)
+            ptr = facade.allocate_gpu_memory(2 * size)
+            assert ptr is not None
+            data = random.Random(size).randbytes(2 * size)
+            assert facade.write_memory(ptr, data) == 0
+            assert facade.read_memory(ptr, 2 * size) == data
+            facade.cleanup_swap_system()
+            assert (pool.limit_bytes, pool.stored_bytes) == (0, 0)
     finally:
         facade.cleanup_compression_system()

@@ -8,6 +8,9 @@ tier that is hardly used takes little of its file.
 Invariant: `nr_free` is the number of zeros; block 0, the label, is never free.
 """
 
+import numpy as np
+from numpy.typing import NDArray
+
 _LABEL_BLOCKS = 1
 
 
@@ -42,5 +45,6 @@ class BlockMap:
                 self.nr_free += 1
                 self._lowest = min(self._lowest, block)
 
-    def users(self, block: int) -> int:
-        return self._users[block]
+    def users(self) -> NDArray[np.uint8]:
+        """Of each block; the label counts as one."""
+        return np.frombuffer(bytes(self._users), dtype=np.uint8)

@@ -56,6 +56,8 @@ class SwapFiles(Kobject):
     bd_stat = Attr(Text(), doc="zram's three columns, of all tiers: 4 KiB units in use, read and written, ever.")
     belady = Attr(Text(), doc="Misses of LRU, of the policy and the fewest possible, on a sample of the accesses.")
 
+    verify = Attr(Text(), doc="Checks that no two slots overlap and every count is right: ok, or what is not.")
+
     used_bytes = _value("Of all tiers, headers and padding included.", lambda files: files.swap.space.used_bytes)
     free_bytes = _value("Of the tiers that take pages.", lambda files: files.swap.space.nr_free_bytes)
     nr_pages = _value("Pages kept.", lambda files: len(files.swap.space))
@@ -124,6 +126,10 @@ class SwapFiles(Kobject):
     @stat.show
     def _stat(self) -> str:
         return "".join(f"{name} {nr}\n" for name, nr in self.swap.stats().items())
+
+    @verify.show
+    def _verify(self) -> str:
+        return "\n".join(self.swap.space.violations()) or "ok"
 
     @bd_stat.show
     def _bd_stat(self) -> str:

@@ -29,11 +29,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from dpud.gpu.blob import Blob
 from dpud.gpu.clock import Clock
 from dpud.gpu.errors import CorruptPage, GpuError
 from dpud.gpu.performance import performance
-from dpud.gpu.swap.blockfile import BLOCK_BYTES
 from dpud.gpu.swap.slots import record_bytes
 from dpud.gpu.swap.tier import Slot, Tier
 
@@ -374,11 +375,13 @@ def _follows(run: Sequence[tuple[int, Slot]], slot: Slot) -> bool:
 
 
 def _map_violations(tier: Tier, slots: Sequence[Slot]) -> Iterator[str]:
-    users: Counter[int] = Counter(block for slot in slots for block in slot.blocks)
-    for block in range(1, tier.file.nr_blocks):
-        if tier.map.users(block) != users[block]:
-            yield f"{tier.name}: block {block} has {users[block]} users, its map says {tier.map.users(block)}"
-    free = tier.file.nr_blocks - 1 - len(users)
+    users = np.zeros(tier.file.nr_blocks, dtype=np.int64)
+    for slot in slots:
+        users[slot.blocks.start : slot.blocks.stop] += 1
+    said = tier.map.users()
+    for block in (np.flatnonzero(users[1:] != said[1:]) + 1).tolist():
+        yield f"{tier.name}: block {block} has {users[block]} users, its map says {said[block]}"
+    free = int(np.count_nonzero(users[1:] == 0))
     if free != tier.map.nr_free:
         yield f"{tier.name}: {free} blocks are free, {tier.map.nr_free} are counted"
     ends = sorted((slot.at, slot.at + slot.nr_bytes) for slot in slots)
@@ -399,8 +402,3 @@ def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
             start, nr = index + 1, 0
     if start < len(items):
         yield items[start:]
-
-
-def nr_bytes_for(nr_data: int) -> int:
-    """What one page of encoded bytes takes on a tier when it is written alone."""
-    return -(-record_bytes(nr_data) // BLOCK_BYTES) * BLOCK_BYTES

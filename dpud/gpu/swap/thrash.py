@@ -15,7 +15,6 @@ from collections import OrderedDict
 LAPSE_NS = 500_000
 NR_EVENTS = 3
 NR_THROTTLES = 10
-PIN_NS = 300 * LAPSE_NS
 EPOCH_NS = 2000 * LAPSE_NS
 MAX_RESETS = 4
 _MAX_PAGES = 1 << 16
@@ -54,11 +53,6 @@ class ThrashGuard:
         if page.nr_events < NR_EVENTS:
             return "ok"
         return self._thrashes(page)
-
-    def is_thrashing(self, key: int) -> bool:
-        """Whether its last event was one too many."""
-        page = self._pages.get(key)
-        return page is not None and page.nr_events >= NR_EVENTS
 
     def _page(self, key: int, now_ns: int) -> _Page:
         page = self._pages.pop(key, None) or _Page(now_ns)

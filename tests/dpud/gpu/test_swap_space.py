@@ -224,6 +224,21 @@ def test_a_tier_that_is_none() -> None:
     assert errno_of(new_tier, "ssd", BLOCK, clock) == errno.EINVAL
 
 
+def test_what_is_wrong_with_the_index_is_found(space: SwapSpace) -> None:
+    """A block that nobody has, a slot that reaches into its neighbour, a page in no order."""
+    space.write(items(0, 4))
+    slots, tier = dict(space.slots()), space.tiers[0]
+    tier.map.use(range(9, 10))
+    assert any("block 9" in each for each in space.violations())
+    tier.map.release(range(9, 10))
+    slots[0].nr_bytes += 64
+    assert any("own byte" in each for each in space.violations())
+    slots[0].nr_bytes -= 64
+    del space._orders[tier][2]
+    assert any("in order" in each for each in space.violations())
+    space._orders[tier][2] = None
+
+
 class SwapMachine(RuleBasedStateMachine):
     """Against a dictionary, whatever is done in whatever order."""
 

@@ -39,6 +39,7 @@ from dpud.gpu.overcommit.predictor import HISTORY, POLICIES, SAMPLE_NS, STATIC
 from dpud.gpu.overcommit.pressure import PressureStall
 from dpud.gpu.overcommit.reclaim import reclaim_order
 from dpud.gpu.overcommit.waiting import ClockQueue, Line, Ticket, Turn
+from dpud.gpu.performance import performance
 from kernelsim.operation import Operation
 from kernelsim.wait import WaitQueue
 
@@ -237,6 +238,8 @@ class Admission:
                 yield Turn(self.waiters, self.clock, ticket.deadline_ns)
                 self.pump()
             over = True
+            if ticket.grant is not None:
+                performance(log, "wait for memory", ticket.nr_bytes, ticket.since_ns, self.clock.now_ns())
         finally:
             account.pressure.end(self.clock.now_ns())
             self.line.leave(ticket)

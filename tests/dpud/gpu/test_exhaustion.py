@@ -361,7 +361,7 @@ def test_21_freed_memory_is_for_who_waits() -> None:
     assert is_over(waiting)
 
 
-@pytest.mark.parametrize("how", ["interrupted", "removed"])
+@pytest.mark.parametrize("how", ["interrupted", "removed", "interrupted after its turn came"])
 def test_22_who_gives_up_is_gone(how: str) -> None:
     gpu = Gpu()
     gpu.memory.client("bob")
@@ -369,10 +369,11 @@ def test_22_who_gives_up_is_gone(how: str) -> None:
     gone, after = gpu.request("bob", 4 * MIB, 5, 60), gpu.request("cid", 4 * MIB, 0, 60)
     if how == "interrupted":
         gone.close()
-    else:
+    elif how == "removed":
         gpu.memory.remove_client("bob")
         assert errno_of(next, gone) == errno.ETIMEDOUT
     gpu.memory.free(va)
+    gone.close()
     assert is_over(after)
     assert gpu.admission.nr_granted == 4 * MIB
 

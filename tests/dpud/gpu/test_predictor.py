@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from small import KIB, MIB, small_memory
 
 from dpud.bench.gpu import overcommit, usage
 from dpud.gpu.clock import ManualClock, RealClock
@@ -16,6 +17,7 @@ from dpud.gpu.overcommit.predictor import (
     History,
     Margin,
 )
+from dpud.gpu.store import HostPool
 from kernelsim.operation import complete
 
 NS = 1_000_000_000
@@ -117,6 +119,17 @@ def test_peaks_that_do_not_come_together_are_not_added_up() -> None:
     apart = sum(account.peak_bytes("history") for account in admission.accounts.values())
     assert apart == 800
     assert admission.room_bytes(0) == 600
+
+
+def test_what_is_expected_on_one_device_is_not_taken_from_another() -> None:
+    """Two devices of 1 MiB. Ann's half of the first is hers; what of it does not fit there needs the stores."""
+    for pool, on_first, on_second in ((0, 512, 1024), (4, 4352, 4864)):
+        admission = Admission(2 * MIB, ManualClock())
+        memory = small_memory(MIB, MIB, admission=admission, pool=HostPool(pool * MIB) if pool else None)
+        memory.allocate("ann", 512 * KIB)
+        assert [admission.room_bytes(0, location) // KIB for location in (0, 1)] == [on_first, on_second]
+    memory.allocate("ann", 2 * MIB)  # 1.5 MiB of its 2.5 have to go into the stores
+    assert admission.room_bytes(0, 1) // KIB == 4864 - 1536
 
 
 def test_rmm_logs_are_read() -> None:

@@ -23,6 +23,8 @@ from kernelsim.operation import Operation
 ADMITTED = (RegionType.DEVICE, RegionType.MANAGED)
 UNLIMITED = 1 << 62
 MAX_PRIORITY = 100
+_RECORD_SHARE = 2048, 2048 + 64
+"""What of swap's room is pages, where it is least: the smallest page and the header of its record (swap/slots.py)."""
 
 
 class Admission(Protocol):
@@ -82,7 +84,7 @@ class Accounting:
 
     def _store_room(self, compressibility: float) -> int:
         swap, pool = self._store.swap, self._store.pool
-        nr_bytes = 0 if swap is None else swap.nr_free_bytes
+        nr_bytes = 0 if swap is None else swap.nr_free_bytes * _RECORD_SHARE[0] // _RECORD_SHARE[1]
         if pool is None:
             return nr_bytes
         if not pool.limit_bytes:

@@ -136,7 +136,7 @@ class Accounting:
             nr_touched = self._touched(client) if touched else -1
             self.admission.usage(client.name, resident, nr_touched, now_ns, stored, client.active_ns)
         pool = self._store.pool
-        if pool is not None and pool.used_bytes:
+        if pool is not None and pool.stored_bytes:  # an empty pool says nothing, though it takes some memory
             self.admission.compressibility(pool.stored_bytes / pool.used_bytes)
         self.admission.pump()
 

@@ -62,6 +62,8 @@ def test_what_compresses_is_counted_on_only_when_it_was_seen_to() -> None:
         believed.append(facade.get_overcommit_stats()["compressibility"])
     assert believed == sorted(believed)
     assert 1 < believed[0] < 1.2 < believed[-1]
+    facade.free_overcommit_memory(pointer)
+    assert facade.get_overcommit_stats()["compressibility"] == believed[-1]  # an empty pool says nothing
 
 
 def test_errors() -> None:

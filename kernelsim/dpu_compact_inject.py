@@ -155,7 +155,7 @@ class DpuCompactInject:
     def _owner(self, region: "DpuCompactRegion", first: int) -> tuple[int, Process, Vma, int] | None:
         """The first page of the batch from place `first` on that a free process maps: (pfn, process, VMA, vpn)."""
         by_mm = {
-            process.mm.id: process for process in self.processes() if not (process.ended or process.mmap_lock.locked)
+            process.mm.id: process for process in self.processes() if not (process.exiting or process.mmap_lock.locked)
         }
         if by_mm:
             for i in range(first, min(region.nr_fragments, first + _MAX_TRIED)):

@@ -107,14 +107,14 @@ def chosen_vpns(vma: Vma, percent: int, seed: int, in_runs: bool = False) -> Ite
 def exclusive(
     hook: Callable[Concatenate["Process", P], Operation[R]],
 ) -> Callable[Concatenate["Process", P], Operation[R]]:
-    """Make an operation on a process wait for the one before; OSError(ESRCH) if the process has ended."""
+    """Make an operation on a process wait for the one before; OSError(ESRCH) if the process is exiting."""
 
     @wraps(hook)
     def locked(process: "Process", /, *args: P.args, **kwargs: P.kwargs) -> Operation[R]:
         yield from process.mmap_lock.acquire()
         try:
-            if process.ended:
-                raise OSError(errno.ESRCH, "the process has ended")
+            if process.exiting:
+                raise OSError(errno.ESRCH, "the process is exiting")
             return (yield from hook(process, *args, **kwargs))
         finally:
             process.mmap_lock.release()
@@ -149,6 +149,8 @@ class Process(Kobject):
         mm.comm = name
         self.node = mm.node
         self.mmap_lock = Mutex(mm.vm.wait_queue())
+        self.exiting = False
+        """Nobody but `end` may touch it any more: an exit that was interrupted has taken down a part of it."""
         self.ended = False
         self.pid_nr = machine.tasks.take_pid()
         self.files: list[File] = []
@@ -336,14 +338,20 @@ class Process(Kobject):
     def _rss(self) -> str:
         return str(self.mm.rss_pages * PAGE_SIZE)
 
-    @exclusive
     def end(self) -> LongOp:
-        """Exit: everything the process had is freed. To be called again if interrupted."""
-        yield from self.mm.exit()
-        if self.pid_nr in self.machine.tasks.by_pid:
-            self.machine.tasks.release_task(self.pid_nr)
-        yield from self._drop_unmapped_files()
-        self.ended = True
+        """Exit: everything the process had is freed. To be called again if interrupted. OSError(ESRCH) if it has."""
+        yield from self.mmap_lock.acquire()
+        try:
+            if self.ended:
+                raise OSError(errno.ESRCH, "the process has ended")
+            self.exiting = True
+            yield from self.mm.exit()
+            if self.pid_nr in self.machine.tasks.by_pid:
+                self.machine.tasks.release_task(self.pid_nr)
+            yield from self._drop_unmapped_files()
+            self.ended = True
+        finally:
+            self.mmap_lock.release()
 
 
 class MmGroup(ConfigGroup):

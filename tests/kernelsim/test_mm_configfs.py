@@ -338,6 +338,28 @@ def test_an_end_that_was_interrupted_is_brought_to_its_end_by_the_next(words: st
         patch.undo()
 
 
+def test_who_waits_for_an_exit_that_is_interrupted_finds_no_process() -> None:
+    patch = small_slices(50)
+    try:
+        lab = Lab((32,))
+        before = lab.mem.zones["free_pages"].tolist()
+        for nr_slices in range(1, 60, 4):
+            lab.spawn("a", anon="1M", file="1M")
+            waiting, exiting = lab.start_set("a", "anon", "64K"), lab.end("a")
+            if not any(over for over, _ in (advance(exiting) for _ in range(nr_slices))):
+                assert advance(waiting)[0] is False
+                exiting.close()
+            (outcome,) = settle([waiting])
+            assert isinstance(outcome, OSError)
+            assert outcome.errno == errno.ESRCH
+            assert lab.machine.check() == []
+            if "a" in lab.machine.processes:
+                settle([lab.end("a")])
+            assert lab.mem.zones["free_pages"].tolist() == before
+    finally:
+        patch.undo()
+
+
 @pytest.mark.parametrize("lock", ["100", "0"])
 def test_an_interrupted_mlock_has_done_the_lower_part(lock: str) -> None:
     patch = small_slices(100)

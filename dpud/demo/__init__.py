@@ -17,6 +17,7 @@ GPU_SCENES = (COMPRESSION, OVERCOMMIT, SWAP, UNIFIED)
 """Of GPU memory virtualization: only played when named."""
 _CAPTURED = Path(__file__).parent.parent / "data" / "captures" / "demo"  # capture.DEMO, without loading numba
 _TWO_GPUS = Path(__file__).with_name("unified.toml")
+_NO_SWAP = Path(__file__).with_name("overcommit.toml")
 _SMALL_TIERS = Path(__file__).with_name("swap.toml")
 
 
@@ -34,6 +35,7 @@ def _command(scene: str) -> list[str]:
     python = [sys.executable, "-P", "-m"]
     source = {
         CAPTURE: ["--from", str(_CAPTURED)],
+        OVERCOMMIT: ["--config", str(_NO_SWAP)],
         SWAP: ["--config", str(_SMALL_TIERS)],
         UNIFIED: ["--config", str(_TWO_GPUS)],
     }.get(scene, [])

@@ -433,7 +433,7 @@ class TestCmaUsers(CmaUsers.TestCase):
 
 @pytest.mark.slow
 class TestCmaUsersAtLength(CmaUsers.TestCase):
-    settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+    settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 
 
 # Long-term pins do not stay in a CMA area (check_and_migrate_movable_pages).

@@ -180,7 +180,7 @@ class TestCompactions(Compactions.TestCase):
 
 @pytest.mark.slow
 class TestCompactionsAtLength(Compactions.TestCase):
-    settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+    settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 
 
 def soak(seed: int, nr_steps: int) -> CompactingWorld:

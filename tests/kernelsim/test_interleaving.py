@@ -146,7 +146,7 @@ class TestRequests(Requests.TestCase):
 
 @pytest.mark.slow
 class TestRequestsAtLength(Requests.TestCase):
-    settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+    settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 
 
 @pytest.mark.parametrize("seed", range(2))

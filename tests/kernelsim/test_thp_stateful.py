@@ -91,4 +91,4 @@ class TestHugePages(HugePages.TestCase):
 
 @pytest.mark.slow
 class TestHugePagesAtLength(HugePages.TestCase):
-    settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+    settings = settings(max_examples=80, stateful_step_count=50, deadline=None)

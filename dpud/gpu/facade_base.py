@@ -8,7 +8,7 @@ address, or None. Out-parameters are `Ref` boxes. One program, one memory: `the_
 import errno
 import functools
 from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from dpud.gpu.errors import GpuError
 from dpud.gpu.memory import GpuMemory
@@ -32,6 +32,10 @@ class _Program:
 
     last_error = 0
     memory: GpuMemory | None = None
+
+
+behind: dict[str, Any] = {}
+"""Constructor arguments of GpuMemory (codec, pool, swap, new_policy, prefetcher, admission) that others have made."""
 
 
 def last_error() -> int:

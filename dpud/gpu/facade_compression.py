@@ -25,8 +25,7 @@ from dpud.gpu.compression.codec import name_of, names
 from dpud.gpu.compression.pool import CompressedPool
 from dpud.gpu.compression.system import CompressionSystem
 from dpud.gpu.errors import CorruptPage, GpuError
-from dpud.gpu.facade_base import Ref, c_int
-from dpud.gpu.facade_memory import behind
+from dpud.gpu.facade_base import Ref, behind, c_int
 
 CHUNK_BYTES = 256 << 10
 PARALLEL_WORKERS = 2

@@ -14,8 +14,7 @@ from typing import Any
 from dpud.gpu.accounting import MAX_PRIORITY
 from dpud.gpu.clock import ManualClock
 from dpud.gpu.errors import GpuError
-from dpud.gpu.facade_base import CLIENT, c_int, c_pointer, has_memory, the_memory, use_memory
-from dpud.gpu.facade_memory import behind
+from dpud.gpu.facade_base import CLIENT, behind, c_int, c_pointer, has_memory, the_memory, use_memory
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.memory import EXCHANGE_BYTES, GpuMemory

@@ -54,8 +54,3 @@ class PageAdvice:
                 self.accessed_by[first:end] |= bit
             case Advice.UNSET_ACCESSED_BY:
                 self.accessed_by[first:end] &= ~bit
-
-    def accessors(self, page: int) -> list[int]:
-        """Locations that are to have a mapping of a page."""
-        mask = int(self.accessed_by[page])
-        return [location for location in range(mask.bit_length()) if mask >> location & 1]

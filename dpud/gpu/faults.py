@@ -25,6 +25,7 @@ from dpud.gpu.address_space.space import Pages
 from dpud.gpu.errors import GpuError
 from dpud.gpu.location import Frames, Location
 from dpud.gpu.residency import Busy, Residency
+from dpud.gpu.traffic import Cause
 
 Mask = NDArray[np.bool_]
 
@@ -125,6 +126,7 @@ class FaultService:
         for location in self.locations:
             here = dirty[region.home[dirty] == location.number]
             if len(here):
+                self.residency.charge(region, Cause.SWAP, here, location)
                 rows = location.load_pages(region.frame[here], region.page_bytes)
                 self.residency.store.put((region.first_key + here).tolist(), [row.data for row in rows])
                 region.backed[here] = True
@@ -252,6 +254,7 @@ class FaultService:
 
     def _move(self, region: Region, pages: Pages, source: Location, target: Location, frames: Frames) -> None:
         backed = region.backed[pages]
+        self.residency.charge(region, Cause.MIGRATION, pages, target)
         rows = source.load_pages(region.frame[pages], region.page_bytes)
         target.store_pages(frames, rows)
         self.space.unmap_pages(region, pages)
@@ -267,6 +270,7 @@ class FaultService:
         for source in self.locations:
             here = region.home[pages] == source.number
             if here.any():
+                self.residency.charge(region, Cause.MIGRATION, pages[here], target)
                 target.store_pages(frames[here], source.load_pages(region.frame[pages[here]], region.page_bytes))
         for page, frame in zip(pages.tolist(), frames.tolist(), strict=True):
             region.replicas.setdefault(page, {})[at] = frame

@@ -42,6 +42,7 @@ from dpud.gpu.location import Location
 from dpud.gpu.policy import Lru, NewPolicy
 from dpud.gpu.residency import Residency
 from dpud.gpu.store import BackingStore, Pool, Swap
+from dpud.gpu.traffic import Cause
 from dpud.gpu.window import Window
 from kernelsim.operation import Operation, complete
 
@@ -222,7 +223,7 @@ class GpuMemory:
         out = np.empty(nr_bytes, dtype=np.uint8)
         for first, nr_pages, offset, span in self._spans(region, va, nr_bytes):
             entries = self._reach(client, region, first, nr_pages, at, None)
-            self._load(region, entries, offset, out[span])
+            self._load(client, region, entries, offset, out[span])
         return out.tobytes()
 
     def write(self, client: str, va: int, data: bytes | bytearray | memoryview, at: int | None = None) -> None:
@@ -236,7 +237,7 @@ class GpuMemory:
             except GpuError as error:
                 error.nr_done = span.start
                 raise
-            self._store(region, entries, offset, source[span])
+            self._store(client, region, entries, offset, source[span])
             self.space.set_dirty(region, first, nr_pages, at)
 
     def access(self, client: str, va: int, permissions: Permission, at: int | None = None) -> Window:
@@ -327,19 +328,26 @@ class GpuMemory:
             for key in (region.first_key + first + here).tolist():
                 access(key)
 
-    def _load(self, region: Region, entries: NDArray[np.uint64], offset: int, out: NDArray[np.uint8]) -> None:
+    def _load(
+        self, client: str, region: Region, entries: NDArray[np.uint64], offset: int, out: NDArray[np.uint8]
+    ) -> None:
         for place, start, end in _stretches(entries):
             piece = _piece(region, start, end, offset, len(out))
             if place is None:
                 out[piece[1]] = 0
             else:
                 frames = frames_of(entries[start:end])
+                nr_bytes = piece[1].stop - piece[1].start
+                self.residency.traffic.charge(client, Cause.ACCESS, nr_bytes, place)
                 self.locations[place].load(frames, region.page_bytes, piece[0], out[piece[1]])
 
-    def _store(self, region: Region, entries: NDArray[np.uint64], offset: int, data: NDArray[np.uint8]) -> None:
+    def _store(
+        self, client: str, region: Region, entries: NDArray[np.uint64], offset: int, data: NDArray[np.uint8]
+    ) -> None:
         for place, start, end in _stretches(entries):
             assert place is not None, "a page without a frame"
             skip, part = _piece(region, start, end, offset, len(data))
+            self.residency.traffic.charge(client, Cause.ACCESS, part.stop - part.start, place)
             self.locations[place].store(frames_of(entries[start:end]), region.page_bytes, skip, data[part])
 
     # Changing regions.

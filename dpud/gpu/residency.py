@@ -33,6 +33,7 @@ from dpud.gpu.errors import GpuError
 from dpud.gpu.location import Frames, Location
 from dpud.gpu.performance import performance
 from dpud.gpu.store import BackingStore, Place
+from dpud.gpu.traffic import Cause, Traffic, TrafficCounts
 
 _BATCH_FRAMES = (4 << 20) // FRAME_BYTES
 _CLUSTER_FRAMES = (128 << 10) // FRAME_BYTES
@@ -67,6 +68,7 @@ class Residency:
         self.watermarks = Watermarks()
         self._reclaiming: set[int] = set()
         self._held: dict[int, int] = {}  # key -> until when, in ns
+        self.traffic: Traffic = TrafficCounts()
         self.reclaim_order: ReclaimOrder | None = None
         """Whose pages go first; without it, the policy's order decides alone."""
         self.events: Counter[str] = Counter(
@@ -92,6 +94,11 @@ class Residency:
     def give_frames(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
         """Give frames back."""
         location.frames.free(frames, region.order, region.first_key + pages)
+
+    def charge(self, region: Region, cause: Cause, pages: Pages, location: Location) -> None:
+        """All bytes of these pages are about to move; the region's owner is who it is for."""
+        if len(pages):
+            self.traffic.charge(region.client, cause, len(pages) << region.page_shift, location.number)
 
     def hold(self, keys: Collection[int], until_ns: int) -> None:
         """Do not evict these pages for a while (they thrash), unless nothing else can be."""
@@ -272,6 +279,7 @@ class Residency:
         """Put pages into the stores -> those that found no room. All at once, else one by one."""
         if not len(pages):
             return pages
+        self.charge(region, Cause.SWAP, pages, location)
         rows = location.load_pages(region.frame[pages], region.page_bytes)
         keys = (region.first_key + pages).tolist()
         if self._put(keys, [row.data for row in rows], region.client):
@@ -304,6 +312,7 @@ class Residency:
         """
         begin_ns = self.space.clock.now_ns()
         frames = self.take_frames(region, pages, location, busy)
+        self.charge(region, Cause.SWAP, pages, location)
         rows = np.empty((len(pages), region.page_bytes), dtype=np.uint8)
         keys = (region.first_key + pages).tolist()
         try:

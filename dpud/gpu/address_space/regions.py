@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from dpud.gpu.address_space.advice import PageAdvice
 from dpud.gpu.address_space.pagetable import CHUNK_BYTES, FRAME_SHIFT
 from dpud.gpu.address_space.permissions import Permission
+from dpud.gpu.dirty import DirtyLog
 
 
 class RegionType(Enum):
@@ -70,6 +71,8 @@ class Region:
     """For each client that has any: of each page."""
     replicas: dict[int, dict[int, int]] = field(default_factory=dict)
     """Of pages with copies: location -> frame, `home` left out."""
+    dirty_logs: list[DirtyLog] = field(default_factory=list)
+    """Whoever wants to know which pages are written to."""
 
     def __post_init__(self) -> None:
         self.nr_pages = -(-self.nr_bytes >> self.page_shift)

@@ -212,6 +212,8 @@ class AddressSpace:
         """A location wrote to pages."""
         at = region.leaf + first
         self.table.ptes[location, at : at + nr_pages] |= PTE_DIRTY
+        for log in region.dirty_logs:
+            log.mark(first, nr_pages)
 
     def map_pages(self, region: Region, pages: Pages, location: int, home: int, frames: Pages, *, write: bool) -> None:
         """Let a location reach pages in frames of `home`."""

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT
+"""Every byte that moves on the data path is somebody's: who it is charged to, and for what.
+
+The path calls `charge` before it moves bytes, so that whoever limits bandwidth can let time pass (on the path's clock)
+first. Accesses are charged to the client that makes them, all else to the owner of the pages.
+"""
+
+from collections import Counter
+from enum import StrEnum
+from typing import Protocol
+
+
+class Cause(StrEnum):
+    """Why bytes move."""
+
+    ACCESS = "access"
+    MIGRATION = "migration"
+    """Between memories: to who uses them, by advice, or to another device."""
+    SWAP = "swap"
+    """Between memory and the stores, both ways."""
+    RELOCATION = "relocation"
+    """Within a memory, to put free frames together."""
+    CHECKPOINT = "checkpoint"
+    """Into a checkpoint and back."""
+
+
+class Traffic(Protocol):
+    """Who is told."""
+
+    def charge(self, client: str, cause: Cause, nr_bytes: int, location: int, /) -> None:
+        """`nr_bytes` are about to be read from, or written to, a location's memory."""
+        ...
+
+
+class TrafficCounts:
+    """Counts, and makes nobody wait."""
+
+    def __init__(self) -> None:
+        self.nr_bytes: Counter[tuple[str, Cause]] = Counter()
+
+    def charge(self, client: str, cause: Cause, nr_bytes: int, location: int) -> None:
+        self.nr_bytes[client, cause] += nr_bytes

@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Test files that run side by side. (One worker waits while another computes, and many tests wait for a mount.)
+JOBS := 2
 # What tests/programs runs over the emulated files.
 PROGRAMS := numactl sysstat procps util-linux prometheus-node-exporter strace attr rsync busybox xxd gawk
 INSTALLED := $(VENV)/.installed
@@ -17,7 +19,7 @@ demo: install
 
 test: install
 	@scripts/debian-packages gcc libc6-dev lz4 zstd trace-cmd mandoc man-db zsh $(PROGRAMS)
-	$(BIN)/pytest -m ''
+	$(BIN)/pytest -m '' --numprocesses $(JOBS) --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

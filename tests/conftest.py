@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import hypothesis
+import pytest
 
 import dpud
 import fs
@@ -21,3 +22,11 @@ assert all(package.__file__ for package in (dpud, fs, kernelsim)), "a test folde
 # No timing decides a test: the first call of a loop may have to compile it.
 hypothesis.settings.register_profile("dpud", deadline=None)
 hypothesis.settings.load_profile("dpud")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist: a file's tests stay together, for they share a daemon, and those that watch or change the
+    host's own memory (marked `host`) come one after another."""
+    hosts = {item.path for item in items if item.get_closest_marker("host")}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("host" if item.path in hosts else str(item.path)))

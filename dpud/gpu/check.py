@@ -13,6 +13,7 @@ from dpud.gpu.address_space.frames import FREE
 from dpud.gpu.address_space.pagetable import PTE_PRESENT, PTE_WRITE, frames_of, locations_of
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.memory import GpuMemory
+from dpud.gpu.qos.module import QosModule
 
 Longs = NDArray[np.int64]
 
@@ -26,6 +27,8 @@ def violations(memory: GpuMemory) -> list[str]:
     for region in memory.space.regions:
         found += _entries(memory, region)
         found += _stored(memory, region)
+    if isinstance(memory.residency.traffic, QosModule):
+        found += [f"qos: {problem}" for problem in memory.residency.traffic.violations()]
     return found
 
 

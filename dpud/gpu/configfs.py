@@ -27,6 +27,8 @@ from dpud.gpu.files import check_name, settle
 from dpud.gpu.memory import HOST, GpuMemory
 from dpud.gpu.overcommit import Admission as Overcommit
 from dpud.gpu.overcommit.files import ClientPromises
+from dpud.gpu.qos.files import ClientBandwidth
+from dpud.gpu.qos.module import QosModule
 from kernelsim.attr import Attr, Bytes, Choice, ConfigGroup, Int, Kobject, Operation, Size, Text, Trigger
 
 _PIECE_BYTES = 128 << 10
@@ -140,7 +142,9 @@ class Buffer(Kobject):
         pieces = []
         end = min(pos + size, self.region.nr_bytes)
         while pos < end:
-            region, nr = self._allocated(), min(_PIECE_BYTES, end - pos)
+            nr = min(_PIECE_BYTES, end - pos)
+            yield from self.memory.residency.traffic.admission(self.client, nr)
+            region = self._allocated()
             pieces.append(self.memory.read(self.client, region.va + pos, nr, self._at))
             pos += nr
             yield from settle(self.memory)
@@ -154,6 +158,7 @@ class Buffer(Kobject):
         done = 0
         while done < len(view):
             piece = view[done : done + _PIECE_BYTES]
+            yield from self.memory.residency.traffic.admission(self.client, len(piece))
             try:
                 self.memory.write(self.client, self._allocated().va + pos + done, piece, self._at)
             except GpuError as error:
@@ -305,6 +310,14 @@ class AdmittedClientFiles(ClientFiles, ClientPromises):
         self.admission = admission
 
 
+class PacedClientFiles(AdmittedClientFiles, ClientBandwidth):
+    """The same, whose bytes are paced, too."""
+
+    def __init__(self, memory: GpuMemory, name: str, admission: Overcommit, qos: QosModule) -> None:
+        super().__init__(memory, name, admission)
+        self.qos = qos
+
+
 class ClientGroup(ConfigGroup):
     """The clients of one device. Names are unique over all devices."""
 
@@ -317,7 +330,10 @@ class ClientGroup(ConfigGroup):
             raise OSError(errno.EEXIST, f"another device has a client {name}")
         self.memory.client(name, self.device)
         admission = self.memory.accounting.admission
+        qos = self.memory.residency.traffic
         if isinstance(admission, Overcommit):
+            if isinstance(qos, QosModule):
+                return PacedClientFiles(self.memory, name, admission, qos)
             return AdmittedClientFiles(self.memory, name, admission)
         return ClientFiles(self.memory, name)
 

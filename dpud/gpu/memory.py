@@ -118,6 +118,7 @@ class GpuMemory:
         for region in self.space.regions:
             region.permissions.pop(name, None)
         self.accounting.forget(name)
+        self.residency.traffic.forget(name)
 
     # Allocation.
 

@@ -22,6 +22,9 @@ from dpud.gpu.memory import HOST_PROFILE, GpuMemory
 from dpud.gpu.overcommit import Admission
 from dpud.gpu.overcommit.files import OvercommitFiles
 from dpud.gpu.overcommit.predictor import SAMPLE_NS
+from dpud.gpu.qos.files import LevelFiles, QosFiles
+from dpud.gpu.qos.flow import NR_LEVELS
+from dpud.gpu.qos.module import QosModule
 from dpud.gpu.store import HostPool, Pool
 from dpud.gpu.swap.files import SwapFiles, TierFiles
 from dpud.gpu.swap.module import SwapModule
@@ -72,6 +75,7 @@ def build(config: GpuConfig, clock: Clock | None = None, waiters: WaitQueue | No
         admission=admission,
         pressure=admission.pressure,
     )
+    QosModule(clock).attach(memory)
     if swap is not None:
         swap.attach(memory)
     return memory
@@ -96,6 +100,11 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
     admission = memory.accounting.admission
     if isinstance(admission, Admission):
         yield "overcommit", OvercommitFiles(admission, memory.accounting.tell)
+    qos = memory.residency.traffic
+    if isinstance(qos, QosModule):
+        yield "qos", QosFiles(qos)
+        for number in range(NR_LEVELS):
+            yield f"qos/levels/{number}", LevelFiles(qos, number)
     swap = memory.watcher
     if isinstance(swap, SwapModule):
         yield "swap", SwapFiles(swap)

@@ -54,11 +54,10 @@ class Simulation:
     grants: list[Grant] = field(default_factory=list)
     on_time: Callable[[int], None] = lambda _now_ns: None
 
-    def run(self, until_ns: int) -> list[Grant]:
-        """All grants until then, in order."""
-        coming = self._arrivals(until_ns)
+    def run(self, until_ns: int, now_ns: int = 0) -> list[Grant]:
+        """All grants until then, in order. `now_ns`: go on from there, with the requests that wait."""
+        coming = self._arrivals(until_ns) if now_ns == 0 else deque()
         closed = {load.client: load for load in self.loads if load.outstanding}
-        now_ns = 0
         while now_ns < until_ns:
             while coming and coming[0][0] <= now_ns:
                 self._submit(coming.popleft()[2], now_ns)
@@ -90,7 +89,7 @@ class Simulation:
 
     def _next_ns(self, now_ns: int, coming: deque[tuple[int, int, Load]], until_ns: int) -> int:
         next_ns = self.scheduler.next_ns(now_ns)
-        times = [until_ns] + [coming[0][0]] * bool(coming) + ([] if next_ns is None else [next_ns])
+        times = [until_ns, *([coming[0][0]] if coming else []), *([] if next_ns is None else [next_ns])]
         assert min(times) > now_ns, "time stands still"
         return min(times)
 

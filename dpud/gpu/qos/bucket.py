@@ -27,10 +27,10 @@ class Bucket:
     full_ns: int = 0
     """When it will be full, if nothing is taken."""
 
-    @property
-    def burst(self) -> int:
+    def __post_init__(self) -> None:
+        self.burst = self.burst_set or max(MIN_BURST_BYTES, self.rate * BURST_NS // NS_PER_S)
         """Bytes that may pass at once."""
-        return self.burst_set or max(MIN_BURST_BYTES, self.rate * BURST_NS // NS_PER_S)
+        self._span_ns = self.burst * NS_PER_S // self.rate if self.rate else 0
 
     def cost_ns(self, nr_bytes: int) -> int:
         """How long so many tokens take to come; rounded up, so that no rate is exceeded."""
@@ -38,18 +38,21 @@ class Bucket:
 
     def ready_ns(self, nr_bytes: int) -> int:
         """From when on a request may pass."""
-        if not self.rate:
+        rate = self.rate
+        if not rate:
             return 0
-        burst = self.burst
-        return self.full_ns - (burst * NS_PER_S // self.rate) + self.cost_ns(min(nr_bytes, burst))
+        if nr_bytes >= self.burst:
+            return self.full_ns
+        return self.full_ns - self._span_ns - (-nr_bytes * NS_PER_S // rate)
 
     def take(self, nr_bytes: int, now_ns: int) -> None:
         """Take tokens, if need be those to come."""
         if self.rate:
-            self.full_ns = max(self.full_ns, now_ns) + self.cost_ns(nr_bytes)
+            self.full_ns = max(self.full_ns, now_ns) - (-nr_bytes * NS_PER_S // self.rate)
 
     def set(self, rate: int, burst: int, now_ns: int) -> None:
         """Change it; tokens that are missing stay missing, up to a burst."""
         missing = max(0, self.full_ns - now_ns) * self.rate // NS_PER_S
         self.rate, self.burst_set = rate, burst
+        self.__post_init__()
         self.full_ns = now_ns + self.cost_ns(min(missing, self.burst)) if rate else 0

@@ -14,8 +14,6 @@ DEFAULT_LEVEL = 2
 MAX_SHARE = 10_000
 DEFAULT_SHARE = 100
 """Range and default of cgroup's io.weight."""
-_LAG_BYTES = 1 << 20
-"""How far a client that could not be served (a limit, a cap) may fall behind in share, to catch up later."""
 
 
 @dataclass(eq=False)
@@ -50,6 +48,8 @@ class Flow:
     level: int = DEFAULT_LEVEL
     """Of its requests that name none."""
     bucket: Bucket = field(default_factory=Bucket)
+    since_ns: int = 0
+    """From when on it has always had requests that wait."""
     reserved_ns: int = 0
     """mClock's R tag: when the reservation entitles it to the next request."""
     served: list[int] = field(default_factory=lambda: [0] * NR_LEVELS)
@@ -76,17 +76,17 @@ class Flow:
 
     def reservation_ns(self) -> int | None:
         """From when on its reservation entitles it to its next request."""
-        return max(self.reserved_ns, self.head.submit_ns) if self.reservation else None
+        return max(self.reserved_ns, self.since_ns) if self.reservation else None
 
     def use_reservation(self, request: Request) -> None:
         """A request is served by entitlement. Rounded down, so that what was promised is kept."""
-        begin_ns = max(self.reserved_ns, request.submit_ns)
+        begin_ns = max(self.reserved_ns, self.since_ns)
         self.reserved_ns = begin_ns + request.nr_bytes * NS_PER_S // self.reservation
 
     def weighted(self, nr_bytes: int) -> int:
         """Bytes as its share weighs them."""
         return nr_bytes * MAX_SHARE // self.share
 
-    def start(self, lane: int, virtual: int) -> int:
-        """mClock's P tag of its next request in a lane whose virtual time is `virtual`."""
-        return max(self.served[lane], virtual - self.weighted(_LAG_BYTES))
+    def catch_up(self, lane: int, virtual: int) -> None:
+        """Nothing holds it back any more: what it was not served is not made up for."""
+        self.served[lane] = max(self.served[lane], virtual)

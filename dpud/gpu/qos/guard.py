@@ -28,6 +28,8 @@ _RAISE_PERCENT = 110
 _FLOOR_PERCENT = 5
 _FULL_PERCENT = 95
 """A cap above this is none."""
+_BURST_NS = 1_000_000
+"""Of the cap: those below must not come all at once."""
 _DRAIN_NS = 500_000_000
 _MIN_HOLD_NS = 5 * NS_PER_S
 _GONE_HOLD_NS = NS_PER_S
@@ -93,7 +95,7 @@ class Guard:
         drain = backlog * NS_PER_S // _DRAIN_NS if missed else 0
         cap = max(self.base - drain, total * _FLOOR_PERCENT // 100) if self.base else 0
         if cap != self.cap.rate:
-            self.cap.set(cap, 0, now_ns)
+            self.cap.set(cap, max(1, cap * _BURST_NS // NS_PER_S), now_ns)
 
     def _fit(self, total: int) -> int:
         return total - self.demand * _HEADROOM_PERCENT // 100 - self.entitled

@@ -28,7 +28,10 @@ Differs from the paper
     - Requests have sizes, so a tag grows by the size of the request before it. Tags are given when a request is the
       first of its queue, so that a limit that is lifted is lifted at once.
     - The paper gives a client that was idle the smallest P tag there is. Where one client is held back by its limit,
-      that is a tag of long ago. Here it is the P tag served last, and who is held back falls behind by 1 MiB at most.
+      that is a tag of long ago. Here it is the P tag served last. Who is held back goes first whenever he may; when
+      what held him back is lifted, he begins anew.
+    - An R tag may be older than its request, though not than the time since which the client has always had requests:
+      what a server that is late owes to a client does not depend on how many requests that keeps outstanding.
     - The limit is strict: it holds for what is reserved too.
 """
 
@@ -66,8 +69,12 @@ class Scheduler:
         self.granted_bytes: Counter[str] = Counter()
         self.counts: Counter[str] = Counter(dict.fromkeys(("by_constraint", "by_weight", "owed", "cancelled"), 0))
         self._waiting: dict[str, Flow] = {}
+        self._passed_over: tuple[int, Flow | None] = (0, None)
+        """When, and whose turn it was while the total was used up."""
 
     def note(self, *fields: object) -> None:
+        """Something changes."""
+        self._passed_over = (0, None)
         if self.log is not None:
             self.log.add(self, *fields)
 
@@ -91,7 +98,7 @@ class Scheduler:
         for level in self.levels:
             level.guard.release()
         for flow in self.flows.values():
-            flow.reserved_ns = 0
+            flow.reserved_ns = flow.since_ns = 0
             for request in flow.queue:
                 request.submit_ns = 0
         self.ticked_ns = 0
@@ -108,6 +115,7 @@ class Scheduler:
         if not flow.queue:
             lane = self.policy.lane(level)
             flow.served[lane] = max(flow.served[lane], self.virtual[lane])
+            flow.since_ns = now_ns
             self._waiting[client] = flow
         flow.push(request)
         self.levels[level].period.asked_bytes += nr_bytes
@@ -146,6 +154,7 @@ class Scheduler:
             return None
         flow, by_constraint = chosen
         if self.total.ready_ns(flow.head.nr_bytes) > now_ns:
+            self._passed_over = now_ns, flow
             return None
         return self._grant(flow, by_constraint, now_ns)
 
@@ -153,9 +162,12 @@ class Scheduler:
         """When to ask again, if nothing is submitted until then; None where nobody waits."""
         if not self._waiting:
             return None
-        chosen = self._choose(now_ns)
-        if chosen is not None:
-            at_ns = self.total.ready_ns(chosen[0].head.nr_bytes)
+        at_now_ns, flow = self._passed_over
+        if flow is None or at_now_ns != now_ns:
+            chosen = self._choose(now_ns)
+            flow = None if chosen is None else chosen[0]
+        if flow is not None:
+            at_ns = self.total.ready_ns(flow.head.nr_bytes)
         else:
             at_ns = min(map(self._eligible_ns, self._waiting.values()))
         return min(at_ns, self.ticked_ns + PERIOD_NS) if self.policy.adapts else at_ns
@@ -173,7 +185,7 @@ class Scheduler:
                 rank = (-1, entitled_ns, head.number, 1)
             elif self._level_ns(head) <= now_ns:
                 lane = self.policy.lane(head.level)
-                rank = (lane, flow.start(lane, self.virtual[lane]), head.number, 0)
+                rank = (lane, flow.served[lane], head.number, 0)
             else:
                 continue
             if best is None or rank < best:
@@ -183,6 +195,8 @@ class Scheduler:
     def _level_ns(self, request: Request) -> int:
         """From when on its level, and those above it, let a request pass."""
         ready_ns = self.levels[request.level].bucket.ready_ns(request.nr_bytes)
+        if not self.policy.adapts:  # there are no caps
+            return ready_ns
         for level in self.levels[: request.level]:
             if level.guard.cap.rate:
                 ready_ns = max(ready_ns, level.guard.cap.ready_ns(request.nr_bytes))
@@ -198,15 +212,13 @@ class Scheduler:
     def _grant(self, flow: Flow, by_constraint: bool, now_ns: int) -> Request:
         request = flow.pop()
         lane = self.policy.lane(request.level)
-        begin = flow.start(lane, self.virtual[lane])
-        flow.served[lane] = begin + flow.weighted(request.nr_bytes)
         if by_constraint:
             flow.use_reservation(request)
         else:
-            self.virtual[lane] = max(self.virtual[lane], begin)
-        self._pay(flow, request.level, request.nr_bytes, now_ns)
-        if not by_constraint:
+            self.virtual[lane] = max(self.virtual[lane], flow.served[lane])
             self._pay_caps(request.level, request.nr_bytes, now_ns)
+        flow.served[lane] += flow.weighted(request.nr_bytes)
+        self._pay(flow, request.level, request.nr_bytes, now_ns)
         self._left(flow, request)
         request.granted_ns = now_ns
         self._count(request, by_constraint, now_ns - request.submit_ns)
@@ -252,9 +264,19 @@ class Scheduler:
                 self._see_waiting(level, seen, now_ns)
                 demand, entitled_below = (nr * NS_PER_S // elapsed_ns for nr in (asked, entitled))
                 load = Load(self.total.rate, demand, backlog, entitled_below)
+                was_capped = level.guard.cap.rate
                 level.guard.tick(seen, level.target_ns, load, now_ns)
+                if was_capped and not level.guard.cap.rate:
+                    self._catch_up(level.number + 1)
             else:
                 level.guard.release()
+
+    def _catch_up(self, first_level: int) -> None:
+        """Nothing holds back clients of this level and those below any more."""
+        for flow in self.flows.values():
+            if flow.level >= first_level:
+                lane = self.policy.lane(flow.level)
+                flow.catch_up(lane, self.virtual[lane])
 
     def _see_waiting(self, level: Level, seen: Period, now_ns: int) -> None:
         """Who waits still, and too long already, has missed the target too."""
@@ -291,6 +313,7 @@ class Scheduler:
         level = self.levels[number]
         level.target_ns = target_ns
         level.bucket.set(rate, burst, now_ns)
+        self._catch_up(number)
 
     def set_client(self, name: str, now_ns: int, **changes: int) -> None:
         """Any of reservation, limit, burst, share, level. What it is entitled to is counted anew."""

@@ -72,7 +72,7 @@ def test_a_changed_rate_holds_at_once() -> None:
     bucket = Bucket(1000, 1000)
     bucket.take(2000, 0)  # a debt of 1000 bytes: a second until the next token
     bucket.set(MIB, 0, 0)
-    assert bucket.ready_ns(1) == 0
+    assert bucket.ready_ns(1) <= 0
     bucket.set(0, 0, 0)
     assert bucket.ready_ns(1 << 40) == 0
 

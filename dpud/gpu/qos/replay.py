@@ -59,7 +59,7 @@ class _Player:
         self._has_state = False
 
     def play(self, line: str) -> None:
-        word, *fields = line.split(" ")
+        word, *fields = line.split(" ", 2 if line.startswith("state ") else -1)
         if not self._has_state and word != "state":
             raise ValueError("a log begins with a state")
         records: dict[str, Callable[..., None]] = {

@@ -21,9 +21,16 @@ MIB = 1 << 20
 CLIENTS = f"{CONFIG_PATH}/gpu0/clients"
 BUFFER = f"{CLIENTS}/c/buffers/b"
 SPACE = f"{CLASS_PATH}/gpu0/address_space"
-ABI = tomllib.loads((Path(__file__).parents[2] / "abi" / "gpu.toml").read_text())
+ABI = {
+    path: facts
+    for table in ("gpu.toml", "qos.toml")
+    for path, facts in tomllib.loads((Path(__file__).parents[2] / "abi" / table).read_text()).items()
+}
 FACTS: dict[str, dict[str, Any]] = {
-    path.replace("{place}", place): facts for path, facts in ABI.items() for place in ("gpu0", "host")
+    path.replace("{place}", place).replace("{level}", str(level)): facts
+    for path, facts in ABI.items()
+    for place in ("gpu0", "host")
+    for level in range(5)
 }
 
 

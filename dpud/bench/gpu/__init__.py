@@ -11,6 +11,7 @@ BENCHMARKS: Mapping[str, str] = {
     "address_space": "address_space",
     "compression": "compression",
     "overcommit": "overcommit",
+    "qos": "qos",
     "swap": "swap",
 }
 """Name on the command line -> module of this package, which has `run() -> Report`."""

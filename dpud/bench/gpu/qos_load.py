@@ -4,6 +4,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Load:
 class Simulation:
     """Runs loads on a scheduler. `on_grant` is called after each grant."""
 
-    scheduler: Scheduler
+    scheduler: "Scheduler | Fifo"
     loads: list[Load]
     seed: int = 1
     grants: list[Grant] = field(default_factory=list)
@@ -103,3 +104,48 @@ def rate_of(grants: list[Grant], client: str, begin_ns: int, end_ns: int) -> flo
 def jain(values: list[float]) -> float:
     """Jain's fairness index: 1 where all are equal, 1/n where one has all (Jain, Chiu, Hawe, DEC TR-301, 1984)."""
     return sum(values) ** 2 / (len(values) * sum(value * value for value in values))
+
+
+def excess(grants: list[Grant], rate: int) -> float:
+    """The most bytes beyond `rate` in any window: the deepest fall of a bucket that is filled at that rate."""
+    worst = level = 0.0
+    for before, each in pairwise([*grants[:1], *grants]):
+        level = max(0.0, level - rate * (each.granted_ns - before.granted_ns) / NS_PER_S) + each.nr_bytes
+        worst = max(worst, level)
+    return worst
+
+
+def shortfall(grants: list[Grant], rate: int, end_ns: int) -> float:
+    """The most bytes by which a client that always wants more was short of `rate`, in any window from 0 to `end_ns`."""
+    worst = short = 0.0
+    before_ns = 0
+    for now_ns, nr_bytes in [*((each.granted_ns, each.nr_bytes) for each in grants), (end_ns, 0)]:
+        short += rate * (now_ns - before_ns) / NS_PER_S
+        worst = max(worst, short)
+        short = max(0.0, short - nr_bytes)
+        before_ns = now_ns
+    return worst
+
+
+class Fifo:
+    """Who comes first is served first: one server of `rate` bytes/s, as a device without QoS is."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._queue: deque[Request] = deque()
+        self._free_ns = 0
+
+    def submit(self, client: str, cause: Cause, nr_bytes: int, now_ns: int, level: int | None = None) -> Request:
+        request = Request(0, client, cause, nr_bytes, level or 0, now_ns)
+        self._queue.append(request)
+        return request
+
+    def grant(self, now_ns: int) -> Request | None:
+        if not self._queue or self._free_ns > now_ns:
+            return None
+        request = self._queue.popleft()
+        self._free_ns = now_ns + request.nr_bytes * NS_PER_S // self._rate
+        return request
+
+    def next_ns(self, now_ns: int) -> int | None:
+        return max(now_ns, self._free_ns) if self._queue else None

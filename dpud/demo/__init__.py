@@ -11,9 +11,9 @@ from pathlib import Path
 from dpud.errors import UserError
 
 CAPTURE, PROCESS = "capture", "process"
-COMPRESSION, OVERCOMMIT, SWAP, UNIFIED = "compression", "overcommit", "swap", "unified"
+COMPRESSION, OVERCOMMIT, QOS, SWAP, UNIFIED = "compression", "overcommit", "qos", "swap", "unified"
 SCENES = (CAPTURE, PROCESS)
-GPU_SCENES = (COMPRESSION, OVERCOMMIT, SWAP, UNIFIED)
+GPU_SCENES = (COMPRESSION, OVERCOMMIT, QOS, SWAP, UNIFIED)
 """Of GPU memory virtualization: only played when named."""
 _CAPTURED = Path(__file__).parent.parent / "data" / "captures" / "demo"  # capture.DEMO, without loading numba
 _TWO_GPUS = Path(__file__).with_name("unified.toml")

@@ -14,7 +14,7 @@ from dpud.gpu.qos.module import QosModule
 from dpud.gpu.qos.policy import POLICIES
 from dpud.gpu.qos.replay import replay
 from dpud.gpu.traffic import Cause
-from kernelsim.attr import Attr, Choice, Int, Kobject, Operation, Size, Text
+from kernelsim.attr import Attr, Bytes, Choice, Int, Kobject, Operation, Size, Text
 
 MAX_BANDWIDTH = 1 << 50
 MAX_TARGET_US = 60_000_000
@@ -61,11 +61,12 @@ class QosFiles(Kobject):
     clients = Attr(Text(), doc="A line for each client: promises, bytes granted, requests that wait.")
     traffic = Attr(Text(), doc="Every byte that moved: client, cause, bytes.")
     queue = Attr(Text(), doc="Who waits, in order of coming: client, level, cause, bytes, us waited.")
-    decisions = Attr(Text(), doc="The decision log, which can be replayed; writing clears it.", mode=0o644)
+    decisions = Attr(Bytes(), doc="The decision log, which can be replayed; writing clears it.", mode=0o644)
     verify = Attr(Text(), doc="Checks every invariant, and replays the log: ok, or a line for each that is wrong.")
 
     def __init__(self, qos: QosModule) -> None:
         self.qos = qos
+        self._shown = b""  # the log as it was when a reader began: it is read in pieces, and grows
 
     @policy.show
     def _policy_show(self) -> str:
@@ -108,13 +109,21 @@ class QosFiles(Kobject):
             for r in self.qos.scheduler.waiting()
         )
 
-    @decisions.show
-    def _decisions(self) -> str:
-        return self.qos.decisions.text()
+    @decisions.size
+    def _decisions_size(self) -> int:
+        self._shown = self.qos.decisions.text().encode()
+        return len(self._shown)
 
-    @decisions.store
-    def _clear(self, _text: str) -> None:
+    @decisions.read
+    def _decisions(self, pos: int, size: int, _nonblock: bool) -> bytes:
+        if pos == 0:
+            self._shown = self.qos.decisions.text().encode()
+        return self._shown[pos : pos + size]
+
+    @decisions.write_at
+    def _clear(self, _pos: int, data: bytes) -> int:
         self.qos.decisions.clear()
+        return len(data)
 
     @verify.show
     def _verify(self) -> str:

@@ -3,6 +3,7 @@
 
 import io
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -234,3 +235,22 @@ def test_the_swap_demo_gets_every_byte_back_from_four_tiers() -> None:
     closed = re.findall(r"device0 .* (-?[\d.]+)$", done.stdout, re.MULTILINE)
     assert float(closed[0]) == 0
     assert float(closed[1]) > 0
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_qos_demo_keeps_its_promises_and_draws_them() -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "qos"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "write error: Device or resource busy\n" in done.stdout
+    got = [
+        (name, float(rate)) for name, rate in re.findall(r"^(serve|train): ([\d.]+) MB/s$", done.stdout, re.MULTILINE)
+    ]
+    assert len(got) == 10
+    assert all(one + other < 110 for (_, one), (_, other) in zip(got[::2], got[1::2], strict=True))
+    assert got[5][1] < 11  # train, limited to 10
+    assert done.stdout.count("\nok\n") == 1
+    chart = Path(re.findall(r"^.* (/\S+/bandwidth\.html)$", done.stdout.replace(":\n", ": "), re.MULTILINE)[0])
+    assert chart.read_text().count("<polyline") == 2
+    shutil.rmtree(chart.parent)

@@ -17,6 +17,9 @@ from dpud.gpu.address_space.regions import RegionType
 from dpud.gpu.check import violations
 from dpud.gpu.errors import GpuError
 from dpud.gpu.memory import HOST
+from dpud.gpu.qos import QosModule
+from dpud.gpu.qos.policy import POLICIES
+from dpud.gpu.qos.replay import replay
 from dpud.gpu.store import HostPool
 
 CLIENTS = ("ann", "bob")
@@ -50,6 +53,8 @@ class Path(RuleBasedStateMachine):
         self.memory = small_memory(
             512 * KIB, 256 * KIB, host_bytes=512 * KIB, pool=HostPool(192 * KIB), swap=DictSwap(512 * KIB)
         )
+        self.qos = QosModule(self.memory.clock)
+        self.qos.attach(self.memory)
         self.models: list[Model] = []
         self.rng = np.random.default_rng(7)
 
@@ -206,12 +211,26 @@ class Path(RuleBasedStateMachine):
         else:
             assert self.memory.translate(va, location) == bulk
 
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        limit=st.sampled_from([0, 100 * KIB, 4 << 20]),
+        reservation=st.sampled_from([0, 50 * KIB]),
+        total=st.sampled_from([0, 300 * KIB]),
+        policy=st.sampled_from(list(POLICIES)),
+    )
+    def promise(self, client: str, limit: int, reservation: int, total: int, policy: str) -> None:
+        """Bandwidth: whatever is promised, bytes are the same, later."""
+        self.qos.set_total(total)
+        self.qos.set_client(client, limit=limit, reservation=reservation)
+        self.qos.set_policy(policy)
+
     @invariant()
     def nothing_is_violated(self) -> None:
         assert violations(self.memory) == []
 
     def teardown(self) -> None:
-        """Everything is given back."""
+        """Everything is given back, and what was decided is decided again."""
+        assert replay(self.qos.decisions.text()).difference == ""
         for model in self.models:
             self.memory.free(model.va, model.owner)
         assert violations(self.memory) == []

@@ -24,7 +24,7 @@ HEAD = """\
 <!-- Made by `python -m dpud.abidoc > docs/abi.md`. Do not edit. -->
 
 Every file of the emulated tree, from its declaration. Paths are below the mount point (`dpud run`), or as they stand
-(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node, CPU, memory block or rank. `NAME` is what was
+(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node, CPU, memory block, rank or level. `NAME` is what was
 given to mkdir, `PID` the number of an emulated process. `KIND` is one of {kinds}. `SYSTEM` and `EVENT` are listed in
 `/sys/kernel/tracing/available_events`; events of `ftrace` cannot be switched. `/sys/kernel/debug/tracing` is a link to
 `/sys/kernel/tracing`.

@@ -17,6 +17,8 @@ NR = 2
 """Processes."""
 BATCH_NS = 5_000_000
 """Of the rate that a process asks for at a time."""
+BURST_PER_S = 20
+"""dpud and tbf have a burst of 50 ms: a process of a busy host oversleeps as long."""
 _MIN_BATCH, _MAX_BATCH = 64 << 10, 4 << 20
 _PAYLOAD, _FRAME = 1448, 1514
 """Bytes of an Ethernet frame, as tc counts them, that carry TCP's payload."""
@@ -43,11 +45,13 @@ def dpud(mount: Path, rate: int, seconds: float) -> list[float]:
     for name in names:
         (mount / _CLIENTS / name).mkdir()
     (mount / _QOS / "total_bandwidth").write_text(str(rate))
+    (mount / _QOS / "burst").write_text(str(max(64 << 10, rate // BURST_PER_S)))
     try:
         files = [mount / _CLIENTS / name / "qos_charge" for name in names]
         return _together([["charge", str(seconds), str(batch_of(rate)), str(file)] for file in files])
     finally:
         (mount / _QOS / "total_bandwidth").write_text("0")
+        (mount / _QOS / "burst").write_text("0")
         for name in names:
             (mount / _CLIENTS / name).rmdir()
 
@@ -95,7 +99,7 @@ def _veth(rate: int) -> Iterator[tuple[str, str]]:
         _ip("link", "set", ours, "up")
         _ip("-n", space, "addr", "add", "198.18.77.2/30", "dev", "eth0")
         _ip("-n", space, "link", "set", "eth0", "up")
-        burst = max(64 << 10, rate // 100)
+        burst = max(64 << 10, rate // BURST_PER_S)
         command = ["tc", "qdisc", "add", "dev", ours, "root", "tbf", "rate", f"{rate * 8}bit", "burst", str(burst)]
         subprocess.run([*command, "latency", "50ms"], check=True, capture_output=True)
         yield space, "198.18.77.2"

@@ -19,7 +19,7 @@ Theory of operation
 
 Invariants
     - A client gets its reservation in any span in which it always has requests, less two of the largest, as long as
-      all reservations together are at most the total.
+      all reservations together are at most the total, and but for what is owed: those bytes have moved already.
     - In any window of T at most limit * T + max(burst, largest request) bytes are granted to a client. The same is true
       of the total, and of a level but for what was reserved.
     - Decisions depend on nothing but the calls made here and the times given: `log` has all of them (decisions.py).

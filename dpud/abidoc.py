@@ -24,10 +24,10 @@ HEAD = """\
 <!-- Made by `python -m dpud.abidoc > docs/abi.md`. Do not edit. -->
 
 Every file of the emulated tree, from its declaration. Paths are below the mount point (`dpud run`), or as they stand
-(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node, CPU, memory block, rank or level. `NAME` is what was
-given to mkdir, `PID` the number of an emulated process. `KIND` is one of {kinds}. `SYSTEM` and `EVENT` are listed in
-`/sys/kernel/tracing/available_events`; events of `ftrace` cannot be switched. `/sys/kernel/debug/tracing` is a link to
-`/sys/kernel/tracing`.
+(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node, CPU, memory block, rank or level. `NAME` is
+what was given to mkdir, `PID` the number of an emulated process. `KIND` is one of {kinds}. `SYSTEM` and `EVENT` are
+listed in `/sys/kernel/tracing/available_events`; events of `ftrace` cannot be switched. `/sys/kernel/debug/tracing` is
+a link to `/sys/kernel/tracing`.
 
 A mode of 0200 cannot be read, not even by root. A value outside its range, or a text that is none, is refused with
 `Invalid argument` and changes nothing. Where there is no default, the file shows a state or starts something.

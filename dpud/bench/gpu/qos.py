@@ -31,9 +31,10 @@ def run() -> Report:
     report = Report(
         "gpu qos",
         "two copying processes that share a rate",
-        f"Error of what both got together in {SECONDS:.0f} s, in percent; bursts are 50 ms. dpud: each asks its client's "
-        "qos_charge for a batch of 5 ms, then copies it. tbf: two TCP streams over veth, Ethernet headers added; "
-        "blkio.throttle: two writers with O_DIRECT; own buckets: each process has one, and sleeps for what is missing.",
+        f"Error of what both got together in {SECONDS:.0f} s, in percent; bursts are 50 ms. dpud: each asks its "
+        "client's qos_charge for a batch of 5 ms, then copies it. tbf: two TCP streams over veth, Ethernet headers "
+        "added; blkio.throttle: two writers with O_DIRECT; own buckets: each process has one, and sleeps for what is "
+        "missing.",
         headings=("MB/s", "1. dpud", "2. tc tbf", "3. blkio.throttle", "4. own buckets", "Verdict"),
     )
     with host.daemon() as mount:

@@ -30,7 +30,7 @@ docs: install
 	$(BIN)/python -m dpud.docs
 
 bench: install
-	scripts/debian-packages lxcfs gcc libc6-dev zstd
+	scripts/debian-packages lxcfs gcc libc6-dev zstd iproute2
 	$(BIN)/dpud bench
 
 clean:

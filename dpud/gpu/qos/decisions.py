@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dpud.gpu.qos.bucket import Bucket
-from dpud.gpu.qos.flow import Flow, Request
+from dpud.gpu.qos.flow import NR_LEVELS, Flow, Request
 from dpud.gpu.qos.guard import Guard, Period
 from dpud.gpu.qos.levels import Level
 from dpud.gpu.qos.policy import POLICIES
@@ -47,6 +47,8 @@ class DecisionLog:
     def add(self, scheduler: Scheduler, *fields: object) -> None:
         """Called before an input is applied, and after a grant."""
         is_input = fields[0] != "grant"
+        if not (is_input or self._newer):
+            return  # of a request from before the log was cleared
         if is_input and (not self._newer or len(self._newer) >= self._half_lines):
             self._older = self._newer
             state = json.dumps(state_of(scheduler), separators=(",", ":"))
@@ -92,7 +94,7 @@ def scheduler_of(state: dict[str, Any]) -> Scheduler:
     scheduler.virtual, scheduler.next_number = state["virtual"], state["next_number"]
     scheduler.ticked_ns = state["ticked_ns"]
     for each in state["flows"]:
-        flow = Flow(**each | {"bucket": Bucket(**each["bucket"]), "queue": []})
+        flow = Flow(**each | {"bucket": Bucket(**each["bucket"]), "queue": [], "nr_waiting": [0] * NR_LEVELS})
         for number, cause, nr_bytes, level, submit_ns in each["queue"]:
             flow.push(Request(number, flow.name, Cause(cause), nr_bytes, level, submit_ns))
         scheduler.adopt(flow)

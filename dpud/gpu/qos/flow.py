@@ -55,6 +55,8 @@ class Flow:
     served: list[int] = field(default_factory=lambda: [0] * NR_LEVELS)
     """mClock's P tag, in each lane: bytes served, weighted by share."""
     queue: list[Request] = field(default_factory=list)
+    nr_waiting: list[int] = field(default_factory=lambda: [0] * NR_LEVELS)
+    """Requests in the queue, by level."""
 
     @property
     def head(self) -> Request:
@@ -63,13 +65,17 @@ class Flow:
 
     def push(self, request: Request) -> None:
         heapq.heappush(self.queue, request)
+        self.nr_waiting[request.level] += 1
 
     def pop(self) -> Request:
-        return heapq.heappop(self.queue)
+        request = heapq.heappop(self.queue)
+        self.nr_waiting[request.level] -= 1
+        return request
 
     def remove(self, request: Request) -> None:
         self.queue.remove(request)
         heapq.heapify(self.queue)
+        self.nr_waiting[request.level] -= 1
 
     def of_level(self, level: int) -> Iterator[Request]:
         return (request for request in self.queue if request.level == level)
@@ -78,10 +84,10 @@ class Flow:
         """From when on its reservation entitles it to its next request."""
         return max(self.reserved_ns, self.since_ns) if self.reservation else None
 
-    def use_reservation(self, request: Request) -> None:
-        """A request is served by entitlement. Rounded down, so that what was promised is kept."""
-        begin_ns = max(self.reserved_ns, self.since_ns)
-        self.reserved_ns = begin_ns + request.nr_bytes * NS_PER_S // self.reservation
+    def use_reservation(self, nr_bytes: int, since_ns: int) -> None:
+        """Bytes are served by entitlement. Rounded down, so that what was promised is kept."""
+        if self.reservation:
+            self.reserved_ns = max(self.reserved_ns, since_ns) + nr_bytes * NS_PER_S // self.reservation
 
     def weighted(self, nr_bytes: int) -> int:
         """Bytes as its share weighs them."""

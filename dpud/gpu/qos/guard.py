@@ -80,7 +80,7 @@ class Guard:
     tried: bool = False
     """The last change was upwards."""
 
-    def tick(self, seen: Period, target_ns: int, load: "Load", now_ns: int) -> None:
+    def tick(self, seen: Period, target_ns: int, load: Load, now_ns: int) -> None:
         """A period is over."""
         total, demand, backlog = load.total, load.demand, load.backlog
         self.entitled = load.entitled_below

@@ -62,7 +62,7 @@ class QosModule(TrafficCounts):
         self.scheduler = Scheduler(self.decisions)
         self._admitted: Counter[str] = Counter()
         self._acting: str | None = None
-        self._work: dict[int, Callable[[], None]] = {}
+        self._work: dict[int, tuple[str, Callable[[], None]]] = {}
         self._granted: deque[Request] = deque()
 
     def attach(self, memory: "GpuMemory") -> None:
@@ -107,6 +107,8 @@ class QosModule(TrafficCounts):
 
     def forget(self, client: str) -> None:
         self._admitted.pop(client, None)
+        self._work = {number: work for number, work in self._work.items() if work[0] != client}
+        self._granted = deque(request for request in self._granted if request.client != client)
         self.scheduler.forget(client, self.clock.now_ns())
 
     def _take_admitted(self, client: str, nr_bytes: int) -> int:
@@ -139,7 +141,7 @@ class QosModule(TrafficCounts):
         if not 0 <= level < len(self.scheduler.levels):
             raise GpuError(errno.EINVAL, f"no priority level {level}")
         request = self.scheduler.submit(client, Cause.ACCESS, nr_bytes, self.clock.now_ns(), level)
-        self._work[request.number] = work
+        self._work[request.number] = client, work
         return request
 
     def run(self, until_ns: int | None = None) -> int:
@@ -160,7 +162,7 @@ class QosModule(TrafficCounts):
         self._admitted[request.client] += request.nr_bytes
         self._acting = request.client
         try:
-            self._work.pop(request.number)()
+            self._work.pop(request.number)[1]()
         except GpuError as error:
             log.warning("request %d of %s failed: %s", request.number, request.client, error)
         finally:

@@ -113,10 +113,11 @@ class Scheduler:
         self.note("submit", now_ns, client, level, cause.value, nr_bytes)
         self.next_number += 1
         if not flow.queue:
-            lane = self.policy.lane(level)
-            flow.served[lane] = max(flow.served[lane], self.virtual[lane])
             flow.since_ns = now_ns
             self._waiting[client] = flow
+        if not (flow.nr_waiting[level] if self.policy.by_level else flow.queue):
+            lane = self.policy.lane(level)
+            flow.catch_up(lane, self.virtual[lane])
         flow.push(request)
         self.levels[level].period.asked_bytes += nr_bytes
         self.levels[level].queued_bytes += nr_bytes
@@ -137,6 +138,7 @@ class Scheduler:
         self.note("owe", now_ns, client, cause.value, nr_bytes)
         self._pay(flow, flow.level, nr_bytes, now_ns)
         self._pay_caps(flow.level, nr_bytes, now_ns)
+        flow.use_reservation(nr_bytes, flow.since_ns if flow.queue else now_ns)
         lane = self.policy.lane(flow.level)
         flow.served[lane] = max(flow.served[lane], self.virtual[lane]) + flow.weighted(nr_bytes)
         self.levels[flow.level].period.asked_bytes += nr_bytes
@@ -213,7 +215,7 @@ class Scheduler:
         request = flow.pop()
         lane = self.policy.lane(request.level)
         if by_constraint:
-            flow.use_reservation(request)
+            flow.use_reservation(request.nr_bytes, flow.since_ns)
         else:
             self.virtual[lane] = max(self.virtual[lane], flow.served[lane])
             self._pay_caps(request.level, request.nr_bytes, now_ns)
@@ -316,13 +318,15 @@ class Scheduler:
         self._catch_up(number)
 
     def set_client(self, name: str, now_ns: int, **changes: int) -> None:
-        """Any of reservation, limit, burst, share, level. What it is entitled to is counted anew."""
+        """Any of reservation, limit, burst, share, level. What has to do with what is changed is counted anew."""
         flow = self.flow(name)
         promised = self.promise(name) | changes
         self.note("client", now_ns, name, *promised.values())
-        flow.reservation, flow.share, flow.level = (promised[key] for key in ("reservation", "share", "level"))
-        flow.bucket.set(promised["limit"], promised["burst"], now_ns)
-        flow.reserved_ns = now_ns
+        flow.share, flow.level = promised["share"], promised["level"]
+        if (promised["limit"], promised["burst"]) != (flow.bucket.rate, flow.bucket.burst_set):
+            flow.bucket.set(promised["limit"], promised["burst"], now_ns)
+        if promised["reservation"] != flow.reservation:
+            flow.reservation, flow.reserved_ns = promised["reservation"], now_ns
         flow.served = list(self.virtual)
 
     def promise(self, name: str) -> dict[str, int]:
@@ -333,13 +337,13 @@ class Scheduler:
 
     def forget(self, name: str, now_ns: int) -> None:
         """A client is gone, and what it waited for."""
-        flow = self.flows.get(name)
-        if flow is not None:
-            self.note("gone", now_ns, name)
-            self._waiting.pop(name, None)
-            for request in self.flows.pop(name).queue:
-                request.dropped = True
-                self.levels[request.level].queued_bytes -= request.nr_bytes
+        if name not in self.flows:
+            return
+        self.note("gone", now_ns, name)
+        self._waiting.pop(name, None)
+        for request in self.flows.pop(name).queue:
+            request.dropped = True
+            self.levels[request.level].queued_bytes -= request.nr_bytes
 
     @property
     def reserved(self) -> int:

@@ -178,6 +178,29 @@ def test_a_log_that_has_forgotten_its_beginning_replays_too() -> None:
     assert replay(text).difference == ""
 
 
+def test_a_cleared_log_begins_with_a_state() -> None:
+    log = DecisionLog()
+    made = Scheduler(log)
+    made.submit("a", Cause.ACCESS, 1, 0)
+    log.clear()
+    assert made.grant(0) is not None
+    made.submit("a", Cause.ACCESS, 1, 0)
+    assert made.grant(0) is not None
+    assert replay(log.text()).nr_grants == 1
+
+
+def test_work_of_a_client_that_is_gone_is_not_done() -> None:
+    memory, qos = paced(MIB)
+    done: list[str] = []
+    qos.set_total(MIB)
+    memory.client("a")
+    for name in "ab":
+        qos.submit(name, 0, 4 * KIB, lambda name=name: done.append(name))
+    memory.remove_client("a")
+    assert qos.run() == 1
+    assert done == ["b"]
+
+
 def test_a_log_that_was_tampered_with_does_not() -> None:
     log = DecisionLog()
     busy(log, 1)

@@ -220,6 +220,28 @@ def test_a_debt_is_paid_by_who_owes_it() -> None:
     assert granted["a"] == pytest.approx(NS_PER_S, rel=0.02)
 
 
+def test_another_share_forgives_no_debt() -> None:
+    made = scheduler(burst=MIB)
+    made.set_client("a", 0, limit=MB, burst=SIZE)
+    made.owe("a", Cause.SWAP, MB, 0)
+    made.set_client("a", 0, share=5000)
+    made.submit("a", Cause.ACCESS, SIZE, 0)
+    assert made.next_ns(0) == pytest.approx(NS_PER_S, rel=0.02)
+
+
+def test_a_client_s_first_request_in_another_level_begins_where_the_others_are() -> None:
+    """`a` was always busy at level 2; it has no claim on what level 0 did not give it meanwhile."""
+    made = scheduler("priority", burst=MIB)
+    simulation = Simulation(made, [greedy("a"), Load("b", SIZE, rate=80 * MB, level=0)])
+    simulation.run(NS_PER_S)
+    for _ in range(64):
+        made.submit("a", Cause.ACCESS, SIZE, NS_PER_S, 0)
+        made.submit("b", Cause.ACCESS, SIZE, NS_PER_S, 0)
+    first = simulation.run(NS_PER_S + NS_PER_S // 50, NS_PER_S)
+    rates = [rate_of(first, name, NS_PER_S, NS_PER_S + NS_PER_S // 50) for name in "ab"]
+    assert jain(rates) > 0.98
+
+
 # Latency targets.
 
 TARGET_NS = 4_000_000

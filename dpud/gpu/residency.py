@@ -23,6 +23,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -52,6 +53,13 @@ ReclaimOrder = Callable[[int, int], Sequence[tuple[str, int]]]
 log = logging.getLogger("dpud.gpu.address_space")
 
 
+class Examiner(Protocol):
+    """fault.Recovery, as far as the data path goes."""
+
+    def examine(self, region: Region, pages: Pages, /) -> int: ...
+    def is_readable(self, region: Region, page: int, /) -> bool: ...
+
+
 @dataclass
 class Watermarks:
     """Free memory that `background` keeps in each location, in percent of it."""
@@ -71,9 +79,19 @@ class Residency:
         self.traffic: Traffic = TrafficCounts()
         self.reclaim_order: ReclaimOrder | None = None
         """Whose pages go first; without it, the policy's order decides alone."""
+        self.examiner: Examiner | None = None
+        """Who makes good what ECC finds, where faults are reckoned with."""
         self.events: Counter[str] = Counter(
             dict.fromkeys(("evicted", "evicted_clean", "evicted_copies", "refused", "corrupt", "blocks_emptied"), 0)
         )
+
+    def examine(self, region: Region, pages: Pages) -> int:
+        """Make good what ECC would refuse to read of these pages -> how many are elsewhere now, or CORRUPT.
+
+        For who is about to read them and has not looked yet where they are. A read that meets such a page without
+        raises UncorrectableError.
+        """
+        return 0 if self.examiner is None else self.examiner.examine(region, pages)
 
     # Frames.
 
@@ -114,7 +132,7 @@ class Residency:
     def _make_room(self, region: Region, nr_blocks: int, location: Location, busy: Busy) -> None:
         """Evict for so many blocks; where that does not give even one, empty one."""
         order = region.order
-        lacking = (nr_blocks << order) - location.frames.nr_free
+        lacking = (nr_blocks << order) - location.frames.nr_free_for(order)
         if lacking > 0:
             wanted = max(lacking, min(_CLUSTER_FRAMES, location.frames.nr_frames >> 4))
             freed = self._evict_in_order(location, wanted, busy, region.priority)
@@ -122,7 +140,7 @@ class Residency:
             if freed < lacking and self._held:
                 self._held.clear()
                 self.evict(location, lacking - freed, busy)
-        if location.frames.nr_free >= 1 << order and not any(location.frames.free_blocks()[order:]):
+        if location.frames.nr_free_for(order) >= 1 << order and not any(location.frames.free_blocks()[order:]):
             self._empty_a_block(order, location, busy)
 
     def _evict_in_order(self, location: Location, nr_frames: int, busy: Busy, priority: int) -> int:
@@ -213,9 +231,9 @@ class Residency:
         evicted = 0
         for location in self.locations:
             frames = location.frames
-            if frames.nr_free * 100 < frames.nr_frames * self.watermarks.low:
+            if frames.nr_free * 100 < frames.nr_usable * self.watermarks.low:
                 self._reclaiming.add(location.number)
-            lacking = frames.nr_frames * self.watermarks.high // 100 - frames.nr_free
+            lacking = frames.nr_usable * self.watermarks.high // 100 - frames.nr_free
             if lacking <= 0 or location.number not in self._reclaiming:
                 self._reclaiming.discard(location.number)
                 continue
@@ -231,7 +249,7 @@ class Residency:
     def is_short(self) -> bool:
         """Whether `background` has something to do."""
         low = self.watermarks.low
-        return any(place.frames.nr_free * 100 < place.frames.nr_frames * low for place in self.locations)
+        return any(place.frames.nr_free * 100 < place.frames.nr_usable * low for place in self.locations)
 
     def _pick(self, location: Location, nr_frames: int, busy: Busy, skipped: list[int]) -> list[int]:
         keys: list[int] = []
@@ -250,16 +268,22 @@ class Residency:
         for key in keys:
             region, page = self.space.regions.page_of(key)
             if region.home[page] != location.number:
-                self._drop_copy(region, page, location)
+                self.drop_copy(region, page, location)
             else:
                 by_region.setdefault(region, []).append(page)
         kept = []
         for region, numbers in by_region.items():
-            pages = np.array(numbers, dtype=np.int64)
+            readable = [page for page in numbers if self._is_readable(region, page)]
+            kept += [region.first_key + page for page in numbers if page not in readable]
+            pages = np.array(readable, dtype=np.int64)
             for page in self._evict_pages(region, pages, location).tolist():
                 kept.append(region.first_key + page)
         self.events["refused"] += len(kept)
         return kept
+
+    def _is_readable(self, region: Region, page: int) -> bool:
+        """What ECC would refuse stays until somebody makes it good; what the stores have need not be read."""
+        return self.examiner is None or bool(region.backed[page]) or self.examiner.is_readable(region, page)
 
     def _evict_pages(self, region: Region, pages: Pages, location: Location) -> Pages:
         """Evict pages of one region -> those that stay."""
@@ -325,7 +349,7 @@ class Residency:
         self.give_frames(region, pages[~good], location, frames[~good])
         self.settle(region, pages[good], location, frames[good])
         region.backed[pages] = [self.store.place(key) is Place.SWAP for key in keys]
-        self._mark_corrupt(region, pages[~good])
+        self.mark_corrupt(region, pages[~good])
         nr_bytes = int(np.count_nonzero(good)) << region.page_shift
         performance(log, f"bring in {location.name}", nr_bytes, begin_ns, self.space.clock.now_ns())
         return pages[~good]
@@ -340,7 +364,8 @@ class Residency:
             for key in (region.first_key + pages).tolist():
                 location.policy.insert(key)
 
-    def _mark_corrupt(self, region: Region, pages: Pages) -> None:
+    def mark_corrupt(self, region: Region, pages: Pages) -> None:
+        """The bytes of pages that are in no memory any more are lost."""
         region.state[pages] = PageState.CORRUPT
         region.backed[pages] = False
         self.events["corrupt"] += len(pages)
@@ -355,11 +380,12 @@ class Residency:
         for page in pages.tolist() if region.replicas else ():
             for number in list(region.replicas.get(page, ())):
                 self.locations[number].policy.remove(region.first_key + page)
-                self._drop_copy(region, page, self.locations[number])
+                self.drop_copy(region, page, self.locations[number])
                 nr += 1
         return nr
 
-    def _drop_copy(self, region: Region, page: int, location: Location) -> None:
+    def drop_copy(self, region: Region, page: int, location: Location) -> None:
+        """Drop the copy that a location has; its policy does not know it any more."""
         frame = region.replicas[page].pop(location.number)
         if not region.replicas[page]:
             del region.replicas[page]

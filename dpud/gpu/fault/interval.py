@@ -2,7 +2,7 @@
 """How often to make a checkpoint: as often as what it costs and how often something fails say.
 
 Young's first-order optimum is sqrt(2 C M) for a cost of C and a mean time M between failures (J. W. Young, CACM 17(9),
-1974). Daly's has two more terms, and M itself where C is not small against it (J. T. Daly, FGCS 22(3), 2006, eq. 37).
+1974). Daly's has two more terms, and M itself where C is not small against it (J. T. Daly, FGCS 22(3), 2006).
 
 C is measured, a moving average over checkpoints. M is the time that was watched over the failures in it, together with
 what is known beforehand, as a gamma prior weighs it: one failure in PRIOR_MTBF_NS.

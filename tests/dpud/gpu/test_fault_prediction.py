@@ -98,9 +98,11 @@ def test_an_alarm_takes_the_bad_rows_of_its_bank_out_of_use() -> None:
     va = memory.allocate("a", 2 * MIB)
     data = np.random.default_rng(1).bytes(2 * MIB)
     memory.write("a", va, data)
+    first = int(np.flatnonzero(memory.locations[0].frames.owner >= 0)[0])
+    assert first % 128 == 0
     for bit in range(4):
         for row in range(5):  # of bank 0, side by side
-            fault.inject(f"bit address={row * 128 * 2048 + 64 * bit} bit={bit}")
+            fault.inject(f"bit address={(first + row * 128) * 2048 + 64 * bit} bit={bit}")
             assert memory.read("a", va, 2 * MIB) == data
             memory.clock.sleep_until(memory.clock.now_ns() + HOUR_NS)
     assert fault.predictors[0].learnt.nr_alarms == 1

@@ -300,7 +300,7 @@ class GpuMemory:
                 break
             self._fault(client, region, first, at, whole, lacking)
         else:
-            raise GpuError(errno.EAGAIN, f"pages of {region.va:#x} left memory as often as they came")
+            raise GpuError(errno.EIO, f"no frame holds what is put into pages of {region.va:#x}")
         if self.watcher is not None:
             self.watcher.accessed(at, range(region.first_key + first, region.first_key + first + nr_pages))
         return entries

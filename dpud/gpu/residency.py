@@ -58,6 +58,8 @@ class Examiner(Protocol):
 
     def examine(self, region: Region, pages: Pages, /) -> int: ...
     def is_readable(self, region: Region, page: int, /) -> bool: ...
+    def are_fit(self, location: Location, firsts: Frames, order: int, /) -> bool: ...
+    def screen(self, location: Location, firsts: Frames, order: int, /) -> None: ...
 
 
 @dataclass
@@ -98,16 +100,25 @@ class Residency:
     def take_frames(self, region: Region, pages: Pages, location: Location, busy: Busy) -> Frames:
         """A frame for each page. Raises GpuError(ENOMEM), and has taken none."""
         keys = region.first_key + pages
-        taken = location.frames.alloc(region.order, keys)
+        taken = self._alloc(location, region.order, keys)
         if len(taken) < len(keys):
             busy = {*busy, *keys.tolist()}
         while (nr := len(taken)) < len(keys):
             self._make_room(region, len(keys) - nr, location, busy)
-            taken = np.concatenate((taken, location.frames.alloc(region.order, keys[nr:])))
+            taken = np.concatenate((taken, self._alloc(location, region.order, keys[nr:])))
             if len(taken) == nr:
                 self.give_frames(region, pages[:nr], location, taken)
                 raise GpuError(errno.ENOMEM, f"{location.name} is full and nothing on it can be evicted")
         return taken
+
+    def _alloc(self, location: Location, order: int, keys: Pages) -> Frames:
+        """Blocks for as many pages as there are, none of them known to be broken."""
+        while True:
+            taken = location.frames.alloc(order, keys)
+            if self.examiner is None or self.examiner.are_fit(location, taken, order):
+                return taken
+            location.frames.free(taken, order, keys[: len(taken)])
+            self.examiner.screen(location, taken, order)
 
     def give_frames(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
         """Give frames back."""

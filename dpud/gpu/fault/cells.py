@@ -124,6 +124,7 @@ class Cells:
         self.nr_uncorrectable = 0
         """Reads that were refused."""
         self.nr_miscorrected = 0
+        """Sectors."""
 
     @property
     def is_quiet(self) -> bool:
@@ -189,6 +190,11 @@ class Cells:
         line = self._lines.get(frame)
         return np.zeros(FRAME_SECTORS, dtype=np.bool_) if line is None else self._judge(frame, line).bad
 
+    def count_miscorrected(self, frame: int) -> None:
+        """Note what SECDED alone would have handed out wrong of a frame that nobody gets to read as it is."""
+        if frame in self._lines:
+            self.nr_miscorrected += self._judge(frame, self._lines[frame]).nr_miscorrected
+
     def _judge(self, frame: int, line: Line) -> Verdict:
         words, checks = self._words[frame].copy(), line.checks.copy()
         found = secded.positions(words, checks)
@@ -217,7 +223,6 @@ class Cells:
         verdict = self._judge(frame, line)
         if verdict.bad[sectors].any():
             self.nr_uncorrectable += 1
-            self.nr_miscorrected += verdict.nr_miscorrected
             raise UncorrectableError(self.number, frame)
         span = slice(sectors.start * SECTOR_WORDS, sectors.stop * SECTOR_WORDS)
         self._words[frame, span], line.checks[span] = verdict.words[span], verdict.checks[span]

@@ -35,7 +35,7 @@ from dpud.gpu.fault.rows import Limits, Rows
 from dpud.gpu.fault.scrubber import Scrubber
 from dpud.gpu.fault.secded import Positions
 from dpud.gpu.hal.simulated import SimulatedDevice
-from dpud.gpu.location import Location
+from dpud.gpu.location import Frames, Location
 from dpud.gpu.memory import GpuMemory
 
 SUSPICIOUS_CELLS = 2
@@ -69,7 +69,8 @@ class FaultModule:
     def _guard(self, location: Location) -> Cells:
         device = location.hardware
         assert isinstance(device, SimulatedDevice), "faults are put into simulated cells"
-        device.ecc = cells = Cells(device.memory, location.number)
+        cells = device.ecc if isinstance(device.ecc, Cells) else Cells(device.memory, location.number)
+        device.ecc = cells
         cells.on_corrected = self._corrected_at(location)
         return cells
 
@@ -82,6 +83,11 @@ class FaultModule:
         self.memory.residency.examiner = self
         self.memory.fault = self
 
+    def detach(self) -> None:
+        """Do nothing any more. Memories keep their ECC and what is broken: a read that cannot be corrected fails."""
+        self.memory.residency.examiner = None
+        self.memory.fault = None
+
     # What the path asks.
 
     def examine(self, region: Region, pages: Pages) -> int:
@@ -91,6 +97,12 @@ class FaultModule:
 
     def is_readable(self, region: Region, page: int) -> bool:
         return self.recovery.is_readable(region, page)
+
+    def are_fit(self, location: Location, firsts: Frames, order: int) -> bool:
+        return self.recovery.are_fit(location, firsts, order)
+
+    def screen(self, location: Location, firsts: Frames, order: int) -> None:
+        self.recovery.screen(location, firsts, order)
 
     def forget(self, client: str) -> None:
         """A client is gone."""
@@ -113,7 +125,8 @@ class FaultModule:
         rows, predictor = self.rows[number], self.predictors[number]
         bank = rows.bank(frame)
         error = CorrectedError(now_ns, frame // rows.nr_banks, word, bit)
-        if predictor.corrected(bank, error) is None or not self.acts_on_predictions:
+        predictor.corrected(bank, error)
+        if not self.acts_on_predictions or not predictor.learnt.is_alarmed(bank):
             return
         for row, nr_cells in predictor.rows(bank).items():
             if nr_cells >= SUSPICIOUS_CELLS:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpud.gpu.address_space.frames import FREE, RETIRED
+from dpud.gpu.address_space.pagetable import FRAME_BYTES
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.address_space.space import Pages
 from dpud.gpu.errors import GpuError
@@ -50,8 +51,7 @@ class Placing:
         """Take a free frame out of use; a spare row is to take its place at the next reset, if there is one."""
         location.frames.retire(frame)
         now_ns = self._memory.clock.now_ns()
-        nr_frame_bytes = location.frames.nr_bytes // location.frames.nr_frames
-        self.retired[location.number][frame] = RetiredPage(frame * nr_frame_bytes, cause, now_ns)
+        self.retired[location.number][frame] = RetiredPage(frame * FRAME_BYTES, cause, now_ns)
         rows = self._rows[location.number]
         where = f"page {frame:#x} is retired, bank {rows.bank(frame)}"
         if rows.reserve(frame, cause):
@@ -70,20 +70,21 @@ class Placing:
     def is_free(self, location: Location, frame: int) -> bool:
         return bool(location.frames.owner[frame] == FREE)
 
-    def take(self, region: Region, page: int, location: Location) -> Frames:
-        """Frames for a page, none of them with stuck cells: those that turn up are retired. Raises GpuError(ENOMEM)."""
-        pages, residency = np.array([page]), self._memory.residency
-        while True:
-            frames = residency.take_frames(region, pages, location, ())
-            broken = [frame for frame in self.frames_of(region, int(frames[0])) if self._is_stuck(location, frame)]
-            if not broken:
-                return frames
-            residency.give_frames(region, pages, location, frames)
-            for frame in broken:
-                self.retire(location, frame, Cause.UNCORRECTABLE)
+    def are_fit(self, location: Location, firsts: Frames, order: int) -> bool:
+        """Whether none of the frames of blocks may have errors."""
+        cells = self._cells[location.number]
+        if cells.is_quiet or not len(firsts):
+            return True
+        return not cells.is_suspect[firsts[:, None] + np.arange(1 << order)].any()
 
-    def _is_stuck(self, location: Location, frame: int) -> bool:
-        return self._cells[location.number].has_stuck(frame)
+    def screen(self, location: Location, firsts: Frames, order: int) -> None:
+        """Test free frames that may have errors: those with stuck cells are retired, the rest is written anew."""
+        cells = self._cells[location.number]
+        frames = (firsts[:, None] + np.arange(1 << order)).ravel()
+        for frame in frames[cells.is_suspect[frames]].tolist():
+            location.zero_pages(np.array([frame]), FRAME_BYTES)
+            if cells.has_stuck(frame):
+                self.retire(location, frame, Cause.UNCORRECTABLE)
 
     @staticmethod
     def frames_of(region: Region, first: int) -> range:
@@ -95,7 +96,7 @@ class Placing:
     def move(self, region: Region, page: int, to: Location, row: Bytes, broken: Broken = NONE) -> None:
         """A resident page into other frames, of the same or another location. Raises GpuError(ENOMEM)."""
         pages, residency = np.array([page]), self._memory.residency
-        frames = self.take(region, page, to)
+        frames = residency.take_frames(region, pages, to, ())
         backed = bool(region.backed[page])
         self._leave(region, page, broken)
         to.store_pages(frames, row[None])

@@ -63,6 +63,10 @@ class Scoreboard:
     def is_alarmed(self, bank: int) -> bool:
         return bank in self._open
 
+    def alarmed(self) -> list[int]:
+        """Banks."""
+        return sorted(self._open)
+
     def alarm(self, bank: int, now_ns: int) -> bool:
         """Say that a bank will fail -> whether that is news."""
         self.expire(now_ns)

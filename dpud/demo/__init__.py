@@ -11,11 +11,12 @@ from pathlib import Path
 from dpud.errors import UserError
 
 CAPTURE, PROCESS = "capture", "process"
-COMPRESSION, OVERCOMMIT, SWAP, UNIFIED = "compression", "overcommit", "swap", "unified"
+COMPRESSION, FAULT, OVERCOMMIT, SWAP, UNIFIED = "compression", "fault", "overcommit", "swap", "unified"
 SCENES = (CAPTURE, PROCESS)
-GPU_SCENES = (COMPRESSION, OVERCOMMIT, SWAP, UNIFIED)
+GPU_SCENES = (COMPRESSION, FAULT, OVERCOMMIT, SWAP, UNIFIED)
 """Of GPU memory virtualization: only played when named."""
 _CAPTURED = Path(__file__).parent.parent / "data" / "captures" / "demo"  # capture.DEMO, without loading numba
+_SPARE_GPU = Path(__file__).with_name("fault.toml")
 _TWO_GPUS = Path(__file__).with_name("unified.toml")
 _NO_SWAP = Path(__file__).with_name("overcommit.toml")
 _SMALL_TIERS = Path(__file__).with_name("swap.toml")
@@ -35,6 +36,7 @@ def _command(scene: str) -> list[str]:
     python = [sys.executable, "-P", "-m"]
     source = {
         CAPTURE: ["--from", str(_CAPTURED)],
+        FAULT: ["--config", str(_SPARE_GPU)],
         OVERCOMMIT: ["--config", str(_NO_SWAP)],
         SWAP: ["--config", str(_SMALL_TIERS)],
         UNIFIED: ["--config", str(_TWO_GPUS)],

@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from dpud import demo
 from dpud.demo import CAPTURE, COMPRESSION, OVERCOMMIT, PROCESS, SWAP, UNIFIED, compression, overcommit, swap, unified
+from dpud.demo import fault as memory_fault
 from dpud.demo.blockmap import LEGEND, BlockMap
 from dpud.demo.cost import LIMIT, Cost
 from dpud.demo.shell import Shell
@@ -33,7 +35,7 @@ def play(name: str) -> None:
     """Play one scene on stdout."""
     console = Console(highlight=False)
     scenes = {CAPTURE: capture, PROCESS: process, COMPRESSION: compression.play, OVERCOMMIT: overcommit.play}
-    scenes |= {SWAP: swap.play, UNIFIED: unified.play}
+    scenes |= {demo.FAULT: memory_fault.play, SWAP: swap.play, UNIFIED: unified.play}
     scenes[name](console)
 
 

@@ -360,7 +360,7 @@ class Residency:
         self.give_frames(region, pages[~good], location, frames[~good])
         self.settle(region, pages[good], location, frames[good])
         region.backed[pages] = [self.store.place(key) is Place.SWAP for key in keys]
-        self.mark_corrupt(region, pages[~good])
+        self._mark_corrupt(region, pages[~good])
         nr_bytes = int(np.count_nonzero(good)) << region.page_shift
         performance(log, f"bring in {location.name}", nr_bytes, begin_ns, self.space.clock.now_ns())
         return pages[~good]
@@ -375,8 +375,7 @@ class Residency:
             for key in (region.first_key + pages).tolist():
                 location.policy.insert(key)
 
-    def mark_corrupt(self, region: Region, pages: Pages) -> None:
-        """The bytes of pages that are in no memory any more are lost."""
+    def _mark_corrupt(self, region: Region, pages: Pages) -> None:
         region.state[pages] = PageState.CORRUPT
         region.backed[pages] = False
         self.events["corrupt"] += len(pages)

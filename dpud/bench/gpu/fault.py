@@ -145,8 +145,8 @@ def prediction_report() -> Report:
     return Report(
         "gpu fault",
         "predicting uncorrectable errors of banks",
-        f"Generated histories of {STREAM_BANKS} banks over {STREAM_DAYS:g} days (gpu/fault/streams.py), not those "
-        "that the weights were learnt from. An alarm holds for a week. 50 in 24 h: rasdaemon's rule for a page; always: an "
+        f"Generated histories of {STREAM_BANKS} banks over {STREAM_DAYS:g} days (fault/streams.py), not those "
+        "that the weights were learnt from. An alarm holds for a week. 50 in 24 h: rasdaemon's rule; always: an "
         "alarm at the first corrected error; never: none.",
         headings=("Predictor", "Alarms", "Hits", "False", "Misses", "Precision", "Recall", "Median lead", "Verdict"),
         figures=[_board_line(name, board, verdicts.get(name, "")) for name, board in boards.items()],

@@ -40,6 +40,10 @@ class Xid(IntEnum):
     """Bytes were lost that several clients may use."""
 
 
+_HARMLESS = (Xid.DBE, Xid.REMAP, Xid.HIGH_SBE_RATE)
+"""By themselves: nothing has come of it yet."""
+
+
 @dataclass(frozen=True)
 class FaultEvent:
     sequence: int
@@ -73,7 +77,8 @@ class EventLog:
         event = FaultEvent(self.nr_events, self._clock.now_ns(), xid, location, client, text)
         self.records.append(event)
         self.counts[xid, location] += 1
-        log.log(logging.INFO if xid is Xid.REMAP else logging.ERROR, "%s", event)
+        again = xid is Xid.REMAP_FAILURE and self.counts[xid, location] > 1
+        log.log(logging.INFO if again or xid in _HARMLESS else logging.ERROR, "%s", event)
 
     @property
     def nr_open(self) -> int:

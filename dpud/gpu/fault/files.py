@@ -7,6 +7,7 @@ Tables have one record a line. Counters only grow. Locations are named as everyw
 import errno
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from dpud.gpu.errors import GpuError
 from dpud.gpu.fault.errorcount import Action
@@ -15,7 +16,7 @@ from dpud.gpu.fault.predictor import Scoreboard
 from dpud.gpu.fault.recovery import Policy
 from dpud.gpu.files import settle
 from dpud.gpu.location import Location
-from kernelsim.attr import Attr, Bool, Choice, Int, Kobject, Operation, Size, Text, Trigger
+from kernelsim.attr import Attr, Bool, Bytes, Choice, Int, Kobject, Operation, Size, Text, Trigger
 
 _NS = 1_000_000_000
 _AUTO = "auto"
@@ -33,12 +34,31 @@ def _value(doc: str, read: Callable[[Any], Any]) -> Attr[str]:
     return attr
 
 
+def _table(doc: str, read: Callable[[Any], str]) -> Attr[bytes]:
+    """A table that may be longer than the page that sysfs gives to a text: bytes at offsets, made anew at the start."""
+    attr: Attr[bytes] = Attr(Bytes(), doc=doc, mode=0o444)
+    made: WeakKeyDictionary[Kobject, bytes] = WeakKeyDictionary()
+
+    def size(files: Kobject) -> int:
+        made[files] = read(files).encode()
+        return len(made[files])
+
+    def read_at(files: Kobject, pos: int, nr_bytes: int, _nonblock: bool) -> bytes:
+        if not pos or files not in made:
+            size(files)
+        return made[files][pos : pos + nr_bytes]
+
+    attr.size(size)
+    attr.read(read_at)
+    return attr
+
+
 class FaultFiles(Kobject):
     """What concerns all memories."""
 
     policy = Attr(Choice(*Policy), doc="What is done about a page that ECC cannot correct.")
     inject = Attr(Text(), doc="Break something: `bit|row|bank|device key=value ...`, or dcgmi's `--inject` options.")
-    events = _value(
+    events = _table(
         "Sequence number, time, XID, location, client, what: one line each.", lambda f: _lines(f.fault.events.records)
     )
     counters = _value(
@@ -63,7 +83,7 @@ class FaultFiles(Kobject):
         "Banks of each location by spare rows left: max, high, partial, low, none.",
         lambda f: f.by_location(f.histogram),
     )
-    retired_pages = _value(
+    retired_pages = _table(
         "Pages out of use: location, address, cause, time in ns, whether a reset brings it back.", lambda f: f.retired()
     )
     page_ce_threshold = Attr(Int(1, 1_000_000), doc="Corrected errors of a page in a cycle that are too many.")
@@ -76,7 +96,7 @@ class FaultFiles(Kobject):
     )
     drain = Attr(Text(), doc="Empty a device: its name.")
     reset = Attr(Text(), doc="Reset a device, so that remappings take effect and a lost one is back: its name.")
-    failovers = _value(
+    failovers = _table(
         "Time, client, from, to, pages by what became of them.", lambda f: _lines(f.fault.failover.reports)
     )
     scrub = Attr(Trigger(), doc="Scrub all memory once.")
@@ -86,7 +106,7 @@ class FaultFiles(Kobject):
         "Of the learnt predictor and of the rule: alarms, hits, false, misses, precision, recall, median lead in s.",
         lambda f: f.prediction_table(),
     )
-    decisions = _value(
+    decisions = _table(
         "Alarms: location, time in ns, bank, probability; precision, recall and lead so far.",
         lambda f: f.decision_table(),
     )
@@ -267,7 +287,7 @@ class CheckpointFiles(Kobject):
         Text(), doc="All bytes of a client as they were at its last checkpoint: its name. ENOENT without one."
     )
     restore = Attr(Text(), doc="A client's memory from its files: its name, and the sequence number of an earlier one.")
-    list = _value(
+    list = _table(
         "Client, number, full or parent, time in ns, pages, bytes, ns it took: one line each.", lambda f: f.table()
     )
     automatic = Attr(Bool(), doc="Whether checkpoints of all clients are made as often as interval says.")

@@ -118,7 +118,9 @@ class Placing:
         self._memory.store.drop(region.first_key + page)
         if region.state[page] == PageState.RESIDENT:
             self._leave(region, page, broken)
-        self._memory.residency.mark_corrupt(region, np.array([page]))
+        region.state[page] = PageState.CORRUPT
+        region.backed[page] = False
+        self._memory.residency.events["corrupt"] += 1
 
     def promote(self, region: Region, page: int) -> None:
         """A copy at another location takes the page's place, which is lost."""

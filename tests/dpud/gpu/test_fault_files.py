@@ -59,7 +59,10 @@ class Gpu:
         return b"".join(file.read(MIB, at) for at in range(0, len(self.data), MIB))
 
     def read(self, name: str) -> str:
-        return self.registry.read(f"{FAULT}/{name}").decode().removesuffix("\n")
+        return self.text(f"{FAULT}/{name}")
+
+    def text(self, path: str) -> str:
+        return self.tree.open(path, os.O_RDONLY).read(1 << 20, 0).decode().removesuffix("\n")
 
     def write(self, name: str, text: str) -> None:
         self.registry.write(f"{FAULT}/{name}", text)
@@ -80,7 +83,7 @@ def test_fault_has_these_files_and_no_others(empty: Gpu) -> None:
 
 def test_defaults(empty: Gpu) -> None:
     expected = {path: facts["default"] for path, facts in FACTS.items() if "default" in facts}
-    assert {path: empty.registry.read(path).decode().removesuffix("\n") for path in expected} == expected
+    assert {path: empty.text(path) for path in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -269,3 +272,31 @@ def test_the_guide_s_table_has_every_file() -> None:
     section = rest.partition("\n## ")[0]
     for attr in (*FaultFiles.attrs, *CheckpointFiles.attrs):
         assert f"`{attr.name}`" in section or f" {attr.name}" in section or f"{attr.name}`" in section, attr.name
+
+
+def guide_commands() -> list[str]:
+    """The indented lines of the guide's section, without what they say."""
+    guide = (Path(__file__).parents[3] / "docs" / "guide.md").read_text()
+    section = guide.partition("## When memory breaks")[2].partition("\n## ")[0]
+    lines = [line.partition(" # ")[0].strip() for line in section.splitlines() if line.startswith("    ")]
+    return [line for line in lines if line]
+
+
+def test_the_guide_s_commands_run() -> None:
+    gpu, folder, nr_run = Gpu(), "", 0
+    for line in guide_commands():
+        word, *rest = line.split()
+        match word:
+            case "cd":
+                folder = rest[0]
+            case "cat":
+                nr_run += sum(gpu.text(f"{folder}/{name}") is not None for name in rest)
+            case "echo":
+                text, _, name = line.removeprefix("echo ").partition(" > ")
+                nr_run += gpu.registry.write(f"{folder}/{name}", text + "\n") > 0
+            case _:
+                pytest.fail(f"what is {line!r}?")
+    assert nr_run >= 15
+    assert gpu.read("policy") == "retry [remap] migrate failover checkpoint-restore"
+    assert gpu.read("unacknowledged") == "0"
+    assert gpu.stat()["injected_bit"] == 8

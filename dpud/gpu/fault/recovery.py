@@ -151,6 +151,8 @@ class Recovery:
         return [frame for frame in frames if cells.is_suspect[frame] and cells.bad_sectors(frame).any()]
 
     def _examine(self, region: Region, page: int) -> int:
+        if region.state[page] != PageState.RESIDENT:
+            return 1  # it had to make room for another one that was made good
         nr = self._examine_copies(region, page)
         cells = self._cells[int(region.home[page])]
         if bad := self._bad_frames(cells, region, int(region.frame[page])):

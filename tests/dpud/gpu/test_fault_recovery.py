@@ -331,3 +331,18 @@ def test_scrubbing_keeps_single_flips_from_becoming_double_ones() -> None:
                 lab.fault.scrubber.scrub(lab.fault.scrubber.total_bytes)
         outcomes.append(attempt(lab.read))
     assert outcomes == [errno.EIO, 0]
+
+
+def test_a_page_that_leaves_while_another_is_made_good() -> None:
+    """The device is full: room for the first page's new frame is made by evicting the second, which is bad as well."""
+    memory = small_memory(256 * KIB, swap=DictSwap(8 * MIB))
+    fault = FaultModule(memory)
+    va = memory.allocate("a", 256 * KIB)
+    data = np.random.default_rng(1).bytes(256 * KIB)
+    memory.write("a", va, data)
+    memory.sync("a", va, 256 * KIB)
+    for page in (0, 1, 2):
+        fault.inject(f"bit bits=2 va={va + page * 4 * KIB:#x}")
+    assert memory.read("a", va, 64 * KIB) == data[: 64 * KIB]
+    assert violations(memory) == []
+    assert memory.read("a", va, 256 * KIB) == data

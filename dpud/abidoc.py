@@ -40,6 +40,7 @@ _ALIKE = {
     r"/dpu_rank0/": "/dpu_rank*/",
     r"/gpu0/": "/gpu*/",
     r"/swap/tiers/nvme/": "/swap/tiers/NAME/",
+    r"/fault/fail_\w+/": "/fault/fail_NAME/",
     r"/proc/\d+/": "/proc/PID/",
     rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/",
     r"/per_cpu/cpu0/": "/per_cpu/cpu*/",

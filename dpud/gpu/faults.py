@@ -142,7 +142,8 @@ class FaultService:
         """Pages that turn out to be lost now that somebody wants to read them."""
         known = region.state[pages] == PageState.CORRUPT
         self.residency.examine(region, pages)
-        return pages[(region.state[pages] == PageState.CORRUPT) & ~known]
+        lost: Pages = pages[(region.state[pages] == PageState.CORRUPT) & ~known]
+        return lost
 
     def follow_advice(self, region: Region, pages: Pages, advice: Advice, location: int) -> None:
         """What advice changes at once; the rest shows at the next fault."""

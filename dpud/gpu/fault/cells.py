@@ -16,7 +16,7 @@ Theory of operation
     first; where that cannot be read, the sector stays known to be bad (poisoned), whatever was written.
 
 Invariants
-    - `is_suspect[frame]` where, and only where, `_lines` has the frame.
+    - `is_suspect[frame]` where, and only where, `lines` has the frame.
     - The check bits and digests of a line belong to the bytes that were last written, not to those that are there.
     - A frame without errors and without stuck cells is no suspect.
 
@@ -116,7 +116,8 @@ class Cells:
         self.number = number
         self.nr_frames = len(memory) >> FRAME_SHIFT
         self._words = memory[: self.nr_frames << FRAME_SHIFT].view(np.uint64).reshape(-1, FRAME_WORDS)
-        self._lines: dict[int, Line] = {}
+        self.lines: dict[int, Line] = {}
+        """Of suspect frames."""
         self.is_suspect: Mask = np.zeros(self.nr_frames, dtype=np.bool_)
         self.on_corrected: Corrected = lambda _frame, _words, _bits: None
         self.nr_corrected = 0
@@ -129,11 +130,11 @@ class Cells:
     @property
     def is_quiet(self) -> bool:
         """No frame has errors or stuck cells: reads and writes need not ask."""
-        return not self._lines
+        return not self.lines
 
     def suspects(self) -> list[int]:
         """Frames, in order."""
-        return sorted(self._lines)
+        return sorted(self.lines)
 
     # Damage.
 
@@ -163,22 +164,22 @@ class Cells:
 
     def replace(self, frame: int) -> None:
         """Other cells are at this address from now on. What is in them nobody knows, so write before you read."""
-        self._lines.pop(frame, None)
+        self.lines.pop(frame, None)
         self.is_suspect[frame] = False
 
     def has_stuck(self, frame: int) -> bool:
-        line = self._lines.get(frame)
+        line = self.lines.get(frame)
         return line is not None and line.stuck is not None
 
     def _line(self, frame: int) -> Line:
-        if frame not in self._lines:
+        if frame not in self.lines:
             words = self._words[frame]
-            self._lines[frame] = Line(secded.encode(words), digests(words))
+            self.lines[frame] = Line(secded.encode(words), digests(words))
             self.is_suspect[frame] = True
-        return self._lines[frame]
+        return self.lines[frame]
 
     def _forget_if_clean(self, frame: int) -> None:
-        line = self._lines[frame]
+        line = self.lines[frame]
         verdict = self._judge(frame, line)
         if line.stuck is None and not verdict.bad.any() and (verdict.found == CLEAN).all():
             self.replace(frame)
@@ -187,13 +188,13 @@ class Cells:
 
     def bad_sectors(self, frame: int) -> Mask:
         """Which sectors a reader could not get."""
-        line = self._lines.get(frame)
+        line = self.lines.get(frame)
         return np.zeros(FRAME_SECTORS, dtype=np.bool_) if line is None else self._judge(frame, line).bad
 
     def count_miscorrected(self, frame: int) -> None:
         """Note what SECDED alone would have handed out wrong of a frame that nobody gets to read as it is."""
-        if frame in self._lines:
-            self.nr_miscorrected += self._judge(frame, self._lines[frame]).nr_miscorrected
+        if frame in self.lines:
+            self.nr_miscorrected += self._judge(frame, self.lines[frame]).nr_miscorrected
 
     def _judge(self, frame: int, line: Line) -> Verdict:
         words, checks = self._words[frame].copy(), line.checks.copy()
@@ -219,7 +220,7 @@ class Cells:
 
     def _open(self, frame: int, sectors: slice) -> None:
         """Put right what is to be read."""
-        line = self._lines[frame]
+        line = self.lines[frame]
         verdict = self._judge(frame, line)
         if verdict.bad[sectors].any():
             self.nr_uncorrectable += 1
@@ -232,7 +233,7 @@ class Cells:
             self.on_corrected(frame, corrected, verdict.found[corrected])
 
     def _close(self, frame: int) -> None:
-        line = self._lines[frame]
+        line = self.lines[frame]
         if line.stuck is not None:
             line.stuck.hold(self._words[frame], line.checks)
         else:
@@ -245,7 +246,7 @@ class Cells:
         ]
         work()
         for frame, first, end, poisoned in touched:
-            line, words = self._lines[frame], self._words[frame]
+            line, words = self.lines[frame], self._words[frame]
             sectors = slice(first // SECTOR_BYTES, -(-end // SECTOR_BYTES))
             span = slice(sectors.start * SECTOR_WORDS, sectors.stop * SECTOR_WORDS)
             line.checks[span], line.digests[sectors] = secded.encode(words[span]), digests(words[span])
@@ -259,7 +260,7 @@ class Cells:
         partial = {edge // SECTOR_BYTES for edge in (first, end) if edge % SECTOR_BYTES}
         if not partial:
             return []
-        line = self._lines[frame]
+        line = self.lines[frame]
         verdict = self._judge(frame, line)
         for sector in partial:
             span = slice(sector * SECTOR_WORDS, (sector + 1) * SECTOR_WORDS)

@@ -26,10 +26,15 @@ class FailPoints:
     def __init__(self, injector: Injector, host: int) -> None:
         self.points = {name: FaultAttr(name) for name in REQUESTS}
         self._injector, self._host = injector, host
+        self._values = [point.__dict__ for point in self.points.values()]
 
     @property
     def armed(self) -> bool:
-        return any(point.armed for point in self.points.values())
+        """As FaultAttr.armed of any; every access asks."""
+        for values in self._values:  # noqa: SIM110  half the time of any()
+            if values.get("probability") or values.get("nth"):
+                return True
+        return False
 
     def called(self, region: Region, pages: Pages) -> None:
         """Pages are about to be accessed. What is in no memory cannot break."""

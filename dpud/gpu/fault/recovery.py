@@ -100,13 +100,15 @@ class Recovery:
         """The same of frames that are predicted to fail."""
         self._cells, self._rows, self._placing, self._copies = cells, rows, placing, copies
         self._events, self._rule = events, rule
+        self._lines = [each.lines for each in cells]
         self._at_work = False
 
     # Looking.
 
     @property
     def _all_quiet(self) -> bool:
-        return not self.due and not self.suspected and all(cells.is_quiet for cells in self._cells)
+        """Every access asks, so it must be quick: no properties."""
+        return not (any(self._lines) or self.due or self.suspected)
 
     def examine(self, region: Region, pages: Pages) -> int:
         """Make pages readable -> how many are elsewhere now, or CORRUPT. What recovery itself does is not examined."""

@@ -48,7 +48,7 @@ _dpud() {
                 _dpud_offer w --help
                 return
             fi
-            _dpud_offer w capture process
+            _dpud_offer w capture process compression fault overcommit qos swap unified all
             ;;
         diag)
             case $prev in

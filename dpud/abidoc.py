@@ -41,6 +41,7 @@ _ALIKE = {
     r"/gpu0/": "/gpu*/",
     r"/swap/tiers/nvme/": "/swap/tiers/NAME/",
     r"/qos/levels/\d/": "/qos/levels/*/",
+    r"/fault/fail_\w+/": "/fault/fail_NAME/",
     r"/proc/\d+/": "/proc/PID/",
     rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/",
     r"/per_cpu/cpu0/": "/per_cpu/cpu*/",

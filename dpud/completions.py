@@ -15,7 +15,7 @@ import rich_click as click
 from dpud import bench, demo
 from dpud.manpages import commands
 
-_NAMES = {"demo": tuple(demo.SCENES), "bench": tuple(bench.BENCHMARKS)}
+_NAMES = {"demo": (*demo.SCENES, *demo.GPU_SCENES, demo.ALL), "bench": tuple(bench.BENCHMARKS)}
 """What the first arguments of a command may be, where they are names."""
 
 

@@ -27,6 +27,7 @@
     swap_ssd = "2G"
     swap_hdd = "4G"
     swap_folder = ""         # where these files are; "": the system's folder for temporary files
+    checkpoint_folder = ""   # where checkpoints of clients are; "": a temporary folder that goes with the daemon
     [mount]
     path = "/run/dpud"
     allow_other = true       # other users may look (needs user_allow_other in /etc/fuse.conf unless root)
@@ -146,6 +147,9 @@ class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
     swap_ssd: Annotated[Size, _about("Swap as fast as a SATA SSD.")] = Size(2 << 30)
     swap_hdd: Annotated[Size, _about("Swap as fast as a hard disk.")] = Size(4 << 30)
     swap_folder: Annotated[str, _about("Folder of these files; empty: the system's for temporary files.")] = ""
+    checkpoint_folder: Annotated[
+        str, _about("Folder of clients' checkpoints; empty: one that goes with the daemon.")
+    ] = ""
 
     def __post_init__(self) -> None:
         for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):

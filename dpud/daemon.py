@@ -37,7 +37,7 @@ from dpud.errors import UserError
 from dpud.exec import PROBE
 from dpud.gpu.clock import PacedClock
 from dpud.gpu.performance import set_log_level
-from dpud.gpu.system import GpuConfig, add_files, build, reclaimer, sampler
+from dpud.gpu.system import GpuConfig, add_files, build, checkpointer, reclaimer, sampler, scrubber
 from dpud.inject import BlockingWaitQueue, LiveClock, boot_time_s
 from dpud.owner import Owner
 from dpud.pacer import Pacer
@@ -171,7 +171,9 @@ def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
         return
     set_log_level()
     folder = Path(gpu.swap_folder) if gpu.swap_folder else None
-    devices = GpuConfig(gpu.devices, gpu.memory, gpu.host_memory, gpu.pool, tiers=gpu.tiers, swap_folder=folder)
+    checkpoints = Path(gpu.checkpoint_folder) if gpu.checkpoint_folder else None
+    sizes = gpu.devices, gpu.memory, gpu.host_memory, gpu.pool
+    devices = GpuConfig(*sizes, tiers=gpu.tiers, swap_folder=folder, checkpoint_folder=checkpoints)
     try:
         memory = build(devices, PacedClock(), BlockingWaitQueue())
     except OSError as error:
@@ -180,6 +182,8 @@ def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
     short = BlockingWaitQueue()
     owner.background(reclaimer(memory, short, short.wake_up), "dpud-gpu-reclaim")
     owner.background(sampler(memory), "dpud-gpu-sample")
+    owner.background(scrubber(memory.fault), "dpud-gpu-scrub")
+    owner.background(checkpointer(memory.fault), "dpud-gpu-checkpoint")
 
 
 def _read_image(options: RunOptions) -> HostImage:

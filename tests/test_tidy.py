@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "dpud/gpu": (
         "dpud.gpu",
         "dpud.errors",
-        *(f"kernelsim.{name}" for name in ("attr", "kinds", "operation", "wait", "jit")),
+        *(f"kernelsim.{name}" for name in ("attr", "fault_inject", "kinds", "operation", "wait", "jit")),
     ),
     "dpud": ("dpud", "fs", "kernelsim"),
 }

@@ -121,7 +121,11 @@ class FaultService:
         self._populate(region, pages, self.host, np.zeros(len(pages), dtype=np.bool_), ())
 
     def write_back(self, region: Region, pages: Pages) -> int:
-        """Put what the stores do not have of resident pages there, and keep the pages -> how many."""
+        """Put what the stores do not have of resident pages there, and keep the pages -> how many.
+
+        Raises GpuError: ENOSPC; EIO where a page could not be read any more, when the others are there.
+        """
+        lost = self._newly_lost(region, pages)
         dirty = pages[(region.state[pages] == PageState.RESIDENT) & ~region.backed[pages]]
         for location in self.locations:
             here = dirty[region.home[dirty] == location.number]
@@ -131,7 +135,15 @@ class FaultService:
                 self.residency.store.put((region.first_key + here).tolist(), [row.data for row in rows])
                 region.backed[here] = True
                 self.space.write_protect(region, here)
+        self._refuse_corrupt(lost)
         return len(dirty)
+
+    def _newly_lost(self, region: Region, pages: Pages) -> Pages:
+        """Pages that turn out to be lost now that somebody wants to read them."""
+        known = region.state[pages] == PageState.CORRUPT
+        self.residency.examine(region, pages)
+        lost: Pages = pages[(region.state[pages] == PageState.CORRUPT) & ~known]
+        return lost
 
     def follow_advice(self, region: Region, pages: Pages, advice: Advice, location: int) -> None:
         """What advice changes at once; the rest shows at the next fault."""
@@ -143,6 +155,7 @@ class FaultService:
 
     def prefetch_to(self, region: Region, pages: Pages, to: int) -> int:
         """Bring pages to a location before they are used there -> how many came. Raises GpuError."""
+        self.residency.examine(region, pages)
         nr, per_batch = 0, max(1, self.locations[to].frames.nr_frames >> region.order >> 2)
         for start in range(0, len(pages), per_batch):
             batch = pages[start : start + per_batch]

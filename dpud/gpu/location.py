@@ -31,6 +31,11 @@ class Location:
         self._buffer = hardware.allocate(hardware.memory_bytes, self._stream)
         self._stream.sync()
 
+    @property
+    def is_lost(self) -> bool:
+        """Its device answers nobody any more."""
+        return self.hardware.lost
+
     def load_pages(self, frames: Frames, page_bytes: int) -> Bytes:
         """Bytes of pages, [page, byte]."""
         out = np.empty((len(frames), page_bytes), dtype=np.uint8)

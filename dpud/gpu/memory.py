@@ -20,6 +20,7 @@ where the caller stands for a kernel on the device. A page has one home; several
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,7 @@ HOST = -1
 DEFAULT_PAGE_BYTES = 4096
 EXCHANGE_BYTES = 1 << 20
 """An access is done in spans of at most this, whose pages have to be in memory at once."""
+_MAX_FAULTS = 16
 
 HOST_PROFILE = DeviceProfile("host", 1 << 30, 25_600_000_000, 100, 25_600_000_000, 100)
 """Host memory: one channel of DDR4-3200 (3200 MT/s x 8 bytes, JEDEC JESD79-4); its latency is uncalibrated."""
@@ -96,6 +98,8 @@ class GpuMemory:
         if admission is not None:
             self.residency.reclaim_order = admission.reclaim_order
         self.watcher: Watcher | None = None
+        self.fault: Any = None
+        """fault.FaultModule, where there is one."""
         self.on_short: Callable[[], None] = lambda: None
         """Called when an access left a location below its low watermark: for whoever runs `background`."""
 
@@ -119,6 +123,8 @@ class GpuMemory:
             region.permissions.pop(name, None)
         self.accounting.forget(name)
         self.residency.traffic.forget(name)
+        if self.fault is not None:
+            self.fault.forget(name)
 
     # Allocation.
 
@@ -266,6 +272,8 @@ class GpuMemory:
         if not -1 <= at <= self.nr_devices or nr_bytes < 0:
             raise GpuError(errno.EINVAL, f"{nr_bytes} bytes from location {at}")
         at = self.nr_devices if at == HOST else at
+        if self.locations[at].is_lost:
+            raise GpuError(errno.ENODEV, f"{self.locations[at].name} is lost")
         return at, self.space.check_access(client, va, nr_bytes, wanted, at)
 
     def _spans(self, region: Region, va: int, nr_bytes: int) -> Iterator[tuple[int, int, int, slice]]:
@@ -282,16 +290,28 @@ class GpuMemory:
         self, client: str, region: Region, first: int, nr_pages: int, at: int, whole: NDArray[np.bool_] | None
     ) -> NDArray[np.uint64]:
         """Entries of pages, once they can be read, or written (`whole` says which of them are overwritten whole)."""
-        entries = self.space.entries(region, first, nr_pages, at)
-        needed = PTE_PRESENT if whole is None else PTE_PRESENT | PTE_WRITE
-        lacking = entries & needed != needed
-        self._touch(region, first, entries)
-        if lacking.any():
-            self._fault(client, region, first, at, whole, lacking)
+        pages: Pages = np.arange(first, first + nr_pages)
+        for attempt in range(_MAX_FAULTS):
+            self.residency.examine(region, pages)  # again after each fault: what came in may lie in broken cells
             entries = self.space.entries(region, first, nr_pages, at)
+            lacking = self._lacking(region, pages, entries, whole is not None)
+            if not attempt:
+                self._touch(region, first, entries)
+            if not lacking.any():
+                break
+            self._fault(client, region, first, at, whole, lacking)
+        else:
+            raise GpuError(errno.EIO, f"no frame holds what is put into pages of {region.va:#x}")
         if self.watcher is not None:
             self.watcher.accessed(at, range(region.first_key + first, region.first_key + first + nr_pages))
         return entries
+
+    @staticmethod
+    def _lacking(region: Region, pages: Pages, entries: NDArray[np.uint64], write: bool) -> NDArray[np.bool_]:
+        """Pages that cannot be reached as they have to be. Those never written are read as they are."""
+        needed = PTE_PRESENT | PTE_WRITE if write else PTE_PRESENT
+        lacking: NDArray[np.bool_] = entries & needed != needed
+        return lacking if write else lacking & (region.state[pages] != PageState.UNTOUCHED)
 
     def _fault(
         self,

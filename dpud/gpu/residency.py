@@ -23,6 +23,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -52,6 +53,15 @@ ReclaimOrder = Callable[[int, int], Sequence[tuple[str, int]]]
 log = logging.getLogger("dpud.gpu.address_space")
 
 
+class Examiner(Protocol):
+    """fault.Recovery, as far as the data path goes."""
+
+    def examine(self, region: Region, pages: Pages, /) -> int: ...
+    def is_readable(self, region: Region, page: int, /) -> bool: ...
+    def are_fit(self, location: Location, firsts: Frames, order: int, /) -> bool: ...
+    def screen(self, location: Location, firsts: Frames, order: int, /) -> None: ...
+
+
 @dataclass
 class Watermarks:
     """Free memory that `background` keeps in each location, in percent of it."""
@@ -71,25 +81,44 @@ class Residency:
         self.traffic: Traffic = TrafficCounts()
         self.reclaim_order: ReclaimOrder | None = None
         """Whose pages go first; without it, the policy's order decides alone."""
+        self.examiner: Examiner | None = None
+        """Who makes good what ECC finds, where faults are reckoned with."""
         self.events: Counter[str] = Counter(
             dict.fromkeys(("evicted", "evicted_clean", "evicted_copies", "refused", "corrupt", "blocks_emptied"), 0)
         )
+
+    def examine(self, region: Region, pages: Pages) -> int:
+        """Make good what ECC would refuse to read of these pages -> how many are elsewhere now, or CORRUPT.
+
+        For who is about to read them and has not looked yet where they are. A read that meets such a page without
+        raises UncorrectableError.
+        """
+        return 0 if self.examiner is None else self.examiner.examine(region, pages)
 
     # Frames.
 
     def take_frames(self, region: Region, pages: Pages, location: Location, busy: Busy) -> Frames:
         """A frame for each page. Raises GpuError(ENOMEM), and has taken none."""
         keys = region.first_key + pages
-        taken = location.frames.alloc(region.order, keys)
+        taken = self._alloc(location, region.order, keys)
         if len(taken) < len(keys):
             busy = {*busy, *keys.tolist()}
         while (nr := len(taken)) < len(keys):
             self._make_room(region, len(keys) - nr, location, busy)
-            taken = np.concatenate((taken, location.frames.alloc(region.order, keys[nr:])))
+            taken = np.concatenate((taken, self._alloc(location, region.order, keys[nr:])))
             if len(taken) == nr:
                 self.give_frames(region, pages[:nr], location, taken)
                 raise GpuError(errno.ENOMEM, f"{location.name} is full and nothing on it can be evicted")
         return taken
+
+    def _alloc(self, location: Location, order: int, keys: Pages) -> Frames:
+        """Blocks for as many pages as there are, none of them known to be broken."""
+        while True:
+            taken = location.frames.alloc(order, keys)
+            if self.examiner is None or self.examiner.are_fit(location, taken, order):
+                return taken
+            location.frames.free(taken, order, keys[: len(taken)])
+            self.examiner.screen(location, taken, order)
 
     def give_frames(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
         """Give frames back."""
@@ -114,7 +143,7 @@ class Residency:
     def _make_room(self, region: Region, nr_blocks: int, location: Location, busy: Busy) -> None:
         """Evict for so many blocks; where that does not give even one, empty one."""
         order = region.order
-        lacking = (nr_blocks << order) - location.frames.nr_free
+        lacking = (nr_blocks << order) - location.frames.nr_free_for(order)
         if lacking > 0:
             wanted = max(lacking, min(_CLUSTER_FRAMES, location.frames.nr_frames >> 4))
             freed = self._evict_in_order(location, wanted, busy, region.priority)
@@ -122,7 +151,7 @@ class Residency:
             if freed < lacking and self._held:
                 self._held.clear()
                 self.evict(location, lacking - freed, busy)
-        if location.frames.nr_free >= 1 << order and not any(location.frames.free_blocks()[order:]):
+        if location.frames.nr_free_for(order) >= 1 << order and not any(location.frames.free_blocks()[order:]):
             self._empty_a_block(order, location, busy)
 
     def _evict_in_order(self, location: Location, nr_frames: int, busy: Busy, priority: int) -> int:
@@ -213,9 +242,9 @@ class Residency:
         evicted = 0
         for location in self.locations:
             frames = location.frames
-            if frames.nr_free * 100 < frames.nr_frames * self.watermarks.low:
+            if frames.nr_free * 100 < frames.nr_usable * self.watermarks.low:
                 self._reclaiming.add(location.number)
-            lacking = frames.nr_frames * self.watermarks.high // 100 - frames.nr_free
+            lacking = frames.nr_usable * self.watermarks.high // 100 - frames.nr_free
             if lacking <= 0 or location.number not in self._reclaiming:
                 self._reclaiming.discard(location.number)
                 continue
@@ -231,7 +260,7 @@ class Residency:
     def is_short(self) -> bool:
         """Whether `background` has something to do."""
         low = self.watermarks.low
-        return any(place.frames.nr_free * 100 < place.frames.nr_frames * low for place in self.locations)
+        return any(place.frames.nr_free * 100 < place.frames.nr_usable * low for place in self.locations)
 
     def _pick(self, location: Location, nr_frames: int, busy: Busy, skipped: list[int]) -> list[int]:
         keys: list[int] = []
@@ -250,16 +279,22 @@ class Residency:
         for key in keys:
             region, page = self.space.regions.page_of(key)
             if region.home[page] != location.number:
-                self._drop_copy(region, page, location)
+                self.drop_copy(region, page, location)
             else:
                 by_region.setdefault(region, []).append(page)
         kept = []
         for region, numbers in by_region.items():
-            pages = np.array(numbers, dtype=np.int64)
+            readable = [page for page in numbers if self._is_readable(region, page)]
+            kept += [region.first_key + page for page in numbers if page not in readable]
+            pages = np.array(readable, dtype=np.int64)
             for page in self._evict_pages(region, pages, location).tolist():
                 kept.append(region.first_key + page)
         self.events["refused"] += len(kept)
         return kept
+
+    def _is_readable(self, region: Region, page: int) -> bool:
+        """What ECC would refuse stays until somebody makes it good; what the stores have need not be read."""
+        return self.examiner is None or bool(region.backed[page]) or self.examiner.is_readable(region, page)
 
     def _evict_pages(self, region: Region, pages: Pages, location: Location) -> Pages:
         """Evict pages of one region -> those that stay."""
@@ -355,11 +390,12 @@ class Residency:
         for page in pages.tolist() if region.replicas else ():
             for number in list(region.replicas.get(page, ())):
                 self.locations[number].policy.remove(region.first_key + page)
-                self._drop_copy(region, page, self.locations[number])
+                self.drop_copy(region, page, self.locations[number])
                 nr += 1
         return nr
 
-    def _drop_copy(self, region: Region, page: int, location: Location) -> None:
+    def drop_copy(self, region: Region, page: int, location: Location) -> None:
+        """Drop the copy that a location has; its policy does not know it any more."""
         frame = region.replicas[page].pop(location.number)
         if not region.replicas[page]:
             del region.replicas[page]

@@ -2,6 +2,7 @@
 """The demo: its arithmetic, its picture, its shell session; and, mounted, that it plays to its end."""
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -252,3 +253,28 @@ def test_the_qos_demo_keeps_its_promises_and_draws_them() -> None:
     chart = Path(re.findall(r"^.* (/\S+/bandwidth\.html)$", done.stdout.replace(":\n", ": "), re.MULTILINE)[0])
     assert chart.read_text().count("<polyline") == 2
     shutil.rmtree(chart.parent)
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_fault_demo_gets_every_byte_back_or_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "fault"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"^the same$", done.stdout, re.MULTILINE)) == 7
+    assert "Input/output error" in done.stdout
+    counts = dict(re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE))
+    assert int(counts["corrected"]) == 200
+    assert (counts["retried"], counts["remapped"]) == ("3", "3")
+    assert int(counts["rollbacks"]) == 1
+    assert re.search(r"^device0 max=\d+ high=\d+ partial=\d+ low=\d+ none=1$", done.stdout, re.MULTILINE)
+    assert "device1\n" in done.stdout
+    assert "rolled_back=16" in done.stdout
+    assert re.search(r"^ok$", done.stdout, re.MULTILINE)
+    (picture,) = tmp_path.glob("dpud-demo-fault-*/fault.html")
+    text = picture.read_text()
+    assert text.count("<rect") > 60
+    assert "dbe" in text

@@ -19,7 +19,7 @@ CLIENTS = "/sys/kernel/config/gpu_memvirt/gpu0/clients"
 NAMES = ("serve", "train")
 MB = 1_000_000
 PERIOD_S = 0.2
-_SECONDS = 3
+_SECONDS = 2
 _BUFFER_MIB = 16
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dpud.demo.chart import page
+from dpud.demo.timeline import page
 from dpud.demo.shell import Shell
 
 QOS = "/sys/class/gpu_memvirt/gpu0/qos"

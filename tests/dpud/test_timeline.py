@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The demo's chart: well-formed, whole, and within its bounds."""
+"""The demo's picture of what happened when: well-formed, whole, and within its bounds."""
 
 import re
 from xml.etree import ElementTree
 
 import pytest
 
-from dpud.demo.chart import page, step_of
+from dpud.demo.timeline import page, step_of
 
 LINES = {"a<b": [(0.0, 0.0), (10.0, 100.0)], "c": [(0.0, 50.0), (5.0, 25.0)]}
 

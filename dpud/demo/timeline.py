@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A line chart as one HTML file with an SVG in it, which needs nothing else."""
+"""What happened when: lines over seconds and phases, as one HTML file with an SVG in it, which needs nothing else."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dpud.demo.timeline import page
 from dpud.demo.shell import Shell
+from dpud.demo.timeline import page
 
 QOS = "/sys/class/gpu_memvirt/gpu0/qos"
 CLIENTS = "/sys/kernel/config/gpu_memvirt/gpu0/clients"

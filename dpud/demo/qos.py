@@ -11,15 +11,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dpud.demo.chart import page
 from dpud.demo.shell import Shell
+from dpud.demo.timeline import page
 
 QOS = "/sys/class/gpu_memvirt/gpu0/qos"
 CLIENTS = "/sys/kernel/config/gpu_memvirt/gpu0/clients"
 NAMES = ("serve", "train")
 MB = 1_000_000
 PERIOD_S = 0.2
-_SECONDS = 3
+_SECONDS = 2
 _BUFFER_MIB = 16
 
 

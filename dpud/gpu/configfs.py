@@ -142,9 +142,8 @@ class Buffer(Kobject):
         pieces = []
         end = min(pos + size, self.region.nr_bytes)
         while pos < end:
-            nr = min(_PIECE_BYTES, end - pos)
-            yield from self.memory.residency.traffic.admission(self.client, nr)
-            region = self._allocated()
+            yield from self.memory.residency.traffic.admission(self.client, min(_PIECE_BYTES, end - pos))
+            region, nr = self._allocated(), min(_PIECE_BYTES, end - pos)
             pieces.append(self.memory.read(self.client, region.va + pos, nr, self._at))
             pos += nr
             yield from settle(self.memory)

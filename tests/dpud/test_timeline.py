@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The demo's chart: well-formed, whole, and within its bounds."""
+"""The demo's picture of what happened when: well-formed, whole, and within its bounds."""
 
 import re
 from xml.etree import ElementTree
 
 import pytest
 
-from dpud.demo.chart import page
+from dpud.demo.timeline import page, step_of
 
 LINES = {"a<b": [(0.0, 0.0), (10.0, 100.0)], "c": [(0.0, 50.0), (5.0, 25.0)]}
 
@@ -26,6 +26,11 @@ def test_every_line_is_drawn_where_it_belongs() -> None:
     assert second[1][0] == pytest.approx((left + right) / 2, abs=0.2)
     texts = [text.text for text in root.iter("text")]
     assert {"a<b", "c", "<later>", "MB/s", "10 s"} <= set(texts)
+
+
+@pytest.mark.parametrize(("largest", "step"), [(100, 20), (101, 50), (0.9, 0.2), (5, 1), (1e9, 2e8)])
+def test_marks_are_round_numbers(largest: float, step: float) -> None:
+    assert step_of(largest) == pytest.approx(step)
 
 
 def test_nothing_leaves_the_picture() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A line chart as one HTML file with an SVG in it, which needs nothing else."""
+"""What happened when: lines over seconds and phases, as one HTML file with an SVG in it, which needs nothing else."""
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -15,8 +16,7 @@ def page(title: str, lines: Mapping[str, Points], phases: Sequence[tuple[float, 
     points = [point for line in lines.values() for point in line]
     if not points:
         raise ValueError("nothing to draw")
-    to_x, to_y = max(x for x, _ in points), max(y for _, y in points) * 1.05 or 1.0
-    plot = _Plot(to_x or 1.0, to_y)
+    plot = _Plot(max(x for x, _ in points) or 1.0, max(y for _, y in points) or 1.0)
     body = [*plot.phases(phases), *plot.axes(unit), *plot.lines(lines)]
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
@@ -25,11 +25,18 @@ def page(title: str, lines: Mapping[str, Points], phases: Sequence[tuple[float, 
     )
 
 
+def step_of(largest: float) -> float:
+    """1, 2 or 5 times a power of ten, of which at most five make `largest`."""
+    power = 10.0 ** math.floor(math.log10(largest / 5))
+    return next(power * times for times in (1, 2, 5, 10) if power * times * 5 >= largest)
+
+
 class _Plot:
-    """The drawing area, with x from 0 to `to_x` and y from 0 to `to_y`."""
+    """The drawing area, for x from 0 to `to_x` and y from 0 to the first mark from `to_y` on."""
 
     def __init__(self, to_x: float, to_y: float) -> None:
-        self._to_x, self._to_y = to_x, to_y
+        self._step_x, self._step_y = step_of(to_x), step_of(to_y)
+        self._to_x, self._to_y = to_x, self._step_y * math.ceil(to_y / self._step_y)
 
     def _x(self, x: float) -> float:
         return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * x / self._to_x, 1)
@@ -49,10 +56,12 @@ class _Plot:
         bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
         found = [f'<path d="M{_LEFT} {_TOP}V{bottom}H{right}" fill="none" stroke="#000"/>']
         found.append(f'<text x="8" y="{_TOP}">{escape(unit)}</text>')
-        for part in range(6):
-            y, x = self._to_y * part / 5, self._to_x * part / 5
-            found.append(f'<text x="{_LEFT - 6}" y="{self._y(y) + 4}" text-anchor="end">{y:.0f}</text>')
-            found.append(f'<text x="{self._x(x)}" y="{bottom + 18}" text-anchor="middle">{x:.0f} s</text>')
+        for part in range(round(self._to_y / self._step_y) + 1):
+            y = self._step_y * part
+            found.append(f'<text x="{_LEFT - 6}" y="{self._y(y) + 4}" text-anchor="end">{y:g}</text>')
+        for part in range(int(self._to_x / self._step_x) + 1):
+            x = self._step_x * part
+            found.append(f'<text x="{self._x(x)}" y="{bottom + 18}" text-anchor="middle">{x:g} s</text>')
         return found
 
     def lines(self, lines: Mapping[str, Points]) -> list[str]:

@@ -212,8 +212,9 @@ class Recovery:
             self._placing.rewrite(region, page, row)
             if not self._bad_frames(cells, region, first):
                 return
-        self._say_lost(region, page)
+        self.on_loss()
         self._placing.lose(region, page)  # and the frames are free again, as bad as they are
+        self._say_lost(region, page)
 
     def _remap(self, region: Region, page: int, bad: list[int], row: Bytes) -> None:
         location = self.memory.locations[int(region.home[page])]

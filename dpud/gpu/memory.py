@@ -179,6 +179,8 @@ class GpuMemory:
         where = owner.device if device is None else device
         if not 0 <= where < self.nr_devices:
             raise GpuError(errno.EINVAL, f"no device {where}")
+        if self.locations[where].is_lost:
+            raise GpuError(errno.ENODEV, f"{self.locations[where].name} is lost")
         grant = yield from self.accounting.request(client, type, size, priority, timeout_ns, where)
         try:
             region = self._new_region(client, size, type, page_size, where)

@@ -57,7 +57,7 @@ class Examiner(Protocol):
     """fault.Recovery, as far as the data path goes."""
 
     def examine(self, region: Region, pages: Pages, /) -> int: ...
-    def is_readable(self, region: Region, page: int, /) -> bool: ...
+    def unreadable(self, region: Region, pages: Pages, /) -> Pages: ...
     def are_fit(self, location: Location, firsts: Frames, order: int, /) -> bool: ...
     def screen(self, location: Location, firsts: Frames, order: int, /) -> None: ...
 
@@ -284,17 +284,17 @@ class Residency:
                 by_region.setdefault(region, []).append(page)
         kept = []
         for region, numbers in by_region.items():
-            readable = [page for page in numbers if self._is_readable(region, page)]
-            kept += [region.first_key + page for page in numbers if page not in readable]
-            pages = np.array(readable, dtype=np.int64)
-            for page in self._evict_pages(region, pages, location).tolist():
+            pages = np.array(numbers, dtype=np.int64)
+            bad = self._unreadable(region, pages)
+            kept += (region.first_key + bad).tolist()
+            for page in self._evict_pages(region, np.setdiff1d(pages, bad), location).tolist():
                 kept.append(region.first_key + page)
         self.events["refused"] += len(kept)
         return kept
 
-    def _is_readable(self, region: Region, page: int) -> bool:
+    def _unreadable(self, region: Region, pages: Pages) -> Pages:
         """What ECC would refuse stays until somebody makes it good; what the stores have need not be read."""
-        return self.examiner is None or bool(region.backed[page]) or self.examiner.is_readable(region, page)
+        return pages[:0] if self.examiner is None else self.examiner.unreadable(region, pages[~region.backed[pages]])
 
     def _evict_pages(self, region: Region, pages: Pages, location: Location) -> Pages:
         """Evict pages of one region -> those that stay."""

@@ -131,6 +131,8 @@ class Checkpoints:
                 yield None
                 if creation.is_stale:
                     raise GpuError(errno.EAGAIN, f"{client} went back to an earlier checkpoint meanwhile")
+                if self.memory.clients.get(client) is not owner:
+                    raise GpuError(errno.ENOENT, f"{client} ended meanwhile")
             creation.rest()
             digest = creation.finish()
         except BaseException:
@@ -262,8 +264,10 @@ class Checkpoints:
         """Memory of a client from its files: the last whole checkpoint or an earlier one, whatever program made them.
 
         Regions are those of the client that are like the ones in the label, in order; where there is none, one is made.
-        Raises GpuError: ENOENT; EIO where the files are damaged; ENOMEM.
+        Raises GpuError: ENOENT; EBUSY; EIO where the files are damaged; ENOMEM.
         """
+        if client in self._creations:
+            raise GpuError(errno.EBUSY, f"a checkpoint of {client} is being made")
         files = archive.read_chain(self.folder, client, sequence)
         path, last = files[-1]
         places = archive.merged(files)

@@ -53,7 +53,7 @@ class Failover:
         """Where clients of other devices go; None: where there is most room."""
         self.reports: deque[Report] = deque(maxlen=_KEPT)
         self.roll_back: Callable[[str], bool] = lambda _client: False
-        self.is_readable: Callable[[Region, int], bool] = lambda _region, _page: True
+        self.unreadable: Callable[[Region, Pages], Pages] = lambda _region, pages: pages[:0]
         self._memory, self._placing, self._copies, self._events = memory, placing, copies, events
 
     def target(self, source: Location) -> Location:
@@ -98,10 +98,10 @@ class Failover:
         self._report(source, target, found)
 
     def _migrate(self, region: Region, pages: Pages, target: Location) -> int:
-        readable = [page for page in pages.tolist() if self.is_readable(region, page)]
+        readable = np.setdiff1d(pages, self.unreadable(region, pages))
         try:
-            if readable:
-                self._memory.faults.migrate(region, np.array(readable), target.number, ())
+            if len(readable):
+                self._memory.faults.migrate(region, readable, target.number, ())
         except GpuError as error:
             log.warning("%d pages of %s stay: %s", len(readable), region.client, error)
             return 0

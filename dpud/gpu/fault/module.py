@@ -77,7 +77,7 @@ class FaultModule:
     def _connect(self) -> None:
         self.recovery.roll_back = self.failover.roll_back = self.roll_back
         self.recovery.drain = self.drain
-        self.failover.is_readable = self.recovery.is_readable
+        self.failover.unreadable = self.recovery.unreadable
         self.recovery.on_uncorrectable = self._uncorrectable
         self.recovery.on_loss = self._lost
         self.memory.residency.examiner = self
@@ -95,8 +95,8 @@ class FaultModule:
             self.fail_points.called(region, pages)
         return self.recovery.examine(region, pages)
 
-    def is_readable(self, region: Region, page: int) -> bool:
-        return self.recovery.is_readable(region, page)
+    def unreadable(self, region: Region, pages: Pages) -> Pages:
+        return self.recovery.unreadable(region, pages)
 
     def are_fit(self, location: Location, firsts: Frames, order: int) -> bool:
         return self.recovery.are_fit(location, firsts, order)

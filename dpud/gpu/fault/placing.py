@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dpud.gpu import traffic
 from dpud.gpu.address_space.frames import FREE, RETIRED
 from dpud.gpu.address_space.pagetable import FRAME_BYTES
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
@@ -99,6 +100,7 @@ class Placing:
         frames = residency.take_frames(region, pages, to, ())
         backed = bool(region.backed[page])
         self._leave(region, page, broken)
+        residency.charge(region, traffic.Cause.RELOCATION, pages, to)
         to.store_pages(frames, row[None])
         residency.settle(region, pages, to, frames)
         region.backed[page] = backed
@@ -108,6 +110,8 @@ class Placing:
         if region.type is RegionType.PINNED:
             raise GpuError(errno.ENOSPC, "pinned memory stays in memory")
         if not region.backed[page]:
+            home = self._memory.locations[int(region.home[page])]
+            self._memory.residency.charge(region, traffic.Cause.SWAP, np.array([page]), home)
             self._memory.store.put([region.first_key + page], [row.data], region.client)
         self._leave(region, page, broken)
         region.state[page] = PageState.STORED
@@ -133,6 +137,12 @@ class Placing:
         old.policy.remove(region.first_key + page)
         self._memory.residency.give_frames(region, pages, old, region.frame[pages])
         region.home[page], region.frame[page] = number, frame
+
+    def rewrite(self, region: Region, page: int, row: Bytes) -> None:
+        """A resident page's bytes into the frames where it is."""
+        pages, location = np.array([page]), self._memory.locations[int(region.home[page])]
+        self._memory.residency.charge(region, traffic.Cause.RELOCATION, pages, location)
+        location.store_pages(region.frame[pages], row[None])
 
     def blank(self, region: Region, pages: Pages) -> None:
         """Pages are as if they had never been written to."""

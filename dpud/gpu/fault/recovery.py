@@ -123,10 +123,16 @@ class Recovery:
         finally:
             self._at_work = False
 
-    def is_readable(self, region: Region, page: int) -> bool:
-        """Whether ECC would let a resident page's bytes through."""
-        cells = self._cells[int(region.home[page])]
-        return cells.is_quiet or not self._bad_frames(cells, region, int(region.frame[page]))
+    def unreadable(self, region: Region, pages: Pages) -> Pages:
+        """Those of some resident pages whose bytes ECC would not let through."""
+        if not any(self._lines):
+            return pages[:0]
+        bad = [
+            page
+            for page in self._suspects(region, pages)
+            if self._bad_frames(self._cells[int(region.home[page])], region, int(region.frame[page]))
+        ]
+        return np.array(bad, dtype=np.int64)
 
     def are_fit(self, location: Location, firsts: Frames, order: int) -> bool:
         """Whether blocks may be given to pages as they are."""
@@ -200,14 +206,15 @@ class Recovery:
             self.drain(location)
 
     def _retry(self, region: Region, page: int, bad: list[int], row: Bytes) -> None:
-        location, first = self.memory.locations[int(region.home[page])], region.frame[[page]]
+        cells, first = self._cells[int(region.home[page])], int(region.frame[page])
         for _ in range(NR_RETRIES):
             self.stats["retried"] += 1
-            location.store_pages(first, row[None])
-            if not self._bad_frames(self._cells[location.number], region, int(first[0])):
+            self._placing.rewrite(region, page, row)
+            if not self._bad_frames(cells, region, first):
                 return
-        self._say_lost(region, page)
+        self.on_loss()
         self._placing.lose(region, page)  # and the frames are free again, as bad as they are
+        self._say_lost(region, page)
 
     def _remap(self, region: Region, page: int, bad: list[int], row: Bytes) -> None:
         location = self.memory.locations[int(region.home[page])]
@@ -223,7 +230,7 @@ class Recovery:
             self._cells[location.number].replace(frame)
             self.stats["remapped"] += 1
             self._events.add(Xid.REMAP, location.name, f"row {frame:#x} of bank {rows.bank(frame)} is remapped")
-        location.store_pages(region.frame[[page]], row[None])
+        self._placing.rewrite(region, page, row)
 
     def _move(self, region: Region, page: int, bad: list[int], row: Bytes) -> None:
         """Into another frame of the same location, else into the stores, else into another location's."""

@@ -14,7 +14,7 @@ from dpud.gpu.address_space.regions import PageState, RegionType
 from dpud.gpu.check import violations
 from dpud.gpu.compression import CompressionSystem
 from dpud.gpu.compression.dictionary import Dictionaries
-from dpud.gpu.errors import CorruptPage
+from dpud.gpu.errors import CorruptPage, GpuError
 from dpud.gpu.fault import checkpoint_file
 from dpud.gpu.fault.interval import PRIOR_MTBF_NS, Interval, daly, young
 from dpud.gpu.fault.module import FaultModule
@@ -130,6 +130,28 @@ def test_a_checkpoint_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     big.write("b", va, bytes(size))
     fault.checkpoints.roll_back("b")
     assert big.read("b", va, size) == data
+
+
+def test_a_client_that_ends_or_goes_back_meanwhile_has_none(tmp_path: Path) -> None:
+    for meanwhile, number in (("end", errno.ENOENT), ("back", errno.EAGAIN)):
+        memory = small_memory(16 * MIB)
+        fault = FaultModule(memory, None, tmp_path / meanwhile)
+        va = memory.allocate("b", 12 * MIB)
+        memory.write("b", va, b"first")
+        fault.checkpoints.create("b")
+        memory.write("b", va, bytes(12 * MIB))
+        creation = fault.checkpoints.creation("b")
+        next(creation)
+        if meanwhile == "end":
+            memory.remove_client("b")
+        else:
+            assert fault.roll_back("b")
+        with pytest.raises(GpuError) as caught:
+            list(creation)
+        assert caught.value.errno == number
+        assert len(list((tmp_path / meanwhile).iterdir())) == 1
+        assert violations(memory) == []
+    assert memory.read("b", va, 5) == b"first"
 
 
 def test_what_is_lost_cannot_be_in_it(tmp_path: Path) -> None:

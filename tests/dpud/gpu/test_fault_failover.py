@@ -113,6 +113,7 @@ def test_nobody_works_on_a_lost_device() -> None:
     memory.write("a", va, DATA, HOST)
     fault.inject("device")
     assert errno_of(memory.read, "a", va, 1, 0) == errno.ENODEV
+    assert errno_of(memory.allocate, "b", SIZE, device=0) == errno.ENODEV
     assert memory.read("a", va, SIZE) == DATA
 
 

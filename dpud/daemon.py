@@ -92,7 +92,8 @@ def run(options: RunOptions) -> None:
         ready = Readiness(options.ready_fd, path, _describe(options, machine))
         if options.ready_fd is None and sys.stderr.isatty():
             machine.printk.console = lambda level, text: print(f"<{level}> {text}", file=sys.stderr)
-        tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid(), run_as=_requests_of(machine))
+        owners = {"uid": os.geteuid(), "gid": os.getegid()}
+        tree = Tree(machine.registry, owner.call, owner.look, **owners, run_as=_requests_of(machine))
         gc.freeze()  # modules and files stay: collections that walk them all would hold requests up
         _serve(tree, path, options.config, ready)
 
@@ -209,6 +210,7 @@ def _paced(machine: Machine) -> Iterator[tuple[Machine, Owner]]:
     owner = Owner()
     if machine.config.kconfig.IS_ENABLED("CONFIG_DEBUG_VM"):
         owner.after_slice.append(DebugVm(machine).look)
+    owner.changes = machine.registry.changes
     machine.kthreads.spawn = owner.background
     machine.btime_s = boot_time_s()
     owner.charge = machine.cputime.charge

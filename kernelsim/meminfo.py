@@ -46,7 +46,7 @@ def _lru_lines(nodes: Any) -> Iterator[tuple[str, int]]:
 class Meminfo(Kobject):
     """The whole machine's."""
 
-    meminfo = Attr(Text(), doc="Memory in kB by use.")
+    meminfo = Attr(Text(), doc="Memory in kB by use.", kept=True)
 
     def __init__(self, mem: Mem, overcommit: Overcommit, hugetlb: HugetlbPool | None, thp: bool) -> None:
         self.mem = mem

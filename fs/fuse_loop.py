@@ -27,15 +27,16 @@ Theory of operation
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
+import numba
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
 from fs import fuse_abi as abi
 from fs.fuse_abi import Opcode
-from kernelsim.jit import njit
+from kernelsim.jit import F, njit
 
 MAX_TEXT = 1 << 16
 """Longer texts are answered by Python."""
@@ -160,7 +161,12 @@ def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool)
         _c_write(fd, reply, nr_reply)
 
 
-@njit
+def njit_brief(function: F) -> F:
+    """For what Python calls and is over before the interpreter's lock could be dropped and had again: it is kept."""
+    return cast(F, numba.njit(cache=True, _nrt=False)(function))
+
+
+@njit_brief
 def give_turn(table: Table) -> None:
     """Let another thread have the turn."""
     _c_unlock(table[0].turn.ctypes.data)
@@ -303,7 +309,7 @@ def _close(table: Table, row: int) -> None:
 # What Python does to the table, with the turn.
 
 
-@njit
+@njit_brief
 def enter(table: Table, nodeid: int, names: int, by_owner: int, by_anyone: int, traits: int, flags: int) -> int:
     """A file is opened, and its next opens shall be answered here -> the row of this one.
 
@@ -321,7 +327,7 @@ def enter(table: Table, nodeid: int, names: int, by_owner: int, by_anyone: int, 
     return row
 
 
-@njit
+@njit_brief
 def put_text(table: Table, row: int, turns: int, address: int, nr_bytes: int) -> int:
     """A reader was given a text, which is the file's as of `turns` (-1: of no more) -> the text's row."""
     file = table[0].files[row]
@@ -338,7 +344,7 @@ def put_text(table: Table, row: int, turns: int, address: int, nr_bytes: int) ->
     return text
 
 
-@njit
+@njit_brief
 def hand_over(table: Table, row: int) -> None:
     """From now on an open file is Python's; its row stays taken."""
     _lock(table)
@@ -346,7 +352,7 @@ def hand_over(table: Table, row: int) -> None:
     _unlock(table)
 
 
-@njit
+@njit_brief
 def close(table: Table, row: int) -> None:
     """The end of one that was handed over."""
     _lock(table)
@@ -354,7 +360,7 @@ def close(table: Table, row: int) -> None:
     _unlock(table)
 
 
-@njit
+@njit_brief
 def next_far_out(table: Table) -> int:
     """A position beyond all that were taken before."""
     _lock(table)

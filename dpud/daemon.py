@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -80,6 +80,8 @@ def run(options: RunOptions) -> None:
         signal.signal(signum, _leave)
     if options.parent is not None:
         namespace.die_with_parent(options.parent, signal.SIGTERM)
+    with suppress(PermissionError):  # an ordinary user's daemon runs like everything else
+        os.setpriority(os.PRIO_PROCESS, 0, options.config.mount.nice)
     path = options.mount or options.config.mount.path or claim.default()
     with (
         claim.claimed(path, remove=options.parent is not None),

@@ -80,8 +80,7 @@ def run(options: RunOptions) -> None:
         signal.signal(signum, _leave)
     if options.parent is not None:
         namespace.die_with_parent(options.parent, signal.SIGTERM)
-    with suppress(PermissionError):  # an ordinary user's daemon runs like everything else
-        os.setpriority(os.PRIO_PROCESS, 0, options.config.mount.nice)
+    _go_before_others(options.config.mount.nice)
     path = options.mount or options.config.mount.path or claim.default()
     with (
         claim.claimed(path, remove=options.parent is not None),
@@ -98,6 +97,18 @@ def run(options: RunOptions) -> None:
         tree = Tree(machine.registry, owner.call, owner.look, **owners, run_as=_requests_of(machine))
         gc.freeze()  # modules and files stay: collections that walk them all would hold requests up
         _serve(tree, path, options.config, ready)
+
+
+def _go_before_others(nice: int) -> None:
+    """Have this priority, if that is allowed: else the daemon runs like everything else.
+
+    Where the scheduler groups tasks by session (sched(7), autogroup), a nice value counts within the session only; if
+    that is our own, it gets the same value.
+    """
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+        if os.getsid(0) == os.getpid():
+            Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def _requests_of(machine: Machine) -> RunAs:

@@ -35,6 +35,24 @@ REPORTED = ("errors", "nr_texts", "nr_torn", "nr_calls", "worst_ns", "worst_serv
 _MAX_READS = 300  # of one file: what a reader of single bytes does before it turns to the next
 
 
+class Stopwatch:
+    """Tells how long something took, and how much of it this thread was not just ready to run and without a CPU."""
+
+    def __init__(self) -> None:
+        self._schedstat = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+
+    def start(self) -> None:
+        self._queued_ns, self._begin_ns = self._queued(), perf_counter_ns()
+
+    def stop(self) -> tuple[int, int]:
+        taken_ns = perf_counter_ns() - self._begin_ns
+        return taken_ns, max(taken_ns - (self._queued() - self._queued_ns), 0)
+
+    def _queued(self) -> int:
+        """Nanoseconds in run queues (sched-stats.rst)."""
+        return int(os.pread(self._schedstat, 100, 0).split()[1])
+
+
 class Worker:
     """What one worker saw."""
 
@@ -43,20 +61,15 @@ class Worker:
         self.turn = seed
         self.errors: list[str] = []
         self.nr_texts = self.nr_torn = self.nr_calls = self.worst_ns = self.worst_served_ns = 0
-        self._schedstat = os.open("/proc/self/schedstat", os.O_RDONLY)
-
-    def _queued_ns(self) -> int:
-        """How long this process has been ready to run and had no CPU (sched-stats.rst)."""
-        return int(os.pread(self._schedstat, 100, 0).split()[1])
+        self._stopwatch = Stopwatch()
 
     def timed(self, call: Any, *args: object) -> Any:
-        queued, begin = self._queued_ns(), perf_counter_ns()
+        self._stopwatch.start()
         try:
             return call(*args)
         finally:
-            taken_ns = perf_counter_ns() - begin
-            self.worst_ns = max(self.worst_ns, taken_ns)
-            self.worst_served_ns = max(self.worst_served_ns, taken_ns - (self._queued_ns() - queued))
+            taken_ns, served_ns = self._stopwatch.stop()
+            self.worst_ns, self.worst_served_ns = max(self.worst_ns, taken_ns), max(self.worst_served_ns, served_ns)
             self.nr_calls += 1
 
     def read(self) -> None:

@@ -170,6 +170,8 @@ def test_a_daemon_goes_before_others_if_it_may(place: Path, tmp_path_factory: py
         allowed = subprocess.run(["nice", "-n", "-10", "nice"], capture_output=True, text=True, check=False).stdout
         assert os.getpriority(os.PRIO_PROCESS, daemon.pid) == int(allowed)
         assert os.getpriority(os.PRIO_PROCESS, modest.pid) == 5
+        group = Path(f"/proc/{daemon.pid}/autogroup")  # not of a session of its own, so that is left alone
+        assert not group.exists() or group.read_text() == Path("/proc/self/autogroup").read_text()
 
 
 def test_exec_runs_the_seed_s_lines(place: Path) -> None:

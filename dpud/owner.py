@@ -18,8 +18,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import GeneratorType
 from typing import Any
 
 from kernelsim.attr import Changes, Operation, Waitable
@@ -130,7 +131,7 @@ class Owner:
         """
         try:
             result = fn(*args)
-            over, value = _advance(result) if isinstance(result, Generator) else (True, result)
+            over, value = _advance(result) if isinstance(result, GeneratorType) else (True, result)
             for look in self.after_slice:
                 look()
             return over, value, result

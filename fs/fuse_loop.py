@@ -328,15 +328,18 @@ def enter(table: Table, nodeid: int, names: int, by_owner: int, by_anyone: int, 
 
 
 @njit_brief
-def put_text(table: Table, row: int, turns: int, address: int, nr_bytes: int) -> int:
-    """A reader was given a text, which is the file's as of `turns` (-1: of no more) -> the text's row."""
+def put_text(table: Table, row: int, turns: int, content: NDArray[np.uint8], nr_bytes: int) -> int:
+    """A reader was given a text, which is the file's as of `turns` (-1: of no more) -> the text's row.
+
+    `content` has to stay where it is until another text gets that row.
+    """
     file = table[0].files[row]
     slot = table[0].slots[file.slot]
     _lock(table)
     text = 0
     while table[0].texts[text].nr_users:
         text += 1
-    table[0].texts[text].address, table[0].texts[text].nr_bytes = address, nr_bytes
+    table[0].texts[text].address, table[0].texts[text].nr_bytes = content.ctypes.data, nr_bytes
     _use(file, table, text)
     _use(slot, table, text)
     slot.turns = turns
@@ -378,7 +381,7 @@ def load() -> None:
     os.close(null)
     give_turn(table)
     row = enter(table, abi.ROOT_ID, 0, READ, READ, 0, 0)
-    put_text(table, row, 0, 0, 0)
+    put_text(table, row, 0, np.frombuffer(b"text", dtype=np.uint8), 4)
     hand_over(table, row)
     close(table, row)
     next_far_out(table)

@@ -5,7 +5,6 @@ All of this is called with the turn. A text goes in with the number of the turn 
 begun to be made; if that is still the number when it is there, nothing can have changed it meanwhile.
 """
 
-import ctypes
 import errno
 import os
 from collections.abc import Callable
@@ -16,6 +15,8 @@ from fs import fuse_loop as loop
 from fs.kernfs import OpenFile, Tree
 from fs.rules import RULES
 from kernelsim.attr import File, Flavour, Node
+
+_MAX_MADE = 256
 
 
 class QuickFiles:
@@ -30,6 +31,7 @@ class QuickFiles:
         self._node = node
         self._is_used = is_used
         self._counts = tree.changes.counts
+        self._made: dict[tuple[int, int], OpenFile] = {}
         self._texts: list[bytes] = [b""] * loop.NR_TEXTS
         self.counts = np.frombuffer(self._counts, dtype=np.int64)
         self.table = loop.make_table(tree.uid, far_out)
@@ -51,28 +53,40 @@ class QuickFiles:
         return loop.QUICK | row if row >= 0 else None
 
     def open_file(self, handle: int) -> OpenFile:
-        """What a handle of the table's stands for, as long as it is the table's. Raises EBADF for any other."""
+        """What a handle of the table's stands for, until the next request. Raises EBADF for any other handle.
+
+        All open files of one node and the same flags differ in their texts only, so one object does for them.
+        """
         if not handle & loop.QUICK:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         row = handle ^ loop.QUICK
-        node = self._node(self._nodeid_of(self._slot_of(row)))
-        assert isinstance(node, File)
+        key = nodeid, flags = self._nodeid_of(self._slot_of(row)), self._flags_of(row)
+        file = self._made.get(key)
+        if file is None:
+            node = self._node(nodeid)
+            assert isinstance(node, File)
+            if len(self._made) >= _MAX_MADE:
+                self._made.clear()
+            file = self._made[key] = OpenFile(self._tree, node, flags)
         text = self._text_of(row)
-        return OpenFile(self._tree, node, self._flags_of(row), text=self._texts[text] if text >= 0 else None)
+        file.read_on(self._texts[text] if text >= 0 else None)
+        return file
 
     def was_read(self, handle: int, file: OpenFile, turn: int) -> bool:
         """A reader is at this file's text, which was begun to be made in that turn. False: the table cannot have it."""
         text = file.text
         if text is None or len(text) > loop.MAX_TEXT:
             return False
-        address = ctypes.cast(ctypes.c_char_p(text), ctypes.c_void_p).value or 0
         fresh = turn if turn == self._counts[0] and self._tree.counts_turns else -1
-        self._texts[loop.put_text(self.table, handle ^ loop.QUICK, fresh, address, len(text))] = text
+        content = np.frombuffer(text or b"\0", dtype=np.uint8)
+        self._texts[loop.put_text(self.table, handle ^ loop.QUICK, fresh, content, len(text))] = text
         return True
 
     def hand_over(self, handle: int) -> None:
-        """From now on all requests for an open file come to us."""
-        loop.hand_over(self.table, handle ^ loop.QUICK)
+        """From now on all requests for an open file come to us, so what was made up for it is its own."""
+        row = handle ^ loop.QUICK
+        loop.hand_over(self.table, row)
+        self._made.pop((self._nodeid_of(self._slot_of(row)), self._flags_of(row)), None)
 
     def close(self, handle: int) -> None:
         """The end of one that was handed over."""

@@ -129,8 +129,7 @@ def _type_bits(node: Node) -> int:
 class OpenFile:
     """One open(2) of a file. Several threads may use it at once."""
 
-    def __init__(self, tree: "Tree", node: File, flags: int, user: Any = None, text: bytes | None = None) -> None:
-        """`text`: what it has read so far."""
+    def __init__(self, tree: "Tree", node: File, flags: int, user: Any = None) -> None:
         self._tree = tree
         self.node = node
         self._user = user
@@ -139,7 +138,7 @@ class OpenFile:
         self._readable = flags & os.O_ACCMODE != os.O_WRONLY
         self._nr_appended = 0
         self._rules = RULES[node.flavour]
-        self._seq = SeqFile(text)
+        self._seq = SeqFile()
         self._skipped = 0  # how far this reader's place in a stream is beyond its file position
 
     def read(
@@ -175,6 +174,10 @@ class OpenFile:
     def text(self) -> bytes | None:
         """What its reads are parts of."""
         return self._seq.text
+
+    def read_on(self, text: bytes | None) -> None:
+        """Be in the middle of a text, or None: of none yet."""
+        self._seq = SeqFile(text)
 
     @property
     def appends(self) -> bool:

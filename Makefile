@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 # Test files that run side by side. (One worker waits while another computes, and many tests wait for a mount.)
 JOBS := 2
 # What tests/programs runs over the emulated files.
-PROGRAMS := numactl sysstat procps util-linux prometheus-node-exporter strace attr rsync busybox xxd gawk
+PROGRAMS := numactl sysstat procps util-linux prometheus-node-exporter strace attr rsync busybox xxd gawk htop nmon smem \
+	libhugetlbfs-bin
 INSTALLED := $(VENV)/.installed
 
 .PHONY: install demo test lint docs bench clean system warm

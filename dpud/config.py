@@ -31,6 +31,7 @@
     [mount]
     path = "/run/dpud"
     allow_other = true       # other users may look (needs user_allow_other in /etc/fuse.conf unless root)
+    nice = -10               # the daemon's priority, if it may have it
     server = "dev"           # speak FUSE to /dev/fuse directly; "libfuse": through mfusepy or fusepy
 
 Whatever is left out has the value shown (two nodes of 4G). A wrong file is refused whole, with one line
@@ -174,6 +175,11 @@ class Mount(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["dev", "libfuse"],
         _about("Speak FUSE to /dev/fuse directly, or through mfusepy or fusepy, which is several times slower."),
     ] = "dev"
+    nice: Annotated[
+        int,
+        Meta(ge=-20, le=19),
+        _about("Priority of the daemon, as of nice(1), where it may have it: all who use its files wait for it."),
+    ] = -10
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):

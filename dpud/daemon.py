@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -80,6 +80,7 @@ def run(options: RunOptions) -> None:
         signal.signal(signum, _leave)
     if options.parent is not None:
         namespace.die_with_parent(options.parent, signal.SIGTERM)
+    _go_before_others(options.config.mount.nice)
     path = options.mount or options.config.mount.path or claim.default()
     with (
         claim.claimed(path, remove=options.parent is not None),
@@ -92,9 +93,22 @@ def run(options: RunOptions) -> None:
         ready = Readiness(options.ready_fd, path, _describe(options, machine))
         if options.ready_fd is None and sys.stderr.isatty():
             machine.printk.console = lambda level, text: print(f"<{level}> {text}", file=sys.stderr)
-        tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid(), run_as=_requests_of(machine))
+        owners = {"uid": os.geteuid(), "gid": os.getegid()}
+        tree = Tree(machine.registry, owner.call, owner.look, **owners, run_as=_requests_of(machine))
         gc.freeze()  # modules and files stay: collections that walk them all would hold requests up
         _serve(tree, path, options.config, ready)
+
+
+def _go_before_others(nice: int) -> None:
+    """Have this priority, if that is allowed: else the daemon runs like everything else.
+
+    Where the scheduler groups tasks by session (sched(7), autogroup), a nice value counts within the session only; if
+    that is our own, it gets the same value.
+    """
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+        if os.getsid(0) == os.getpid():
+            Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def _requests_of(machine: Machine) -> RunAs:
@@ -213,6 +227,7 @@ def _paced(machine: Machine) -> Iterator[tuple[Machine, Owner]]:
     owner = Owner()
     if machine.config.kconfig.IS_ENABLED("CONFIG_DEBUG_VM"):
         owner.after_slice.append(DebugVm(machine).look)
+    owner.changes = machine.registry.changes
     machine.kthreads.spawn = owner.background
     machine.btime_s = boot_time_s()
     owner.charge = machine.cputime.charge

@@ -18,11 +18,12 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import GeneratorType
 from typing import Any
 
-from kernelsim.attr import Operation, Waitable
+from kernelsim.attr import Changes, Operation, Waitable
 
 _WAIT_SLICE_S = 0.05
 """How long a wait goes on before it asks again whether the request was interrupted."""
@@ -71,6 +72,8 @@ class Owner:
     def __init__(self) -> None:
         self.after_slice: list[Callable[[], None]] = []
         self.charge: Callable[[str, int], None] | None = None
+        self.changes = Changes()
+        """The machine's, to count its turns in."""
         self._lock = FairLock()
         self._holder: int | None = None
         self._begin_ns = 0
@@ -83,6 +86,15 @@ class Owner:
         at a point where a long operation yielded; RuntimeError if the calling thread already owns the
         machine.
         """
+        self._take()
+        return self._call(fn, args, interrupted)
+
+    def look(self, fn: Callable[..., Any], *args: Any, interrupted: Callable[[], bool] = _never) -> Any:
+        """The same for what only looks: such a turn is not counted as one that may have changed something."""
+        self._take(changing=False)
+        return self._call(fn, args, interrupted)
+
+    def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], interrupted: Callable[[], bool]) -> Any:
         over, value, operation = self._first_slice(fn, args)
         while not over:
             self._wait(operation, value, interrupted)
@@ -115,12 +127,11 @@ class Owner:
     def _first_slice(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any, Any]:
         """Call, and begin with the operation it gives -> (over, value or what it waits for, the operation).
 
-        Most requests end here, so this does what _turn() does by hand.
+        The machine was taken. Most requests end here, so this does the rest of what _turn() does by hand.
         """
-        self._take()
         try:
             result = fn(*args)
-            over, value = _advance(result) if isinstance(result, Generator) else (True, result)
+            over, value = _advance(result) if isinstance(result, GeneratorType) else (True, result)
             for look in self.after_slice:
                 look()
             return over, value, result
@@ -137,12 +148,14 @@ class Owner:
         finally:
             self._give()
 
-    def _take(self) -> None:
+    def _take(self, changing: bool = True) -> None:
         me = threading.get_ident()
         if self._holder == me:
             raise RuntimeError("this thread already owns the machine: call the function directly")
         self._lock.acquire()
         self._holder = me
+        if changing:
+            self.changes.begin_turn()
         self._begin_ns = time.perf_counter_ns()
 
     def _give(self) -> None:

@@ -47,6 +47,7 @@ def test_every_key_is_taken() -> None:
         [mount]
         path = "/mnt/x"
         allow_other = false
+        nice = 3
     """)
     assert (config.machine.cpus, config.machine.debug_vm) == (6, True)
     assert [int(node.memory) for node in config.machine.nodes] == [67108864, 268435456]
@@ -55,7 +56,7 @@ def test_every_key_is_taken() -> None:
     assert (config.dpu.ranks, config.dpu.dpus_per_rank, config.dpu.profile) == (2, 8, "seed")
     assert (config.dpu.properties, config.dpu.backend) == ("disabledMask=0x3", "dpu")
     assert config.dpu.binary == "build/dpu_compact"
-    assert (config.mount.path, config.mount.allow_other) == ("/mnt/x", False)
+    assert (config.mount.path, config.mount.allow_other, config.mount.nice) == ("/mnt/x", False, 3)
     assert config.memory.bytes == "stamp"
     asked = ("CONFIG_DPU_COMPACTION", "CONFIG_HUGETLB_PAGE", "CONFIG_DEBUG_VM")
     assert [config.kernel.IS_ENABLED(name) for name in asked] == [True, False, True]

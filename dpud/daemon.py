@@ -17,15 +17,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
-from dpud import claim, namespace
+from dpud import claim, namespace, workload
 from dpud.capture import CaptureError, read_capture, read_host
-from dpud.config import Config, Size
+from dpud.config import Config, Size, Source, place_of
 from dpud.dpu.debugfs import add_fault_files
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.errors import DpuError
@@ -72,6 +73,8 @@ class RunOptions:
     """A pipe that gets one byte when the mount is up; nothing is printed then."""
     parent: int | None = None
     """Live only as long as this process, our parent, and take the mount point along."""
+    sources: tuple[Source, ...] = ()
+    """The files that `config` was read from."""
 
 
 def run(options: RunOptions) -> None:
@@ -93,6 +96,7 @@ def run(options: RunOptions) -> None:
         if options.ready_fd is None and sys.stderr.isatty():
             machine.printk.console = lambda level, text: print(f"<{level}> {text}", file=sys.stderr)
         tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid(), run_as=_requests_of(machine))
+        workload.apply(tree, options.config, ready.progress, partial(place_of, options.sources))
         gc.freeze()  # modules and files stay: collections that walk them all would hold requests up
         _serve(tree, path, options.config, ready)
 
@@ -260,6 +264,12 @@ class Readiness:
 
     def __init__(self, ready_fd: int | None, path: str, what: str) -> None:
         self._ready_fd, self._path, self._what = ready_fd, path, what
+
+    def progress(self, what: str) -> None:
+        """Something else is being done before the files can be used."""
+        if self._ready_fd is None:
+            print(f"dpud: {what}", file=sys.stderr, flush=True)
+        _sd_notify(f"STATUS={what}")
 
     def watch(self) -> None:
         """Wait, on a thread, for the first answer that comes through the mount."""

@@ -9,8 +9,12 @@ JOBS := 2
 # What tests/programs runs over the emulated files.
 PROGRAMS := numactl sysstat procps util-linux prometheus-node-exporter strace attr rsync busybox xxd gawk
 INSTALLED := $(VENV)/.installed
+# What the service runs.
+DPUD ?= $(abspath $(BIN)/dpud)
+DESTDIR ?=
+PREFIX ?= /usr/local
 
-.PHONY: install demo test lint docs bench clean system warm
+.PHONY: install demo test lint docs bench clean system warm install-system uninstall-system deb
 
 install: system $(INSTALLED) warm
 
@@ -32,6 +36,16 @@ docs: install
 bench: install
 	scripts/debian-packages lxcfs gcc libc6-dev zstd
 	$(BIN)/dpud bench
+
+install-system:
+	@scripts/install-system "$(DPUD)" "$(DESTDIR)" "$(PREFIX)"
+
+uninstall-system:
+	@scripts/install-system --remove "$(DESTDIR)" "$(PREFIX)"
+
+deb:
+	@scripts/debian-packages dpkg-dev fakeroot
+	scripts/make-deb $(PYTHON) dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

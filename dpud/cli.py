@@ -83,6 +83,39 @@ def run(
     daemon.run(daemon.RunOptions(combine(read), source, mountpoint, ready_fd, parent, tuple(read)))
 
 
+@cli.command("reload")
+@mount_option("Where the daemon is mounted; default as for `run`.")
+@click.option("--config", metavar="FILE", help="The daemon's configuration file, as it is now.")
+@click.option("--scenario", metavar="NAME|FILE", help="The scenario it was started with.")
+def reload_(mountpoint: str | None, config: str | None, scenario: str | None) -> None:
+    """Give a running daemon what of a changed configuration can change while it runs.
+
+    Log level, sysctls and [files] are written where they differ. What else differs from the configuration that the
+    daemon was started with needs a restart, and is named. All of it is said here and in the daemon's log.
+    """
+    from dpud import claim
+    from dpud import reload as reloading
+    from dpud import scenario as scenarios
+
+    wanted = scenarios.load(config, scenario)
+    path = mountpoint or wanted.mount.path or claim.default()
+    for line in reloading.reload(path, wanted):
+        click.echo(line)
+
+
+@cli.command("service-mount", hidden=True)
+@click.argument("directory", metavar="DIR")
+def service_mount(directory: str) -> None:
+    """Mount for the service that this is part of (ExecStartPre=)."""
+    from dpud import service
+    from fs.mountpoint import MountError
+
+    try:
+        service.hand_over(directory)
+    except MountError as error:
+        raise UserError(str(error)) from error
+
+
 @cli.command("config")
 @click.option("--config", metavar="FILE", help="TOML file that describes the machine.")
 @click.option("--scenario", metavar="NAME|FILE", help="Begin with this scenario.")

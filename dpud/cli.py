@@ -355,8 +355,9 @@ def demo(name: str | None) -> None:
 def bench(names: tuple[str, ...], write: Path | None, seed: int | None, ops: int | None) -> None:
     """Measure, beside something real that does the same; all if none is named.
 
-    There are region, node, compaction, fuse, import, pages, replay and terabyte. Three go by models: tables holds these
-    against published measurements, breakeven says when an engine gains, engines compares them all on the same memory.
+    There are region, node, compaction, fuse, import, pages, replay, service and terabyte. Three go by models: tables
+    holds these against published measurements, breakeven says when an engine gains, engines compares them all on the
+    same memory.
     `fidelity DIR` compares the emulated compaction with a real one, captured by `dpud snapshot --compact DIR`.
     `gpu compression` is about compressed GPU memory; `gpu` alone runs all of its kind.
     Only run when named: soak, a long random test.

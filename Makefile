@@ -43,9 +43,9 @@ install-system:
 uninstall-system:
 	@scripts/install-system --remove "$(DESTDIR)" "$(PREFIX)"
 
-deb:
-	@scripts/debian-packages dpkg-dev fakeroot
-	scripts/make-deb $(PYTHON) dist
+deb: $(INSTALLED)
+	@scripts/debian-packages dpkg zstd
+	@scripts/make-deb $(BIN)/python dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

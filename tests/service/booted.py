@@ -17,6 +17,8 @@ from pathlib import Path
 TIMEOUT_S = 120
 """Only to end a test that hangs."""
 
+_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+
 _BOOT = """
 set -eu
 root=$1
@@ -72,7 +74,13 @@ class Booted:
     def run(self, *command: str, **options: object) -> subprocess.CompletedProcess[str]:
         """Run a command in it."""
         enter = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup"]
-        defaults = {"capture_output": True, "text": True, "timeout": TIMEOUT_S, "stdin": subprocess.DEVNULL}
+        defaults = {
+            "capture_output": True,
+            "text": True,
+            "timeout": TIMEOUT_S,
+            "stdin": subprocess.DEVNULL,
+            "env": _ENV,
+        }
         words = [*enter, "--root", "--", "env", "--chdir=/", *command]
         return subprocess.run(words, **(defaults | options))  # type: ignore[call-overload,no-any-return]
 

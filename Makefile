@@ -61,3 +61,4 @@ $(INSTALLED): pyproject.toml
 
 warm: $(INSTALLED)
 	@$(BIN)/dpud warm
+	@$(BIN)/python -m compileall -q kernelsim fs dpud

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,8 +45,6 @@ def a_file() -> st.SearchStrategy[dict[str, object]]:
 
 
 def made_of(tables: dict[str, object]) -> Config:
-    import msgspec
-
     return msgspec.convert(tables, Config, dec_hook=config._decode)
 
 

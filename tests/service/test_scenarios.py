@@ -116,6 +116,20 @@ def test_a_user_s_own_file_works_with_a_configuration_over_it(tmp_path: Path) ->
     assert (done.returncode, done.stdout.split()) == (0, ["400", str(4 << 20)]), done.stderr
 
 
+def test_run_says_which_step_it_is_at(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    steps = '[[workload]]\nabout = "one"\n[[workload]]\ndirectory = "/proc/sys"\n'
+    own.write_text(f'[[machine.nodes]]\nmemory = "64M"\n[gpu]\ndevices = 0\n{steps}')
+    run = [*DPUD, "run", "--mount", str(tmp_path / "mnt"), "--scenario", str(own)]
+    with subprocess.Popen(run, stderr=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stderr is not None
+        lines = [daemon.stderr.readline() for _ in range(3)]
+        daemon.terminate()
+    assert lines[:2] == ["dpud: 1/2 one\n", "dpud: 2/2 /proc/sys\n"]
+    assert lines[2].startswith("dpud: ready at ")
+    assert not (tmp_path / "mnt").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

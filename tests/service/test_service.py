@@ -5,7 +5,9 @@ import array
 import logging
 import os
 import socket
+import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from dpud import config, reload, service
 from dpud.config_file import ConfigFile
 from dpud.errors import UserError
+from fs.kernfs import Tree
 from fs.mountpoint import MountError
 from kernelsim.attr import Registry
 
@@ -98,8 +101,6 @@ def test_every_line_of_a_traceback_has_its_level() -> None:
     try:
         raise ValueError("what")
     except ValueError:
-        import sys
-
         record = logging.LogRecord("dpud", logging.ERROR, "x", 1, "it failed", (), sys.exc_info())
     lines = service._Leveled("%(name)s: %(message)s").format(record).splitlines()
     assert lines[0] == "<3>dpud: it failed"
@@ -115,7 +116,7 @@ RUNNING = "[machine]\ncpus = 2\n[sysctl]\nvm.x = 1\n"
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     for path, text in {
-        f"proc/{'dpud_config'}": text_of(RUNNING),
+        "proc/dpud_config": text_of(RUNNING),
         "proc/sys/vm/x": "1\n",
         "proc/sys/kernel/printk": "4\t4\t1\t7\n",
         "dev/kmsg": "",
@@ -135,8 +136,10 @@ def test_the_file_shows_what_it_was_started_with() -> None:
     assert config.parse(text_of(RUNNING)) == config.parse(RUNNING)
     registry = Registry()
     registry.add("/proc", ConfigFile(config.Config()))
-    ((path, _, attr),) = registry.walk()
-    assert (path, oct(attr.mode)) == ("/proc/dpud_config", "0o444")
+    facts = tomllib.loads((Path(__file__).parents[1] / "abi" / "service.toml").read_text())
+    assert {path: {"mode": attr.mode} for path, _, attr in registry.walk()} == facts
+    with pytest.raises(PermissionError):
+        Tree(registry).open("/proc/dpud_config", os.O_WRONLY)
 
 
 def test_only_what_differs_is_written(tree: Path) -> None:

@@ -70,14 +70,18 @@ def hand_over(path: str) -> None:
     notify("FDSTORE=1", f"FDNAME={STORED}", fds=[fd])
 
 
-def watch(probe: str) -> None:
-    """Feed the watchdog, if there is one, twice in each of its periods, as long as `probe` can be read."""
+def watch(probe: str) -> threading.Event | None:
+    """Feed the watchdog, if there is one, twice in each of its periods, as long as `probe` can be read.
+
+    Returns what ends that when it is set.
+    """
     usec = os.environ.get("WATCHDOG_USEC")
     if usec is None or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-        return
+        return None
     period_s = int(usec) / 2e6
     stop = threading.Event()
     threading.Thread(target=_feed, args=(probe, period_s, stop), name="dpud-watchdog", daemon=True).start()
+    return stop
 
 
 def _feed(probe: str, period_s: float, stop: threading.Event) -> None:

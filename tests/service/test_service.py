@@ -72,7 +72,8 @@ def test_the_watchdog_is_fed_while_the_file_can_be_read(
     probe.write_text("x")
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    service.watch(str(probe))
+    stop = service.watch(str(probe))
+    assert stop is not None
     assert systemd.recv(4096) == b"WATCHDOG=1"
     probe.unlink()
     systemd.setblocking(False)
@@ -84,17 +85,15 @@ def test_the_watchdog_is_fed_while_the_file_can_be_read(
             quiet_since = time.monotonic()
         except BlockingIOError:
             time.sleep(0.01)
+    stop.set()
 
 
-def test_no_watchdog_no_thread(systemd: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_watchdog_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    service.watch("/dev/null")
+    assert service.watch("/dev/null") is None
     monkeypatch.setenv("WATCHDOG_USEC", "1")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid() + 1))
-    service.watch("/dev/null")
-    systemd.settimeout(0.1)
-    with pytest.raises(TimeoutError):
-        systemd.recv(4096)
+    assert service.watch("/dev/null") is None
 
 
 def test_every_line_of_a_traceback_has_its_level() -> None:
@@ -138,8 +137,8 @@ def test_the_file_shows_what_it_was_started_with() -> None:
     registry.add("/proc", ConfigFile(config.Config()))
     facts = tomllib.loads((Path(__file__).parents[1] / "abi" / "service.toml").read_text())
     assert {path: {"mode": attr.mode} for path, _, attr in registry.walk()} == facts
-    with pytest.raises(PermissionError):
-        Tree(registry).open("/proc/dpud_config", os.O_WRONLY)
+    with pytest.raises(OSError, match="Input/output error"):  # of proc files without a write
+        Tree(registry).open("/proc/dpud_config", os.O_WRONLY).write(b"x", 0)
 
 
 def test_only_what_differs_is_written(tree: Path) -> None:

@@ -77,10 +77,14 @@ def run(
     """Serve the emulated files in the foreground, until SIGTERM or Ctrl-C."""
     from dpud import daemon
     from dpud import scenario as scenarios
-    from dpud.config import combine
+    from dpud.config import combine, with_place
 
     read = scenarios.sources(config, scenario)
-    daemon.run(daemon.RunOptions(combine(read), source, mountpoint, ready_fd, parent, tuple(read)))
+    options = daemon.RunOptions(combine(read), source, mountpoint, ready_fd, parent)
+    try:
+        daemon.run(options)
+    except UserError as error:
+        raise UserError(with_place(str(error), read)) from error
 
 
 @cli.command("reload")

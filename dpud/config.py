@@ -57,7 +57,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from dpud.config_lines import key_and_problem, line_of, without_place
+from dpud.config_lines import key_and_problem, line_of, place_of, without_place
 from dpud.errors import UserError
 from kernelsim.kconfig import Kconfig
 
@@ -96,7 +96,9 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
     """One NUMA node."""
 
     memory: Annotated[Size, _about("Memory of the node: at least 32M, a multiple of 2M.")] = Size(4 << 30)
-    cma: Annotated[Size, _about("How much of it is a CMA area: contiguous memory, lent to movable pages.")] = Size(0)
+    cma: Annotated[
+        Size, _about("How much of it is a CMA area, which is lent to movable pages: a multiple of 2M, less than all.")
+    ] = Size(0)
     distance: Annotated[
         tuple[Annotated[int, Meta(ge=10, le=255)], ...],
         _about("Distance to each node, as node*/distance shows it; for all nodes or for none (10 and 20 then)."),
@@ -151,15 +153,19 @@ class Dpu(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
     devices: Annotated[int, Meta(ge=0, le=8), _about("Simulated GPUs; 0: none.")] = 1
-    memory: Annotated[Size, _about("Memory of each.")] = Size(256 << 20)
-    host_memory: Annotated[Size, _about("For host and pinned memory, and managed memory used there.")] = Size(1 << 30)
-    pool: Annotated[Size, _about('For pages that left a device; "0": none.')] = Size(512 << 20)
-    swap_memory: Annotated[Size, _about('Swap in system memory, for what the pool has no room for; "0": none.')] = Size(
-        0
+    memory: Annotated[Size, _about("Memory of each: at least 8M, a multiple of 2M.")] = Size(256 << 20)
+    host_memory: Annotated[Size, _about("For host and pinned memory, and managed memory used there; as above.")] = Size(
+        1 << 30
     )
-    swap_nvme: Annotated[Size, _about("Swap in a temporary file that is as fast as an NVMe drive.")] = Size(1 << 30)
-    swap_ssd: Annotated[Size, _about("Swap as fast as a SATA SSD.")] = Size(2 << 30)
-    swap_hdd: Annotated[Size, _about("Swap as fast as a hard disk.")] = Size(4 << 30)
+    pool: Annotated[Size, _about('For pages that left a device; any size, "0": none.')] = Size(512 << 20)
+    swap_memory: Annotated[
+        Size, _about('Swap in system memory, for what the pool has no room for; a multiple of 2M, "0": none.')
+    ] = Size(0)
+    swap_nvme: Annotated[
+        Size, _about("Swap in a temporary file that is as fast as an NVMe drive; a multiple of 2M.")
+    ] = Size(1 << 30)
+    swap_ssd: Annotated[Size, _about("Swap as fast as a SATA SSD; a multiple of 2M.")] = Size(2 << 30)
+    swap_hdd: Annotated[Size, _about("Swap as fast as a hard disk; a multiple of 2M.")] = Size(4 << 30)
     swap_folder: Annotated[str, _about("Folder of these files; empty: the system's for temporary files.")] = ""
 
     def __post_init__(self) -> None:
@@ -315,10 +321,14 @@ class Source:
         return f"{self.name}:{line}" if line else self.name
 
 
-def place_of(sources: Sequence[Source], key: str) -> str:
-    """`FILE:LINE: ` of what counts for a key: the last file that has it; "" without files."""
-    found = [source for source in sources if line_of(source.text, key)]
-    return f"{found[-1].where(key)}: " if found else ""
+def with_place(problem: str, sources: Sequence[Source]) -> str:
+    """A problem that was found later, and begins with a key, with FILE:LINE in front: of the last file that sets it."""
+    key = problem.partition(": ")[0]
+    steps = [place_of(source.text, key)[0] for source in sources]
+    if not any(steps):
+        return problem
+    nearest = max(range(len(sources)), key=lambda number: (steps[number], number))
+    return f"{sources[nearest].where(key)}: {problem}"
 
 
 def load(path: Path) -> Config:

@@ -33,15 +33,19 @@ def line_of(text: str, key: str) -> int | None:
     """The line that sets `key` ("machine.nodes[1].memory"), else the first of the narrowest table around it, or of what
     is in it; None if no line has to do with it.
     """
-    wanted, best, line = _steps(key), -1, None
+    return place_of(text, key)[1]
+
+
+def place_of(text: str, key: str) -> tuple[int, int | None]:
+    """(how many steps of the key that line has, the line)"""
+    wanted, best, line = _steps(key), 0, None
     for number, found in _keys(text):
         common = 0
         while common < min(len(found), len(wanted)) and found[common] == wanted[common]:
             common += 1
-        around = common == len(found) or common == len(wanted)
-        if around and common > best and common > 0:
+        if common > best and common in (len(found), len(wanted)):
             best, line = common, number
-    return line
+    return best, line
 
 
 def _steps(key: str) -> list[str]:

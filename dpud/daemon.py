@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +23,7 @@ from rich.console import Console
 
 from dpud import claim, namespace, service, workload
 from dpud.capture import CaptureError, read_capture, read_host
-from dpud.config import Config, Size, Source, place_of
+from dpud.config import Config, Size
 from dpud.config_file import ConfigFile
 from dpud.dpu.debugfs import add_fault_files
 from dpud.dpu.driver import DpuConfig, DpuDriver
@@ -72,8 +71,6 @@ class RunOptions:
     """A pipe that gets one byte when the mount is up; nothing is printed then."""
     parent: int | None = None
     """Live only as long as this process, our parent, and take the mount point along."""
-    sources: tuple[Source, ...] = ()
-    """The files that `config` was read from."""
 
 
 def run(options: RunOptions) -> None:
@@ -101,7 +98,7 @@ def run(options: RunOptions) -> None:
             machine.printk.console = lambda level, text: print(f"<{level}> {text}", file=sys.stderr)
         uid, gid = (os.geteuid(), os.getegid()) if connection is None else (0, 0)
         tree = Tree(machine.registry, owner.call, uid=uid, gid=gid, run_as=_requests_of(machine))
-        workload.apply(tree, options.config, ready.progress, partial(place_of, options.sources))
+        workload.apply(tree, options.config, ready.progress)
         gc.freeze()  # modules and files stay: collections that walk them all would hold requests up
         _serve(tree, path, options.config, ready, connection)
 

@@ -21,33 +21,26 @@ Say = Callable[[str], object]
 _CHUNK = 1 << 20
 
 
-def _no_place(_key: str) -> str:
-    return ""
-
-
-def apply(tree: Tree, config: Config, say: Say, where: Callable[[str], str] = _no_place) -> None:
-    """Settings, then steps; `say` is told of each step, `where` says which place of which file sets a key.
-
-    Raises UserError that begins with that place and the key.
-    """
+def apply(tree: Tree, config: Config, say: Say) -> None:
+    """Settings, then steps; `say` is told of each step. Raises UserError that begins with the key."""
     for path, (key, text) in config.settings.items():
-        _try(where, key, path, partial(_put, tree, path, (text.encode(),)))
+        _try(key, path, partial(_put, tree, path, (text.encode(),)))
     for number, step in enumerate(config.workload):
         say(f"{number + 1}/{len(config.workload)} {step.about or step.directory}")
         for path, data in _writes(step):
             try:
-                _try(where, f"workload[{number}]", path, partial(_step, tree, path, data))
+                _try(f"workload[{number}]", path, partial(_step, tree, path, data))
             except UserError as error:
                 if not step.may_fail:
                     raise
                 say(str(error))
 
 
-def _try(where: Callable[[str], str], key: str, path: str, write: Callable[[], None]) -> None:
+def _try(key: str, path: str, write: Callable[[], None]) -> None:
     try:
         write()
     except OSError as error:
-        raise UserError(f"{where(key)}{key}: {path}: {error.strerror}") from error
+        raise UserError(f"{key}: {path}: {error.strerror}") from error
 
 
 def _step(tree: Tree, path: str, data: Iterator[bytes] | tuple[bytes, ...] | None) -> None:

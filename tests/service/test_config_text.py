@@ -88,7 +88,10 @@ def test_a_later_file_goes_over_an_earlier_one_key_by_key() -> None:
     assert (str(both.gpu.memory), int(both.gpu.pool)) == ("128M", 0)
     assert both.sysctl == {"vm.a": 1, "vm.b": 3}
     assert len(both.machine.nodes) == 1
-    assert config.place_of((below, above), "sysctl.vm.b") == "above:4: "
+    placed = config.with_place("sysctl.vm.b: it is refused: why", (below, above))
+    assert placed == "above:4: sysctl.vm.b: it is refused: why"
+    assert config.with_place("sysctl.vm.a: no", (below, above)).startswith("below:5: ")
+    assert config.with_place("/run/dpud: something is mounted there", (below, above))[0] == "/"
 
 
 def test_what_only_together_is_impossible_is_refused() -> None:

@@ -136,6 +136,7 @@ def test_run_says_which_step_it_is_at(tmp_path: Path) -> None:
         ("[sysctl]\nvm.swapiness = 1", "own.toml:2: sysctl.vm.swapiness: /proc/sys/vm/swapiness: No such file"),
         ("[sysctl]\n\nvm.extfrag_threshold = 1001", "own.toml:3: sysctl.vm.extfrag_threshold: "),
         ('[[workload]]\n[[workload]]\ndirectory = "/sys/x"', "own.toml:2: workload[1]: /sys/x: "),
+        ('[dpu]\nranks = 1\nprofile = "fast"', 'own.toml:3: dpu.profile: "fast": '),
         ("[[workload]]\ndirectory = 3", "own.toml:2: workload[0].directory: Expected `str`"),
     ],
 )

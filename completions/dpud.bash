@@ -27,7 +27,7 @@ _dpud() {
         fi
     done
     if [[ -z $command ]]; then
-        _dpud_offer w bench demo diag dpu-path exec record replay run shell snapshot status stress --help --version
+        _dpud_offer w bench config demo diag dpu-path exec record reload replay run scenarios shell snapshot status stress --help --version
         return
     fi
     case $command in
@@ -41,7 +41,18 @@ _dpud() {
                 _dpud_offer w --write --seed --ops --help
                 return
             fi
-            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu storm soak
+            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu storm service soak
+            ;;
+        config)
+            case $prev in
+                --config) _dpud_offer b; return ;;
+                --scenario) _dpud_offer b cma-camera gpu-inference thp-database web-server; return ;;
+            esac
+            if [[ $cur == -* ]]; then
+                _dpud_offer w --config --scenario --comments --help
+                return
+            fi
+            _dpud_offer w --config --scenario --comments --help
             ;;
         demo)
             if [[ $cur == -* ]]; then
@@ -71,10 +82,11 @@ _dpud() {
             case $prev in
                 --mount) _dpud_offer d; return ;;
                 --config) _dpud_offer b; return ;;
+                --scenario) _dpud_offer b cma-camera gpu-inference thp-database web-server; return ;;
                 --from) _dpud_offer d host; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --mount --config --from --help
+                _dpud_offer w --mount --config --scenario --from --help
                 return
             fi
             _dpud_offer c
@@ -89,6 +101,18 @@ _dpud() {
                 return
             fi
             _dpud_offer d
+            ;;
+        reload)
+            case $prev in
+                --mount) _dpud_offer d; return ;;
+                --config) _dpud_offer b; return ;;
+                --scenario) _dpud_offer b cma-camera gpu-inference thp-database web-server; return ;;
+            esac
+            if [[ $cur == -* ]]; then
+                _dpud_offer w --mount --config --scenario --help
+                return
+            fi
+            _dpud_offer w --mount --config --scenario --help
             ;;
         replay)
             case $prev in
@@ -108,25 +132,34 @@ _dpud() {
             case $prev in
                 --mount) _dpud_offer d; return ;;
                 --config) _dpud_offer b; return ;;
+                --scenario) _dpud_offer b cma-camera gpu-inference thp-database web-server; return ;;
                 --from) _dpud_offer d host; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --mount --config --from --help
+                _dpud_offer w --mount --config --scenario --from --help
                 return
             fi
-            _dpud_offer w --mount --config --from --help
+            _dpud_offer w --mount --config --scenario --from --help
+            ;;
+        scenarios)
+            if [[ $cur == -* ]]; then
+                _dpud_offer w --help
+                return
+            fi
+            _dpud_offer w --help
             ;;
         shell)
             case $prev in
                 --mount) _dpud_offer d; return ;;
                 --config) _dpud_offer b; return ;;
+                --scenario) _dpud_offer b cma-camera gpu-inference thp-database web-server; return ;;
                 --from) _dpud_offer d host; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --mount --config --from --help
+                _dpud_offer w --mount --config --scenario --from --help
                 return
             fi
-            _dpud_offer w --mount --config --from --help
+            _dpud_offer w --mount --config --scenario --from --help
             ;;
         snapshot)
             case $prev in

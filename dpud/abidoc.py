@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
+from dpud.config import Config
+from dpud.config_file import ConfigFile
 from dpud.dpu.debugfs import add_fault_files
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.faults import FaultKind
@@ -73,6 +75,7 @@ def example(driver: DpuDriver) -> Registry:
     add_fault_files(machine.registry, driver)
     machine.registry.add(f"{MM_CONFIGFS}/NAME", machine.new_process("NAME"))
     _add_gpu(machine.registry)
+    machine.registry.add("/proc", ConfigFile(Config()))
     machine.registry.add(f"{ALLOC_CONFIGFS}/NAME", AllocGroup(machine).make_item("NAME"))
     return machine.registry
 

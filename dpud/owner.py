@@ -28,6 +28,9 @@ from kernelsim.attr import Changes, Operation, Waitable
 _WAIT_SLICE_S = 0.05
 """How long a wait goes on before it asks again whether the request was interrupted."""
 
+_LONE_SLICE_S = 1.0
+"""The same where only `close` could interrupt it, as what runs in the background: an idle daemon should sleep."""
+
 _log = logging.getLogger("dpud")
 
 
@@ -165,8 +168,9 @@ class Owner:
         self._lock.release()
 
     def _wait(self, operation: Operation[Any], waitable: Waitable | None, interrupted: Callable[[], bool]) -> None:
+        slice_s = _LONE_SLICE_S if interrupted is _never else _WAIT_SLICE_S
         while not (self.closed or interrupted()):
-            if waitable is None or waitable.wait(_WAIT_SLICE_S):
+            if waitable is None or waitable.wait(slice_s):
                 return
         with self._turn():
             operation.close()  # its `finally` blocks put the machine right

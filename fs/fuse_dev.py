@@ -460,13 +460,20 @@ def mount(
     loop.load()
     fd = attach(mountpoint, allow_other)
     try:
+        serve(tree, fd, on_ready)
+    finally:
+        detach(mountpoint)
+
+
+def serve(tree: Tree, fd: int, on_ready: Callable[[], None] = lambda: None) -> None:
+    """The same over a connection that somebody else mounted, and unmounts; it is closed at the end."""
+    try:
         with _ending_signals() as (ended, end):
             session = Session(tree, fd, on_ready, end)
             session.start()
             os.read(ended, 1)
             session.close()
     finally:
-        detach(mountpoint)
         os.close(fd)
 
 

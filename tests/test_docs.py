@@ -60,7 +60,16 @@ def test_the_guide_s_configuration_is_the_default() -> None:
 
 def test_the_guide_s_configuration_leaves_no_key_out() -> None:
     text = block(GUIDE, "toml")
-    for table in (config.Machine, config.Node, config.Memory, config.Dpu, config.Gpu, config.Mount):
+    for table in (
+        config.Machine,
+        config.Node,
+        config.Memory,
+        config.Dpu,
+        config.Gpu,
+        config.Mount,
+        config.Log,
+        config.Step,
+    ):
         for key in set(table.__struct_fields__) - {"nodes"}:
             assert re.search(rf"^{key} = ", text, re.MULTILINE), key
 

@@ -32,6 +32,7 @@ BENCHMARKS: Mapping[str, str] = {
     "terabyte": "terabyte",
     "gpu": "gpu",
     "storm": "storm",
+    "service": "service",
     "soak": "soak",
 }
 """Name on the command line -> module of this package."""

@@ -7,7 +7,8 @@ numbers.
 """
 
 import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,10 +47,12 @@ class Admission(Protocol):
 
 
 class PressureStall(Protocol):
-    """overcommit.PressureStall of one client: the time that it waits for memory."""
+    """overcommit.PressureStall of one client: the time that it waits for memory, and the time that it works."""
 
     def begin(self, now_ns: int, /) -> None: ...
     def end(self, now_ns: int, /) -> None: ...
+    def run(self, now_ns: int, /) -> None: ...
+    def rest(self, now_ns: int, /) -> None: ...
 
 
 class Accounting:
@@ -149,20 +152,46 @@ class Accounting:
 
 
 class Stalls:
-    """Time that clients wait for memory, if anybody wants to know."""
+    """Time that clients wait for memory, and that their accesses run, if anybody wants to know.
+
+    An access runs from its beginning to its end, but for its faults that more memory would have spared: in those it
+    waits. Other tasks of a client that wait are its requests to admission, which tells for itself. One access is on the
+    path at a time; those behind it neither run nor wait for memory.
+    """
 
     def __init__(self, space: AddressSpace, pressure: Callable[[str], PressureStall] | None) -> None:
         self._space = space
         self._pressure = pressure
+        self._running: PressureStall | None = None
+
+    @contextmanager
+    def access(self, client: str) -> Iterator[None]:
+        """An access of a client, from beginning to end."""
+        if self._pressure is None:
+            yield
+            return
+        self._running = self._pressure(client)
+        self._running.run(self._space.clock.now_ns())
+        try:
+            yield
+        finally:
+            self._running.rest(self._space.clock.now_ns())
+            self._running = None
 
     def begin(self, client: str, is_short: bool, states: Any) -> PressureStall | None:
         """Begin to count a fault that more memory would have spared: its page was evicted, or one has to be."""
         if self._pressure is None or not (is_short or (states == PageState.STORED).any()):
             return None
-        stall = self._pressure(client)
-        stall.begin(self._space.clock.now_ns())
+        stall, now_ns = self._pressure(client), self._space.clock.now_ns()
+        if self._running is not None:
+            self._running.rest(now_ns)
+        stall.begin(now_ns)
         return stall
 
     def end(self, stall: PressureStall | None) -> None:
-        if stall is not None:
-            stall.end(self._space.clock.now_ns())
+        if stall is None:
+            return
+        now_ns = self._space.clock.now_ns()
+        stall.end(now_ns)
+        if self._running is not None:
+            self._running.run(now_ns)

@@ -221,31 +221,34 @@ class GpuMemory:
         """Bytes at an address. Raises GpuError: EFAULT, EACCES, EIO (lost), ENOMEM (no room to bring them in)."""
         at, region = self._checked(client, va, nr_bytes, READ, at)
         out = np.empty(nr_bytes, dtype=np.uint8)
-        for first, nr_pages, offset, span in self._spans(region, va, nr_bytes):
-            entries = self._reach(client, region, first, nr_pages, at, None)
-            self._load(client, region, entries, offset, out[span])
+        with self.stalls.access(client):
+            for first, nr_pages, offset, span in self._spans(region, va, nr_bytes):
+                entries = self._reach(client, region, first, nr_pages, at, None)
+                self._load(client, region, entries, offset, out[span])
         return out.tobytes()
 
     def write(self, client: str, va: int, data: bytes | bytearray | memoryview, at: int | None = None) -> None:
         """Put bytes at an address. Raises as `read` does; `nr_done` of the error says how many are there."""
         at, region = self._checked(client, va, len(data), WRITE, at)
         source = np.frombuffer(data, dtype=np.uint8)
-        for first, nr_pages, offset, span in self._spans(region, va, len(data)):
-            whole = _whole(region, nr_pages, offset, span.stop - span.start)
-            try:
-                entries = self._reach(client, region, first, nr_pages, at, whole)
-            except GpuError as error:
-                error.nr_done = span.start
-                raise
-            self._store(client, region, entries, offset, source[span])
-            self.space.set_dirty(region, first, nr_pages, at)
+        with self.stalls.access(client):
+            for first, nr_pages, offset, span in self._spans(region, va, len(data)):
+                whole = _whole(region, nr_pages, offset, span.stop - span.start)
+                try:
+                    entries = self._reach(client, region, first, nr_pages, at, whole)
+                except GpuError as error:
+                    error.nr_done = span.start
+                    raise
+                self._store(client, region, entries, offset, source[span])
+                self.space.set_dirty(region, first, nr_pages, at)
 
     def access(self, client: str, va: int, permissions: Permission, at: int | None = None) -> Window:
         """From `va` to the end of its region, once the first page is there. Raises as `read` and `write` do."""
         at, region = self._checked(client, va, 1, permissions, at)
         first, _ = self.space.page_range(region, va, 1)
         whole = np.zeros(1, dtype=np.bool_) if permissions & WRITE else None
-        self._reach(client, region, first, 1, at, whole)
+        with self.stalls.access(client):
+            self._reach(client, region, first, 1, at, whole)
         return Window(self, client, va, region.va + region.nr_bytes - va, at)
 
     def sync(self, client: str, va: int, nr_bytes: int) -> int:

@@ -62,6 +62,9 @@ class Watcher(Protocol):
     def prefetched(self, keys: Collection[int], /) -> None: ...
 
 
+PREFETCH_BYTES = 2 << 20
+"""Brought in unasked with one access, at most: the driver's block. Whoever caused it waits for all of it."""
+
 THROTTLE_NS = 500_000
 PIN_NS = 300 * THROTTLE_NS
 """How long a thrashing page's user waits, and how long a page that goes on thrashing stays. NVIDIA's driver has the
@@ -128,7 +131,7 @@ class FaultService:
             if len(here):
                 self.residency.charge(region, Cause.SWAP, here, location)
                 rows = location.load_pages(region.frame[here], region.page_bytes)
-                self.residency.store.put((region.first_key + here).tolist(), [row.data for row in rows])
+                self.residency.store.put((region.first_key + here).tolist(), [row.data for row in rows], region.client)
                 region.backed[here] = True
                 self.space.write_protect(region, here)
         return len(dirty)
@@ -193,7 +196,8 @@ class FaultService:
         resident = ResidentPages(region)
         for page in pages.tolist():
             wanted.update(self.prefetcher.on_fault(region.first_key, region.nr_pages, page, resident))
-        found = np.array(sorted(page for page in wanted if region.state[page] == PageState.STORED), dtype=np.int64)
+        nearest = sorted(wanted, key=lambda page: abs(page - int(pages[0])))[: PREFETCH_BYTES >> region.page_shift]
+        found = np.array(sorted(page for page in nearest if region.state[page] == PageState.STORED), dtype=np.int64)
         for location, group in self._by_target(region, found, at):
             reserve = location.frames.nr_frames * self.residency.watermarks.low // 100
             room = max(0, location.frames.nr_free - reserve) >> region.order

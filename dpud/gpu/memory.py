@@ -94,7 +94,7 @@ class GpuMemory:
         self.accounting = Accounting(*parts, admission, self._span_bytes)
         self.stalls = Stalls(self.space, pressure)
         if admission is not None:
-            self.residency.reclaim_order = admission.reclaim_order
+            self.residency.follow(admission.reclaim_order)
         self.watcher: Watcher | None = None
         self.on_short: Callable[[], None] = lambda: None
         """Called when an access left a location below its low watermark: for whoever runs `background`."""
@@ -118,6 +118,8 @@ class GpuMemory:
         for region in self.space.regions:
             region.permissions.pop(name, None)
         self.accounting.forget(name)
+        for location in self.locations:
+            location.policy.forget(name)
 
     # Allocation.
 
@@ -326,7 +328,7 @@ class GpuMemory:
         """Tell the policies which of the pages were there; those that were not are inserted by the fault."""
         present = np.flatnonzero(entries & PTE_PRESENT)
         for location in np.unique(locations_of(entries[present])).tolist():
-            access = self.locations[location].policy.access
+            access = self.locations[location].policy.of(region.client).access
             here = present[locations_of(entries[present]) == location]
             for key in (region.first_key + first + here).tolist():
                 access(key)

@@ -49,9 +49,9 @@ Pages = NDArray[np.int64]
 class Translations:
     """Software's translations of one location: for each 4 KiB of the range, physical minus relative address.
 
-    They are a list from the beginning of the range on, so that asking is a subtraction, a shift and a load: a dictionary
-    has to hash and to compare. What is not known is None, or beyond the list's end, and is walked. So is what lies
-    beyond MAX_GRANULES, and pages of 2 KiB, of which a granule has two.
+    They are a list from the beginning of the range on, so that asking is a subtraction, a shift and a load: a
+    dictionary has to hash and to compare. What is not known is None, or beyond the list's end, and is walked. So is
+    what lies beyond MAX_GRANULES, and pages of 2 KiB, of which a granule has two.
     """
 
     def __init__(self, table: PageTable, location: int) -> None:

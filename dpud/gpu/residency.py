@@ -141,7 +141,9 @@ class Residency:
             freed += self.evict(location, wanted - freed, busy)
             if freed < lacking and self._held:
                 self._held.clear()
-                self.evict(location, lacking - freed, busy)
+                freed += self.evict(location, lacking - freed, busy)
+            if freed < lacking:
+                self._evict_clean(location, lacking - freed, busy)
         if location.frames.nr_free >= 1 << order and not any(location.frames.free_blocks()[order:]):
             self._empty_a_block(order, location, busy)
 
@@ -196,6 +198,21 @@ class Residency:
         freed = location.frames.nr_free - before
         performance(log, f"evict {location.name}", freed * FRAME_BYTES, begin_ns, self.space.clock.now_ns())
         return freed
+
+    def _evict_clean(self, location: Location, nr_frames: int, busy: Busy) -> None:
+        """The stores are full: pages of which they have a copy leave, whoever's turn it is."""
+        for region in self.space.regions:
+            here = region.backed & (region.state == PageState.RESIDENT) & (region.home == location.number)
+            clean = np.flatnonzero(here)
+            keys = [key for key in (region.first_key + clean).tolist() if self._may_go(key, busy)]
+            keys = keys[: -(-nr_frames >> region.order)]
+            for key in keys:
+                location.policy.remove(key)
+            before = location.frames.nr_free
+            self._evict_keys(location, keys)
+            nr_frames -= location.frames.nr_free - before
+            if nr_frames <= 0:
+                return
 
     def evict_pages(self, region: Region, pages: Pages) -> int:
         """Take these pages out of memory, copies too, where they are there and may go -> how many left."""

@@ -145,7 +145,10 @@ class _Device:
     def free_bytes(self, _location: int) -> int:
         return max(0, self.nr_bytes - self.nr_used)
 
-    def store_bytes(self, _compressibility: float) -> int:
+    def swap_bytes(self) -> int:
+        return 0
+
+    def pool_bytes(self, _nr_new_bytes: int = 0) -> int:
         return 0
 
 

@@ -34,6 +34,11 @@ from dpud.gpu.errors import CorruptPage, GpuError
 DEAD_SHARE = 1 / 8
 WORTH_CLEANING = 1 / 64
 """Less than that is not cleaned to make room: a byte won would cost the copying of 64 others."""
+DICTIONARY_SHARE = 1 / 64
+"""Of the limit, what dictionaries may take at most."""
+MARGIN = 1 / 32
+"""Of the room that is left, what nobody is told of: for dead bytes between those that live."""
+SMALLEST_PAGE_BYTES = 2048
 _RECOMPRESS_BATCH = 1 << 20
 _MIN_GAIN = 32
 
@@ -47,6 +52,7 @@ class CompressedPool:
         self._strong = CompressionSystem(
             quality="best", workers=system.workers, dictionaries=Dictionaries(enabled=False), regret_every=0
         )
+        system.dictionaries.limit = self._dictionary_limit
         self._columns = Columns()
         self._index = Index()
         self._arena = Arena()
@@ -73,6 +79,20 @@ class CompressedPool:
     def used_bytes(self) -> int:
         dictionaries = self.system.dictionaries.nr_bytes
         return self._arena.nr_bytes + self._columns.nr_bytes + self._index.nr_bytes + dictionaries
+
+    def _dictionary_limit(self) -> int:
+        return int(DICTIONARY_SHARE * self.limit_bytes) if self.limit_bytes else 1 << 62
+
+    def raw_room(self, nr_keys: int) -> int:
+        """Bytes of pages that certainly still fit, however small and incompressible they are.
+
+        nr_keys     keys that there may be, in runs: all of them may be here, or few of each of the index's chunks
+        """
+        dead = max(0, self._arena.dead_bytes - int(WORTH_CLEANING * self.limit_bytes))
+        free = self.limit_bytes - self.used_bytes + dead + self._arena.unused_bytes
+        free -= max(0, self._dictionary_limit() - self.system.dictionaries.nr_bytes)
+        free -= self._arena.bound(free) - free + self._index.growth(nr_keys) + self._columns.most(nr_keys)
+        return max(0, int(free * (1 - MARGIN)) // SMALLEST_PAGE_BYTES * SMALLEST_PAGE_BYTES)
 
     @property
     def encoded_bytes(self) -> int:

@@ -84,6 +84,11 @@ class SwapSpace:
         return sum(tier.free_bytes for tier in self.tiers if tier.trouble is None)
 
     @property
+    def saved_bytes(self) -> int:
+        """Raw bytes of the pages that are here, less the blocks that they take; 0 where that is more."""
+        return max(0, sum(tier.nr_stored_bytes - tier.used_bytes for tier in self.tiers))
+
+    @property
     def used_bytes(self) -> int:
         return sum(tier.used_bytes for tier in self.tiers)
 

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from dpud import claim, namespace
 from dpud.capture import CaptureError, read_capture, read_host
-from dpud.config import Config, Size
+from dpud.config import Config, Gpu, Size
 from dpud.dpu.debugfs import add_fault_files
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.errors import DpuError
@@ -164,16 +164,30 @@ def add_device_files(machine: Machine, driver: DpuDriver) -> None:
         add_fault_files(machine.registry, driver, machine.printk)
 
 
+def gpu_config(gpu: Gpu) -> GpuConfig:
+    """The file's [gpu], for who builds it."""
+    is_compressed = gpu.algorithm != "none"
+    return GpuConfig(
+        gpu.devices,
+        gpu.memory,
+        gpu.host_memory,
+        gpu.pool,
+        compression=is_compressed,
+        algorithm=gpu.algorithm if is_compressed else "adaptive",
+        quality=gpu.quality,
+        tiers=gpu.tiers,
+        swap_folder=Path(gpu.swap_folder) if gpu.swap_folder else None,
+    )
+
+
 def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
     """GPU memory virtualization: its devices, its files, and who keeps memory free in the background."""
     gpu = config.gpu
     if not gpu.devices:
         return
     set_log_level()
-    folder = Path(gpu.swap_folder) if gpu.swap_folder else None
-    devices = GpuConfig(gpu.devices, gpu.memory, gpu.host_memory, gpu.pool, tiers=gpu.tiers, swap_folder=folder)
     try:
-        memory = build(devices, PacedClock(), BlockingWaitQueue())
+        memory = build(gpu_config(gpu), PacedClock(), BlockingWaitQueue())
     except OSError as error:
         raise UserError(f"gpu.swap_folder: no swap can be made there: {error.strerror}") from error
     add_files(machine.registry, memory)

@@ -27,6 +27,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -203,9 +204,8 @@ class Residency:
         """The stores are full: pages of which they have a copy leave, whoever's turn it is."""
         for region in self.space.regions:
             here = region.backed & (region.state == PageState.RESIDENT) & (region.home == location.number)
-            clean = np.flatnonzero(here)
-            keys = [key for key in (region.first_key + clean).tolist() if self._may_go(key, busy)]
-            keys = keys[: -(-nr_frames >> region.order)]
+            clean = (key for key in (region.first_key + np.flatnonzero(here)).tolist() if self._may_go(key, busy))
+            keys = list(islice(clean, -(-nr_frames >> region.order)))
             for key in keys:
                 location.policy.remove(key)
             before = location.frames.nr_free

@@ -25,6 +25,8 @@ from dpud.gpu.compression.codec import Dictionary
 MAX_PAGE_BYTES = 16 << 10
 """Larger pages hold enough to learn from by themselves."""
 SAMPLES = 256
+SAMPLE_BYTES = 1 << 20
+"""Whichever is reached first: training on more takes longer than an access should have to wait."""
 SAMPLE_EVERY = 2
 DICTIONARY_BYTES = 32 << 10
 MIN_GAIN = 1.05
@@ -99,7 +101,7 @@ class Dictionaries:
             state.pause -= 1
         elif self._may_train(state) and state.nr_seen % SAMPLE_EVERY == 0:
             state.samples.append(bytes(page))
-            if len(state.samples) == SAMPLES:
+            if len(state.samples) == SAMPLES or len(state.samples) * len(page) >= SAMPLE_BYTES:
                 self.train(client)
 
     def _may_train(self, state: _Client) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Logs of RMM's logging resource adaptor, a user's own ones: what is read in them, and what the benchmark makes of it."""
+"""Logs of RMM's logging resource adaptor, a user's own: what is read in them, and what the benchmark makes of it."""
 
 from pathlib import Path
 

@@ -109,6 +109,9 @@ class FaultService:
         Reading never written pages leaves them alone. Raises GpuError: ENOMEM, EIO.
         """
         state = region.state[pages]
+        if len(pages) == 1 and not write:  # most faults
+            self._serve_read(region, pages, at, int(state[0]), busy)
+            return
         overwritten = whole & write
         self._refuse_corrupt(pages[(state == PageState.CORRUPT) & ~overwritten])
         self._bring_in(region, pages[(state == PageState.STORED) & ~overwritten], at, busy)
@@ -117,6 +120,14 @@ class FaultService:
             fresh = (state != PageState.RESIDENT) & (overwritten | (state == PageState.UNTOUCHED))
             self._populate(region, pages[fresh], at, overwritten[fresh], busy)
             self._make_writable(region, pages, at)
+
+    def _serve_read(self, region: Region, page: Pages, at: int, state: int, busy: Busy) -> None:
+        if state == PageState.STORED:
+            self._bring_in(region, page, at, busy)
+        elif state == PageState.RESIDENT:
+            self._come_closer(region, page, at, False, busy)
+        elif state == PageState.CORRUPT:
+            self._refuse_corrupt(page)
 
     def populate(self, region: Region) -> None:
         """Give every page of a region a zeroed frame. Raises GpuError(ENOMEM), and has given none."""
@@ -215,6 +226,8 @@ class FaultService:
 
     def _come_closer(self, region: Region, pages: Pages, at: int, write: bool, busy: Busy) -> None:
         """Pages that are in some memory: those at `at` or reached from there already are left alone."""
+        if not len(pages):
+            return
         reached = self.space.table.ptes[at, region.leaf + pages] != 0
         pages = pages[~reached]
         elsewhere = region.home[pages] != at
@@ -348,6 +361,10 @@ class FaultService:
                 self.space.map_pages(region, np.array([page]), at, at, frame, write=False)
             pages, shared = pages[~copied], shared[~copied]
             shared = shared | np.isin(pages, list(region.replicas))
+        if len(pages) == 1:  # most faults
+            home, write = int(region.home[pages[0]]), not shared[0]
+            self.space.map_pages(region, pages, at, home, region.frame[pages], write=write)
+            return
         homes = region.home[pages]
         for number in range(len(self.locations)):
             for write in (False, True):

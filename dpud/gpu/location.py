@@ -63,6 +63,9 @@ class Location:
 
 def _runs(frames: Frames, page_bytes: int, offset: int, nr_bytes: int) -> Iterator[tuple[int, int, int]]:
     """(byte in memory, bytes, bytes before) for each run of adjacent frames."""
+    if len(frames) == 1:  # most faults
+        yield int(frames[0]) * FRAME_BYTES + offset, min(page_bytes - offset, nr_bytes), 0
+        return
     breaks = np.flatnonzero(np.diff(frames) != page_bytes // FRAME_BYTES) + 1
     starts = [0, *breaks.tolist()]
     done, skip = 0, offset

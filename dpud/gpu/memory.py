@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from dpud.gpu.accounting import Accounting, Admission, PressureStall, Stalls
 from dpud.gpu.address_space.advice import Advice
-from dpud.gpu.address_space.pagetable import PTE_PRESENT, PTE_WRITE, frames_of, locations_of
+from dpud.gpu.address_space.pagetable import PTE_PRESENT, PTE_WRITE, frames_of, location_of, locations_of
 from dpud.gpu.address_space.permissions import READ, WRITE, Permission
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.address_space.space import DEFAULT_BYTES, AddressSpace, Pages
@@ -326,6 +326,10 @@ class GpuMemory:
 
     def _touch(self, region: Region, first: int, entries: NDArray[np.uint64]) -> None:
         """Tell the policies which of the pages were there; those that were not are inserted by the fault."""
+        if len(entries) == 1:  # most accesses
+            if (place := location_of(int(entries[0]))) is not None:
+                self.locations[place].policy.of(region.client).access(region.first_key + first)
+            return
         present = np.flatnonzero(entries & PTE_PRESENT)
         for location in np.unique(locations_of(entries[present])).tolist():
             access = self.locations[location].policy.of(region.client).access
@@ -450,6 +454,9 @@ def _whole(region: Region, nr_pages: int, offset: int, nr_bytes: int) -> NDArray
 
 def _stretches(entries: NDArray[np.uint64]) -> Iterator[tuple[int | None, int, int]]:
     """(location, first, end) of entries that lie side by side in one memory; None for pages without a frame."""
+    if len(entries) == 1:  # most accesses
+        yield location_of(int(entries[0])), 0, 1
+        return
     places = np.where(entries & PTE_PRESENT != 0, locations_of(entries), -1)
     breaks = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
     for start, end in pairwise(breaks):

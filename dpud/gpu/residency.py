@@ -344,15 +344,19 @@ class Residency:
         except GpuError:
             self.give_frames(region, pages, location, frames)
             raise
-        good = np.array([key not in bad for key in keys], dtype=np.bool_)
-        location.store_pages(frames[good], rows[good])
-        self.give_frames(region, pages[~good], location, frames[~good])
-        self.settle(region, pages[good], location, frames[good])
+        lost = pages[:0]
+        if bad:
+            good = np.array([key not in bad for key in keys], dtype=np.bool_)
+            lost = pages[~good]
+            self.give_frames(region, lost, location, frames[~good])
+            self._mark_corrupt(region, lost)
+            pages, frames, rows, keys = pages[good], frames[good], rows[good], [key for key in keys if key not in bad]
+        location.store_pages(frames, rows)
+        self.settle(region, pages, location, frames)
         region.backed[pages] = [self.store.place(key) is Place.SWAP for key in keys]
-        self._mark_corrupt(region, pages[~good])
-        nr_bytes = int(np.count_nonzero(good)) << region.page_shift
+        nr_bytes = len(pages) << region.page_shift
         performance(log, f"bring in {location.name}", nr_bytes, begin_ns, self.space.clock.now_ns())
-        return pages[~good]
+        return lost
 
     def settle(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
         """Pages are in these frames from now on; nobody reaches them yet."""

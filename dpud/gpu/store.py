@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Protocol
 
 from dpud.gpu.blob import Blob, PageCodec, PlainCodec
+from dpud.gpu.enums import plain_members
 from dpud.gpu.errors import CorruptPage, GpuError
 
 POOL_HIGH_PERCENT, POOL_LOW_PERCENT = 95, 90
@@ -60,6 +61,7 @@ class Swap(Protocol):
     def saved_bytes(self) -> int: ...
 
 
+@plain_members
 class Place(Enum):
     POOL = "pool"
     SWAP = "swap"

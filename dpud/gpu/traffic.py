@@ -9,7 +9,10 @@ from collections import Counter
 from enum import StrEnum
 from typing import Protocol
 
+from dpud.gpu.enums import plain_members
 
+
+@plain_members
 class Cause(StrEnum):
     """Why bytes move."""
 

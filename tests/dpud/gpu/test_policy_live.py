@@ -74,6 +74,7 @@ def trace_of(name: str) -> list[int]:
     return [page % NR_PAGES for page in TRACES[name](1200, NR_PAGES)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["lru", "s3-fifo"])
 @pytest.mark.parametrize("name", ["zipf", "random"])
 def test_one_by_one(policy: str, name: str) -> None:
@@ -86,6 +87,7 @@ def test_one_by_one(policy: str, name: str) -> None:
     assert live.held == held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["lru", "s3-fifo"])
 def test_in_clusters(policy: str) -> None:
     """What leaves ahead of its turn is what the policy gives when it is asked for as many at once."""

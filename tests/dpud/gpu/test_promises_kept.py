@@ -4,6 +4,7 @@
 import random
 
 import compressible
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from small import KIB, MIB, attempt
@@ -65,6 +66,7 @@ HISTORY = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from([512 * KIB, 3 * MIB, 5 * MIB]),
     st.sampled_from([0, 2 * MIB]),
@@ -117,6 +119,7 @@ def test_that_much_and_little_less_than_there_is() -> None:
         assert held_back < 512 * KIB + 0.09 * pool  # an access exchanges 512 KiB at once
 
 
+@pytest.mark.slow
 def test_what_compression_saved_can_be_promised_again() -> None:
     kept = Kept(8 * MIB, 0, 4096)
     first = kept.largest()

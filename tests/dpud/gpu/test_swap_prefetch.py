@@ -179,6 +179,7 @@ def test_a_guard_that_is_off_says_nothing() -> None:
     assert {guard.fault(1, now) for now in range(50)} == {"ok"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.5, 4])
 def test_random_accesses_are_not_slowed_down(share: float) -> None:
     """Through the path, with free memory to prefetch into: hardly more pages come in than without prefetching."""

@@ -36,9 +36,10 @@ _dpud() {
                 --write) _dpud_offer b; return ;;
                 --seed) _dpud_offer w; return ;;
                 --ops) _dpud_offer w; return ;;
+                --trace) _dpud_offer b; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --write --seed --ops --help
+                _dpud_offer w --write --seed --ops --trace --help
                 return
             fi
             _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu storm service soak

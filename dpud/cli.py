@@ -356,7 +356,16 @@ def demo(name: str | None) -> None:
     "--seed", type=click.IntRange(0), help="soak: what chance begins with; another one each time if left out."
 )
 @click.option("--ops", type=click.IntRange(1), help="soak: how many operations; a million if left out.")
-def bench(names: tuple[str, ...], write: Path | None, seed: int | None, ops: int | None) -> None:
+@click.option(
+    "--trace",
+    "traces",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="gpu overcommit: a CSV log of RMM's logging adaptor, one for each client, instead of generated use.",
+)
+def bench(
+    names: tuple[str, ...], write: Path | None, seed: int | None, ops: int | None, traces: tuple[Path, ...]
+) -> None:
     """Measure, beside something real that does the same; all if none is named.
 
     There are region, node, compaction, fuse, import, pages, replay, service and terabyte. Three go by models: tables
@@ -368,7 +377,7 @@ def bench(names: tuple[str, ...], write: Path | None, seed: int | None, ops: int
     """
     from dpud import bench as benches
 
-    sys.exit(benches.run(names, write, seed=seed, ops=ops))
+    sys.exit(benches.run(names, write, seed=seed, ops=ops, traces=traces))
 
 
 @cli.command()

@@ -22,6 +22,8 @@
     memory = "256M"          # of each
     host_memory = "1G"       # for host and pinned memory, and managed memory that is used there
     pool = "512M"            # for pages that left a device; "0": none
+    algorithm = "adaptive"   # how they are compressed at first: lz4, zstd, snappy, adaptive; "none": not at all
+    quality = "balanced"     # how much time that may take: fast, balanced, best
     swap_memory = "0"        # swap tiers behind the pool, in temporary files (which take room as they are used);
     swap_nvme = "1G"         # "0": no such tier
     swap_ssd = "2G"
@@ -160,6 +162,13 @@ class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
         1 << 30
     )
     pool: Annotated[Size, _about('For pages that left a device; any size, "0": none.')] = Size(512 << 20)
+    algorithm: Annotated[
+        Literal["lz4", "zstd", "snappy", "adaptive", "none"],
+        _about('How they are compressed at first, as compression/algorithm has it; "none": not at all.'),
+    ] = "adaptive"
+    quality: Annotated[
+        Literal["fast", "balanced", "best"], _about("How much time that may take, as compression/quality has it.")
+    ] = "balanced"
     swap_memory: Annotated[
         Size, _about('Swap in system memory, for what the pool has no room for; a multiple of 2M, "0": none.')
     ] = Size(0)

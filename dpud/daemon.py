@@ -23,7 +23,7 @@ from rich.console import Console
 
 from dpud import claim, namespace, service, workload
 from dpud.capture import CaptureError, read_capture, read_host
-from dpud.config import Config, Size
+from dpud.config import Config, Gpu, Size
 from dpud.config_file import ConfigFile
 from dpud.dpu.debugfs import add_fault_files
 from dpud.dpu.driver import DpuConfig, DpuDriver
@@ -183,18 +183,31 @@ def add_device_files(machine: Machine, driver: DpuDriver) -> None:
         add_fault_files(machine.registry, driver, machine.printk)
 
 
+def gpu_config(gpu: Gpu) -> GpuConfig:
+    """The file's [gpu], for who builds it."""
+    is_compressed = gpu.algorithm != "none"
+    return GpuConfig(
+        gpu.devices,
+        gpu.memory,
+        gpu.host_memory,
+        gpu.pool,
+        compression=is_compressed,
+        algorithm=gpu.algorithm if is_compressed else "adaptive",
+        quality=gpu.quality,
+        tiers=gpu.tiers,
+        swap_folder=Path(gpu.swap_folder) if gpu.swap_folder else None,
+        checkpoint_folder=Path(gpu.checkpoint_folder) if gpu.checkpoint_folder else None,
+    )
+
+
 def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
     """GPU memory virtualization: its devices, its files, and who keeps memory free in the background."""
     gpu = config.gpu
     if not gpu.devices:
         return
     set_log_level()
-    folder = Path(gpu.swap_folder) if gpu.swap_folder else None
-    checkpoints = Path(gpu.checkpoint_folder) if gpu.checkpoint_folder else None
-    sizes = gpu.devices, gpu.memory, gpu.host_memory, gpu.pool
-    devices = GpuConfig(*sizes, tiers=gpu.tiers, swap_folder=folder, checkpoint_folder=checkpoints)
     try:
-        memory = build(devices, PacedClock(), BlockingWaitQueue())
+        memory = build(gpu_config(gpu), PacedClock(), BlockingWaitQueue())
     except OSError as error:
         raise UserError(f"gpu.swap_folder: no swap can be made there: {error.strerror}") from error
     add_files(machine.registry, memory)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from dpud.gpu.accounting import Accounting, Admission, PressureStall, Stalls
 from dpud.gpu.address_space.advice import Advice
-from dpud.gpu.address_space.pagetable import PTE_PRESENT, PTE_WRITE, frames_of, locations_of
+from dpud.gpu.address_space.pagetable import PTE_PRESENT, PTE_WRITE, frames_of, location_of, locations_of
 from dpud.gpu.address_space.permissions import READ, WRITE, Permission
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.address_space.space import DEFAULT_BYTES, AddressSpace, Pages
@@ -96,7 +96,7 @@ class GpuMemory:
         self.accounting = Accounting(*parts, admission, self._span_bytes)
         self.stalls = Stalls(self.space, pressure)
         if admission is not None:
-            self.residency.reclaim_order = admission.reclaim_order
+            self.residency.follow(admission.reclaim_order)
         self.watcher: Watcher | None = None
         self.fault: Any = None
         """fault.FaultModule, where there is one."""
@@ -125,6 +125,8 @@ class GpuMemory:
         self.residency.traffic.forget(name)
         if self.fault is not None:
             self.fault.forget(name)
+        for location in self.locations:
+            location.policy.forget(name)
 
     # Allocation.
 
@@ -230,31 +232,34 @@ class GpuMemory:
         """Bytes at an address. Raises GpuError: EFAULT, EACCES, EIO (lost), ENOMEM (no room to bring them in)."""
         at, region = self._checked(client, va, nr_bytes, READ, at)
         out = np.empty(nr_bytes, dtype=np.uint8)
-        for first, nr_pages, offset, span in self._spans(region, va, nr_bytes):
-            entries = self._reach(client, region, first, nr_pages, at, None)
-            self._load(client, region, entries, offset, out[span])
+        with self.stalls.access(client):
+            for first, nr_pages, offset, span in self._spans(region, va, nr_bytes):
+                entries = self._reach(client, region, first, nr_pages, at, None)
+                self._load(client, region, entries, offset, out[span])
         return out.tobytes()
 
     def write(self, client: str, va: int, data: bytes | bytearray | memoryview, at: int | None = None) -> None:
         """Put bytes at an address. Raises as `read` does; `nr_done` of the error says how many are there."""
         at, region = self._checked(client, va, len(data), WRITE, at)
         source = np.frombuffer(data, dtype=np.uint8)
-        for first, nr_pages, offset, span in self._spans(region, va, len(data)):
-            whole = _whole(region, nr_pages, offset, span.stop - span.start)
-            try:
-                entries = self._reach(client, region, first, nr_pages, at, whole)
-            except GpuError as error:
-                error.nr_done = span.start
-                raise
-            self._store(client, region, entries, offset, source[span])
-            self.space.set_dirty(region, first, nr_pages, at)
+        with self.stalls.access(client):
+            for first, nr_pages, offset, span in self._spans(region, va, len(data)):
+                whole = _whole(region, nr_pages, offset, span.stop - span.start)
+                try:
+                    entries = self._reach(client, region, first, nr_pages, at, whole)
+                except GpuError as error:
+                    error.nr_done = span.start
+                    raise
+                self._store(client, region, entries, offset, source[span])
+                self.space.set_dirty(region, first, nr_pages, at)
 
     def access(self, client: str, va: int, permissions: Permission, at: int | None = None) -> Window:
         """From `va` to the end of its region, once the first page is there. Raises as `read` and `write` do."""
         at, region = self._checked(client, va, 1, permissions, at)
         first, _ = self.space.page_range(region, va, 1)
         whole = np.zeros(1, dtype=np.bool_) if permissions & WRITE else None
-        self._reach(client, region, first, 1, at, whole)
+        with self.stalls.access(client):
+            self._reach(client, region, first, 1, at, whole)
         return Window(self, client, va, region.va + region.nr_bytes - va, at)
 
     def sync(self, client: str, va: int, nr_bytes: int) -> int:
@@ -344,9 +349,13 @@ class GpuMemory:
 
     def _touch(self, region: Region, first: int, entries: NDArray[np.uint64]) -> None:
         """Tell the policies which of the pages were there; those that were not are inserted by the fault."""
+        if len(entries) == 1:  # most accesses
+            if (place := location_of(int(entries[0]))) is not None:
+                self.locations[place].policy.of(region.client).access(region.first_key + first)
+            return
         present = np.flatnonzero(entries & PTE_PRESENT)
         for location in np.unique(locations_of(entries[present])).tolist():
-            access = self.locations[location].policy.access
+            access = self.locations[location].policy.of(region.client).access
             here = present[locations_of(entries[present]) == location]
             for key in (region.first_key + first + here).tolist():
                 access(key)
@@ -468,6 +477,9 @@ def _whole(region: Region, nr_pages: int, offset: int, nr_bytes: int) -> NDArray
 
 def _stretches(entries: NDArray[np.uint64]) -> Iterator[tuple[int | None, int, int]]:
     """(location, first, end) of entries that lie side by side in one memory; None for pages without a frame."""
+    if len(entries) == 1:  # most accesses
+        yield location_of(int(entries[0])), 0, 1
+        return
     places = np.where(entries & PTE_PRESENT != 0, locations_of(entries), -1)
     breaks = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
     for start, end in pairwise(breaks):

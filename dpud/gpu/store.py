@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Protocol
 
 from dpud.gpu.blob import Blob, PageCodec, PlainCodec
+from dpud.gpu.enums import plain_members
 from dpud.gpu.errors import CorruptPage, GpuError
 
 POOL_HIGH_PERCENT, POOL_LOW_PERCENT = 95, 90
@@ -32,12 +33,15 @@ class Pool(Protocol):
     def get(self, key: int, /) -> Blob: ...
     def drop(self, key: int, /) -> None: ...
     def coldest(self, nr_bytes: int, /) -> Sequence[int]: ...
+    def raw_room(self, nr_keys: int, /) -> int: ...
 
     limit_bytes: int
     """0 for none."""
 
     @property
     def used_bytes(self) -> int: ...
+    @property
+    def encoded_bytes(self) -> int: ...
     @property
     def stored_bytes(self) -> int: ...
 
@@ -53,8 +57,11 @@ class Swap(Protocol):
 
     @property
     def nr_free_bytes(self) -> int: ...
+    @property
+    def saved_bytes(self) -> int: ...
 
 
+@plain_members
 class Place(Enum):
     POOL = "pool"
     SWAP = "swap"
@@ -75,6 +82,12 @@ class BackingStore:
     def exists(self) -> bool:
         """Whether pages can leave memory at all."""
         return self.pool is not None or self.swap is not None
+
+    @property
+    def saved_bytes(self) -> int:
+        """Raw bytes of the pages that are here, less what they take."""
+        pool = 0 if self.pool is None else self.pool.stored_bytes - self.pool.encoded_bytes
+        return pool + (0 if self.swap is None else self.swap.saved_bytes)
 
     def place(self, key: int) -> Place | None:
         """Which store has a page."""
@@ -236,8 +249,16 @@ class HostPool:
         return self._used_bytes
 
     @property
+    def encoded_bytes(self) -> int:
+        return self._used_bytes
+
+    @property
     def stored_bytes(self) -> int:
         return sum(blob.raw_bytes for blob in self._blobs.values())
+
+    def raw_room(self, nr_keys: int) -> int:
+        """Bytes of pages that certainly still fit."""
+        return max(0, self.limit_bytes - self._used_bytes)
 
     def put(self, keys: Sequence[int], blobs: Sequence[Blob]) -> None:
         """Raises GpuError(ENOSPC), and has kept nothing."""

@@ -56,6 +56,8 @@ class GpuConfig:
     host_bytes: int = 1 << 30
     pool_bytes: int = 512 << 20
     compression: bool = True
+    algorithm: str = "adaptive"
+    quality: str = "balanced"
     tiers: Mapping[str, int] = field(default_factory=dict)
     """Of swap: kind -> size, fastest first."""
     swap_folder: Path | None = None
@@ -106,7 +108,7 @@ def _compression(config: GpuConfig) -> tuple[PageCodec | None, Pool | None]:
         return None, None
     if not config.compression:
         return None, HostPool(config.pool_bytes)
-    system = CompressionSystem()
+    system = CompressionSystem(config.algorithm, config.quality)
     return system, CompressedPool(config.pool_bytes, system)
 
 

@@ -12,9 +12,11 @@ from collections import Counter
 from enum import StrEnum
 from typing import Protocol
 
+from dpud.gpu.enums import plain_members
 from kernelsim.operation import Operation
 
 
+@plain_members
 class Cause(StrEnum):
     """Why bytes move."""
 

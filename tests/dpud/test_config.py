@@ -2,13 +2,20 @@
 """The configuration file: what it gives, and the one line that each mistake gives."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpud.config import Config, ConfigError, Size, load, parse, parse_size
+from dpud.config import Config, ConfigError, Gpu, Size, load, parse, parse_size
+from dpud.daemon import gpu_config
+from dpud.gpu.compression import CompressedPool
+from dpud.gpu.compression.system import QUALITIES, algorithms
+from dpud.gpu.store import HostPool
+from dpud.gpu.system import build
 
 GIB = 1024**3
 
@@ -158,3 +165,17 @@ def test_a_size_reads_back_what_it_prints(value: int) -> None:
 def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
     with suppress(ConfigError):
         parse(text)
+
+
+def test_compression_of_gpu_memory_is_as_the_file_says() -> None:
+    """All that compression/algorithm and compression/quality take, and `none` for no compression."""
+    algorithm, quality = (get_type_hints(Gpu)[name] for name in ("algorithm", "quality"))
+    assert {*get_args(algorithm)} == {*algorithms(), "none"}
+    assert {*get_args(quality)} == {*QUALITIES}
+    config = parse('[gpu]\nalgorithm = "zstd"\nquality = "best"\npool = "32M"\nmemory = "8M"\nhost_memory = "8M"')
+    memory = build(replace(gpu_config(config.gpu), tiers={}))
+    pool = memory.store.pool
+    assert isinstance(pool, CompressedPool)
+    assert (pool.system.algorithm, pool.system.quality, pool.limit_bytes) == ("zstd", "best", 32 << 20)
+    plain = parse('[gpu]\nalgorithm = "none"\npool = "32M"\nmemory = "8M"\nhost_memory = "8M"')
+    assert isinstance(build(replace(gpu_config(plain.gpu), tiers={})).store.pool, HostPool)

@@ -133,7 +133,7 @@ def test_a_command_that_fails_ends_the_demo() -> None:
 
 
 def test_an_unknown_demo_is_the_user_s_mistake() -> None:
-    names = "capture, process, compression, overcommit, swap, unified"
+    names = "capture, process, compression, overcommit, qos, swap, unified"
     with pytest.raises(UserError, match=f'no demo "fragment"; there are: {names}'):
         demo.run("fragment")
 

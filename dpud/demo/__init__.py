@@ -14,7 +14,7 @@ from dpud.errors import UserError
 
 CAPTURE, PROCESS = "capture", "process"
 SCENES = (CAPTURE, PROCESS)
-GPU_SCENES = ("compression", "fault", "overcommit", "qos", "swap", "unified")
+GPU_SCENES = ("compression", "fault", "overcommit", "performance", "qos", "swap", "unified")
 """Only played when named."""
 ALL = "all"
 _CAPTURED = Path(__file__).parent.parent / "data" / "captures" / "demo"  # capture.DEMO, without loading numba

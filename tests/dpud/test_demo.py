@@ -279,3 +279,21 @@ def test_the_fault_demo_gets_every_byte_back_or_says_so(tmp_path: Path) -> None:
     text = picture.read_text()
     assert text.count("<rect") > 60
     assert "dbe" in text
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_performance_demo_times_every_stage(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "performance"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"│ +[\d,]+ │ +\d+ % │$", done.stdout, re.MULTILINE)) == 7
+    moved = dict(re.findall(r"^train (\w+) (\d+)$", done.stdout, re.MULTILINE))
+    assert int(moved["access"]) == 4 * 48 << 20
+    assert int(moved["swap"]) == 2 * 48 << 20
+    assert re.search(r"^ok$", done.stdout, re.MULTILINE)
+    (chart,) = tmp_path.glob("dpud-demo-performance-*/performance.html")
+    assert chart.read_text().count("<rect") == 7

@@ -9,6 +9,7 @@ the opposite order of its making.
 import gc
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ from dpud.dpu.sysfs import add_rank_files
 from dpud.errors import UserError
 from dpud.exec import PROBE
 from dpud.gpu.clock import PacedClock
+from dpud.gpu.migration import MigrationModule
 from dpud.gpu.performance import set_log_level
 from dpud.gpu.system import GpuConfig, add_files, build, reclaimer, sampler
 from dpud.inject import BlockingWaitQueue, LiveClock, boot_time_s
@@ -172,14 +174,17 @@ def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
     set_log_level()
     folder = Path(gpu.swap_folder) if gpu.swap_folder else None
     devices = GpuConfig(gpu.devices, gpu.memory, gpu.host_memory, gpu.pool, tiers=gpu.tiers, swap_folder=folder)
+    migration = MigrationModule(BlockingWaitQueue, lambda: secrets.token_hex(8))
     try:
-        memory = build(devices, PacedClock(), BlockingWaitQueue())
+        memory = build(devices, PacedClock(), BlockingWaitQueue(), migration)
     except OSError as error:
         raise UserError(f"gpu.swap_folder: no swap can be made there: {error.strerror}") from error
     add_files(machine.registry, memory)
     short = BlockingWaitQueue()
     owner.background(reclaimer(memory, short, short.wake_up), "dpud-gpu-reclaim")
     owner.background(sampler(memory), "dpud-gpu-sample")
+    owner.background(migration.worker(), "dpud-gpu-migrate")
+    owner.background(migration.listener(), "dpud-gpu-listen")
 
 
 def _read_image(options: RunOptions) -> HostImage:

@@ -20,6 +20,7 @@ where the caller stands for a kernel on the device. A page has one home; several
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,9 @@ from dpud.gpu.store import BackingStore, Pool, Swap
 from dpud.gpu.traffic import Cause
 from dpud.gpu.window import Window
 from kernelsim.operation import Operation, complete
+
+Gate = Callable[[Region, int, int, bool], Operation[None]]
+"""migration.MigrationModule.pass_gate: (region, first byte, bytes, write) -> when it may be used."""
 
 HOST = -1
 DEFAULT_PAGE_BYTES = 4096
@@ -89,13 +93,17 @@ class GpuMemory:
         self.faults = FaultService(self.residency, self.nr_devices, prefetcher, thrash_guard)
         self.clients: dict[str, Client] = {}
         smallest = min(location.frames.nr_bytes for location in self.locations)
-        self._span_bytes = min(EXCHANGE_BYTES, smallest // 4)
+        self.span_bytes = min(EXCHANGE_BYTES, smallest // 4)
         parts = self.space, self.locations, self.store, self.clients
-        self.accounting = Accounting(*parts, admission, self._span_bytes)
+        self.accounting = Accounting(*parts, admission, self.span_bytes)
         self.stalls = Stalls(self.space, pressure)
         if admission is not None:
             self.residency.reclaim_order = admission.reclaim_order
         self.watcher: Watcher | None = None
+        self.migration: Any = None
+        """migration.MigrationModule, if there is one."""
+        self.gate: Gate | None = None
+        """Who lets a file's reader or writer wait while its region is handed over, or still on its way."""
         self.on_short: Callable[[], None] = lambda: None
         """Called when an access left a location below its low watermark: for whoever runs `background`."""
 
@@ -265,11 +273,14 @@ class GpuMemory:
         if not -1 <= at <= self.nr_devices or nr_bytes < 0:
             raise GpuError(errno.EINVAL, f"{nr_bytes} bytes from location {at}")
         at = self.nr_devices if at == HOST else at
-        return at, self.space.check_access(client, va, nr_bytes, wanted, at)
+        region = self.space.check_access(client, va, nr_bytes, wanted, at)
+        if region.held:
+            raise GpuError(errno.EBUSY, f"{region.client} is being handed over")
+        return at, region
 
     def _spans(self, region: Region, va: int, nr_bytes: int) -> Iterator[tuple[int, int, int, slice]]:
         """(first page, pages, offset in the first, bytes of the access) piece by piece."""
-        shift, per_span = region.page_shift, max(1, self._span_bytes >> region.page_shift)
+        shift, per_span = region.page_shift, max(1, self.span_bytes >> region.page_shift)
         done = 0
         while done < nr_bytes:
             first, offset = divmod(va + done - region.va, 1 << shift)
@@ -281,6 +292,8 @@ class GpuMemory:
         self, client: str, region: Region, first: int, nr_pages: int, at: int, whole: NDArray[np.bool_] | None
     ) -> NDArray[np.uint64]:
         """Entries of pages, once they can be read, or written (`whole` says which of them are overwritten whole)."""
+        if region.arrival is not None:
+            region.arrival.bring(first, nr_pages, whole)
         entries = self.space.entries(region, first, nr_pages, at)
         needed = PTE_PRESENT if whole is None else PTE_PRESENT | PTE_WRITE
         lacking = entries & needed != needed

@@ -14,11 +14,12 @@ from pathlib import Path
 from dpud.gpu.blob import PageCodec
 from dpud.gpu.clock import Clock, Debt, ManualClock
 from dpud.gpu.compression import CompressedPool, CompressionFiles, CompressionSystem
-from dpud.gpu.configfs import ClientGroup
+from dpud.gpu.configfs import ClientGroup, show_client
 from dpud.gpu.files import AddressSpaceFiles, MemoryFiles, settle
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.memory import HOST_PROFILE, GpuMemory
+from dpud.gpu.migration import MigrationFiles, MigrationModule
 from dpud.gpu.overcommit import Admission
 from dpud.gpu.overcommit.files import OvercommitFiles
 from dpud.gpu.overcommit.predictor import SAMPLE_NS
@@ -50,10 +51,16 @@ class GpuConfig:
     """Where the tiers' temporary files are; the system's folder for such if None."""
 
 
-def build(config: GpuConfig, clock: Clock | None = None, waiters: WaitQueue | None = None) -> GpuMemory:
+def build(
+    config: GpuConfig,
+    clock: Clock | None = None,
+    waiters: WaitQueue | None = None,
+    migration: MigrationModule | None = None,
+) -> GpuMemory:
     """Simulated devices with a pool and tiers behind them. Raises GpuError, OSError where a tier has no file.
 
     waiters     where requests for memory wait; without, they let time pass
+    migration   what migrates clients; without, one for the library
     """
     clock = clock or ManualClock()
     profile = DeviceProfile(memory_bytes=config.device_bytes)
@@ -74,6 +81,7 @@ def build(config: GpuConfig, clock: Clock | None = None, waiters: WaitQueue | No
     )
     if swap is not None:
         swap.attach(memory)
+    (migration or MigrationModule()).attach(memory)
     return memory
 
 
@@ -101,6 +109,8 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
         yield "swap", SwapFiles(swap)
         for tier in swap.space.tiers:
             yield f"swap/tiers/{tier.name}", TierFiles(swap, tier)
+    if memory.migration is not None:
+        yield "migration", MigrationFiles(memory.migration)
 
 
 def add_files(registry: Registry, memory: GpuMemory) -> None:
@@ -114,6 +124,8 @@ def add_files(registry: Registry, memory: GpuMemory) -> None:
             registry.link(f"{CLASS_PATH}/gpu{number}/{name}", f"../gpu0/{name}")
     for number in range(memory.nr_devices):
         registry.add(f"{CONFIG_PATH}/gpu{number}/clients", ClientGroup(memory, number))
+    if memory.migration is not None:
+        memory.migration.on_arrival = lambda client: show_client(registry, CONFIG_PATH, memory, client)
 
 
 def reclaimer(memory: GpuMemory, short: Waitable, wake_up: Callable[[], None]) -> Operation[None]:

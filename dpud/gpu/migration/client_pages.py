@@ -24,6 +24,8 @@ from kernelsim.operation import Operation
 from kernelsim.wait import WaitQueue
 
 NS_PER_S = 1_000_000_000
+MAX_TIMES = 64
+"""How much more than all memory may be announced. Pages that were never written take none, but their tables do."""
 
 
 def read_pages(memory: GpuMemory, region: Region, pages: Pages) -> tuple[Bytes, Mask]:
@@ -177,6 +179,8 @@ def open_client(memory: GpuMemory, manifest: Manifest) -> Operation["ClientSink"
     names = [area.name for area in manifest.areas if area.name]
     if len(set(names)) < len(names) or not manifest.areas:
         raise GpuError(errno.EINVAL, "no areas, or two of one name")
+    if manifest.nr_bytes > MAX_TIMES * sum(location.frames.nr_bytes for location in memory.locations):
+        raise GpuError(errno.ENOMEM, f"{manifest.nr_bytes} bytes are out of all proportion to the memory there is")
     was_here = name in memory.clients
     device = max(range(memory.nr_devices), key=lambda number: memory.locations[number].frames.nr_free)
     memory.client(name, None if was_here else device)

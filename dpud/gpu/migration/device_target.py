@@ -54,10 +54,15 @@ class DeviceTarget:
         return self.memory.locations[self._to]
 
     def setup(self) -> Operation[None]:
-        """Raises GpuError(ENOSPC) for pages that do not fit into the device at all."""
+        """Raises GpuError(ENOMEM) for what does not fit into the device, and where nothing could make room for it."""
+        nr_bytes = 0
         for region in self._source.regions:
             if region.type is RegionType.DEVICE and region.page_bytes > self._target.frames.nr_bytes:
-                raise GpuError(errno.ENOSPC, f"pages of {region.page_bytes} bytes do not fit into {self.name}")
+                raise GpuError(errno.ENOMEM, f"pages of {region.page_bytes} bytes do not fit into {self.name}")
+            nr_bytes += len(self._left_behind(region, np.arange(region.nr_pages))) * region.page_bytes
+        free = self._target.frames.nr_free_bytes
+        if nr_bytes > free and not self.memory.store.exists:
+            raise GpuError(errno.ENOMEM, f"{nr_bytes} bytes do not fit into the {free} that {self.name} has free")
         yield None
 
     def _left_behind(self, region: Region, pages: Pages) -> Pages:
@@ -74,7 +79,12 @@ class DeviceTarget:
         nr_bytes = 0
         step = max(1, self.memory.span_bytes // region.page_bytes)
         for start in range(0, len(pages), step):
-            nr_bytes += self._bring(region, pages[start : start + step])
+            try:
+                nr_bytes += self._bring(region, pages[start : start + step])
+            except GpuError as error:
+                if not self._switched or error.errno != errno.ENOMEM:
+                    raise
+                break  # after the switch, what finds no room is used over the link
         yield None
         return nr_bytes
 

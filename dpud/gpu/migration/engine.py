@@ -39,7 +39,6 @@ from dpud.gpu.performance import performance
 from kernelsim.operation import Operation
 
 NS_PER_S = 1_000_000_000
-RETRY_NS = NS_PER_S
 _BURST_NS = NS_PER_S // 10
 """How far behind the bandwidth limit it may fall and still catch up; and how much of it goes over at once."""
 
@@ -62,6 +61,8 @@ class Settings:
     throttle_initial: int = 20
     throttle_increment: int = 10
     throttle_max: int = 99
+    retry_ns: int = NS_PER_S
+    """Between attempts to find a target again that may own the pages."""
 
 
 class TargetLost(GpuError):
@@ -155,7 +156,7 @@ class Migration:
         self.source.start()
         postcopy = yield from self._precopy()
         yield from self._switch(postcopy)
-        if postcopy:
+        if any(mask.any() for mask in self.target.missing()):
             yield from self._postcopy()
         self._release()
 
@@ -315,7 +316,7 @@ class Migration:
         self._handed_over = True
         yield from self._commit()
         self.progress.downtime_ns = self.clock.now_ns() - begin_ns
-        self.progress.remaining_bytes = self._missing_bytes() if postcopy else 0
+        self.progress.remaining_bytes = self._missing_bytes()
 
     def _commit(self) -> Operation[None]:
         """Until it is settled who owns the pages. Raises GpuError(EIO) where the target has lost them."""
@@ -337,7 +338,7 @@ class Migration:
                 break
             except OSError as error:
                 self.progress.why = f"waiting for the target: {error.strerror}"
-                yield from until(self.clock, self.clock.now_ns() + RETRY_NS)
+                yield from until(self.clock, self.clock.now_ns() + self.settings.retry_ns)
         if status == "absent":
             raise TargetLost
         return status

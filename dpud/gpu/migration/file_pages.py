@@ -127,5 +127,9 @@ class FileSinks:
         return sink
 
     def reopen(self, manifest: Manifest) -> FileSink:
-        """After a crash. Raises OSError."""
-        return FileSink(self.path(manifest), manifest)
+        """After a crash. Raises OSError; a file that was not made to its end is gone then."""
+        try:
+            return FileSink(self.path(manifest), manifest)
+        except GpuError:
+            self.path(manifest).unlink()
+            raise

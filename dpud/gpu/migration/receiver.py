@@ -188,15 +188,23 @@ class Receiver:
             raise GpuError(errno.EEXIST, f"migration {hello.id} is here already")
         self._forget_doubtful(hello.manifest.client)
         self.before_step("open")
-        sink = yield from self.sinks.open(hello.manifest)
+        sink = yield from self._open(hello.id, hello.manifest)
         progress = Progress(hello.id, hello.manifest.client, "here", hello.manifest.nr_bytes)
         progress.begin_ns = self.clock.now_ns()
         progress.to(State.SETUP, progress.begin_ns)
         progress.to(State.ACTIVE, progress.begin_ns)
         self.history.append(progress)
         session = self.sessions[hello.id] = Session(hello.id, hello.manifest, sink, progress)
-        self._note(session, "receiving", manifest=msgspec.to_builtins(hello.manifest))
         return session
+
+    def _open(self, id: str, manifest: Manifest) -> Operation[Sink]:
+        """Entered before there is anything, so that nothing stays that nobody knows of."""
+        self.journal.append(id, "receiving", manifest=msgspec.to_builtins(manifest))
+        try:
+            return (yield from self.sinks.open(manifest))
+        except OSError as error:
+            self.journal.append(id, "abandoned", why=str(error.strerror))
+            raise
 
     def _forget_doubtful(self, client: str) -> None:
         """A source that begins anew does not want what it once sent."""

@@ -105,6 +105,7 @@ class Place:
         if pid:
             return pid
         code = 1
+        signal.alarm(60)
         try:
             Bomb(bomb_at, self.folder / f"{side}.steps").arm()
             {"a": self._run_source, "b": self._run_target}[side]()
@@ -130,8 +131,10 @@ class Place:
             wait_for(lambda: (self.folder / "socket").exists())
             migration = self._migration(f"m{os.getpid()}.{len(journal.records)}", journal)
             writer = _Writer(migration.source)
-            for _ in migration.run():
+            for waitable in migration.run():
                 writer.step()
+                while waitable is not None and not waitable.wait(0.05):
+                    pass
 
     def _migration(self, id: str, journal: Journal) -> Migration:
         source = _Kept(self.source_path, MANIFEST)

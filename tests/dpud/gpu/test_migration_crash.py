@@ -37,7 +37,8 @@ def play(folder: Path, strategy: Strategy, side: str = "", at: int | None = None
         if side:
             assert os.WIFSIGNALED(ended(pids[side])), f"{side} was not killed at {at}"
             pids[side] = place.start(side)
-        assert ended(pids.pop("a")) == 0
+        assert ended(pids["a"]) == 0
+        del pids["a"]
     finally:
         for pid in pids.values():
             os.kill(pid, signal.SIGKILL)

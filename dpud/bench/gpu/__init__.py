@@ -10,6 +10,7 @@ from dpud.errors import UserError
 BENCHMARKS: Mapping[str, str] = {
     "address_space": "address_space",
     "compression": "compression",
+    "migration": "migration",
     "overcommit": "overcommit",
     "swap": "swap",
 }

@@ -118,6 +118,11 @@ class MigrationModule:
             self.history.append(progress)
 
     @property
+    def out_journal(self) -> Journal:
+        """What this side has promised."""
+        return self._journals[0]
+
+    @property
     def journal_folder(self) -> str:
         path = self._journals[0].path
         return "" if path is None else str(path.parent)

@@ -10,7 +10,7 @@ Theory of operation
 
     In the journal of this side:
         receiving   nothing is promised
-        prepared    all pages are here and compared
+        prepared    all pages are here, and their digest is known
         owner       ours, complete            running   ours, pages still missing (post-copy)
         got         of `running`: these are here now
         done        the last of `running` came
@@ -222,7 +222,7 @@ class Receiver:
             session.channel.close()
         session.channel = channel
         if session.phase is Phase.PREPARED:
-            yield from self._answer(channel, Welcome("prepared"))
+            yield from self._answer(channel, Welcome("prepared", session.progress.digest))
             return session
         if session.phase is Phase.OWNER:
             yield from self._answer(channel, Welcome("owner"))
@@ -283,13 +283,11 @@ class Receiver:
         yield None
 
     def _final(self, session: Session, channel: Channel, frame: Frame) -> Operation[None]:
-        """Compare everything that is to be here by now."""
+        """Everything is to be here by now."""
         digest = new_digest()
         left_out = session.missing if session.postcopy else None
         for _ in digest_slices(session.sink, session.manifest.areas, left_out, digest):
             yield None
-        if digest.digest() != frame.payload:
-            raise GpuError(errno.EIO, f"the digest is {frame.payload.hex()} there, {digest.hexdigest()} here")
         session.progress.digest = digest.hexdigest()
         self.before_step("prepare")
         postcopy = [payload.hex() for payload in missing_payloads(session.missing)] if session.postcopy else None
@@ -299,6 +297,8 @@ class Receiver:
         yield from send(channel, Kind.PREPARED, digest.digest())
 
     def _commit(self, session: Session, channel: Channel, frame: Frame) -> Operation[None]:
+        if frame.payload.hex() != session.progress.digest:
+            raise GpuError(errno.EIO, f"the digest is {frame.payload.hex()} there, {session.progress.digest} here")
         self.before_step("own")
         self.own(session)
         self.before_step("owned")

@@ -32,7 +32,7 @@ def recover_receiver(receiver: Receiver, reopen: Callable[[Manifest], Sink] | No
     for id, record in receiver.journal.last().items():
         if record["step"] == "abandoned":
             continue
-        (first,) = receiver.journal.of(id, "receiving")
+        first = receiver.journal.of(id, "receiving")[-1]
         manifest = msgspec.convert(first["manifest"], Manifest)
         try:
             sink = None if reopen is None else reopen(manifest)
@@ -59,7 +59,8 @@ def _session(receiver: Receiver, id: str, manifest: Manifest, sink: Sink, phase:
         progress.to(state, receiver.clock.now_ns())
     session = Session(id, manifest, sink, progress, phase)
     receiver.history.append(progress)
-    (prepared,) = receiver.journal.of(id, "prepared")
+    prepared = receiver.journal.of(id, "prepared")[-1]
+    progress.digest = prepared["digest"]
     session.postcopy = prepared["missing"] is not None
     if session.postcopy and phase is not Phase.OWNER:
         for payload in prepared["missing"]:

@@ -35,6 +35,8 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The destination's. `new`: let it come; the rest is what it has of one to be resumed."""
 
     status: Literal["new", "absent", "prepared", "owner", "running"]
+    digest: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32})?$")] = ""
+    """Of what is prepared."""
 
 
 MISSING_HEAD = struct.Struct("<HI")
@@ -87,6 +89,7 @@ class RemoteTarget:
         self._channel: Channel | None = None
         self._nr_rounds = 0
         self._missing: list[Mask] = []
+        self._digest = b""
         self._lost: ConnectionLost | None = None
 
     @property
@@ -140,18 +143,19 @@ class RemoteTarget:
             self.encoder = PageEncoder(self._codec, 0)  # the versions sent before are thrown away over there
             for payload in missing_payloads(missing):
                 yield from send(self.channel, Kind.MISSING, payload)
+        yield from send(self.channel, Kind.FINAL)  # first, so that both sides read their pages at the same time
         digest = new_digest()
         for _ in digest_slices(self._source, self._source.manifest.areas, missing, digest):
             yield None
-        yield from send(self.channel, Kind.FINAL, digest.digest())
+        self._digest = digest.digest()
         frame = yield from self._answer(Kind.PREPARED)
-        if frame.payload != digest.digest():
-            raise GpuError(errno.EIO, f"the digest is {digest.hexdigest()} here, {frame.payload.hex()} there")
-        return str(digest.hexdigest())
+        if frame.payload != self._digest:
+            raise GpuError(errno.EIO, f"the digest is {self._digest.hex()} here, {frame.payload.hex()} there")
+        return self._digest.hex()
 
     def commit(self) -> Operation[None]:
         try:
-            yield from send(self.channel, Kind.COMMIT)
+            yield from send(self.channel, Kind.COMMIT, self._digest)
             yield from self._answer(Kind.OWNED)
         except ConnectionLost:
             raise
@@ -162,6 +166,7 @@ class RemoteTarget:
         welcome = yield from self._hello(Hello(self._id, "resume"))
         if welcome.status == "running":
             yield from self._learn_missing()
+        self._digest = bytes.fromhex(welcome.digest)
         return welcome.status
 
     def _learn_missing(self) -> Operation[None]:

@@ -41,9 +41,9 @@ class Kind(IntEnum):
     MISSING = 4
     """Which pages come after the switch."""
     FINAL = 5
-    """All before the switch was sent; its digest."""
+    """All before the switch was sent: compare."""
     COMMIT = 6
-    """It is yours."""
+    """It is yours, if this is your digest too."""
     ABORT = 7
     END = 8
     """Nothing more to send."""
@@ -52,7 +52,7 @@ class Kind(IntEnum):
     ARRIVED = 33
     """All of a round is here."""
     PREPARED = 34
-    """All is here, and its digest is the same."""
+    """All is here, and this is its digest."""
     OWNED = 35
     """It is mine."""
     WANT = 36

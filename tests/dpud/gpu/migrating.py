@@ -85,7 +85,7 @@ class World:
         id = module._new_id()
         source, target = module.remote(id, client, "b", self.connect)
         progress = Progress(id, client, "b")
-        module.current = Migration(source, target, self.clock, module.settings, progress, module._journals[0])
+        module.current = Migration(source, target, self.clock, module.settings, progress, module.out_journal)
         module.history.append(progress)
         return module.current
 

@@ -2,13 +2,14 @@
 """The memory of a real process that goes on writing, to another real process, by userfaultfd and PAGEMAP_SCAN."""
 
 import socket
+import threading
 import time
+from collections.abc import Callable
 
-import lent as lending
 import numpy as np
 import pytest
-from lent import PAGE, digest_of, end, filled, in_thread, kernel_can, spawn, writer
 
+from dpud.bench.gpu.lent import PAGE, digest_of, end, filled, kernel_can, spawn, writer
 from dpud.gpu.migration.agents import ProcessReceiver, send_process
 from dpud.gpu.migration.channel import Channel, SocketChannel
 from dpud.gpu.migration.converge import Strategy
@@ -47,6 +48,12 @@ def migrate(settings: Settings, nr_bytes: int = NR_BYTES, target_bytes: int = NR
         return Outcome(progress, found, digest_of(here), receiving, state_of(here.pid))
     finally:
         end(from_pid, to_pid)
+
+
+def in_thread(run: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
 
 
 class Outcome:
@@ -120,7 +127,7 @@ def test_throttling_holds_a_process_up() -> None:
         source.throttle(90, 0.0)
         stopped = 0
         for _ in range(5):
-            in_it = lending.in_thread(lambda: source.read(0, np.arange(4)))
+            in_it = in_thread(lambda: source.read(0, np.arange(4)))
             deadline = time.monotonic() + 0.008
             while time.monotonic() < deadline and in_it.is_alive():
                 stopped += state_of(pid) == "T"

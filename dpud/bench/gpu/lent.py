@@ -6,7 +6,6 @@ import mmap
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 
@@ -48,7 +47,7 @@ def writer(nr_bytes: int, pages_per_s: float, hot: float = 1.0) -> Callable[[soc
     def run(sock: socket.socket) -> None:
         lent, memory = Lent.here(nr_bytes)
         rng = np.random.default_rng(1)
-        memory[: nr_bytes // 2] = rng.bytes(nr_bytes // 2)
+        memory[: nr_bytes * 3 // 4] = rng.bytes(nr_bytes * 3 // 4)
         lent.give(sock)
         nr_pages, nr, begin = max(1, int(nr_bytes * hot)) // PAGE, 0, time.monotonic()
         while True:
@@ -96,9 +95,3 @@ def end(*pids: int) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-
-
-def in_thread(run: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread

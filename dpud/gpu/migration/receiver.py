@@ -262,8 +262,7 @@ class Receiver:
 
     def _arrived(self, session: Session, area: int, pages: Pages) -> None:
         self.before_step("got")
-        for first, nr in runs(pages):
-            self._note(session, "got", area=area, first=first, nr=nr)
+        self._note(session, "got", area=area, runs=list(runs(pages)))
         session.missing[area][pages] = False
         session.progress.remaining_bytes = sum(
             int(np.count_nonzero(mask)) * each.page_bytes
@@ -371,8 +370,7 @@ class Receiver:
         """Pages that are to come no more: all of them was written to."""
         gone = pages[session.missing[area][pages]]
         if len(gone):
-            for first, nr in runs(gone):
-                self._note(session, "got", area=area, first=first, nr=nr)
+            self._note(session, "got", area=area, runs=list(runs(gone)))
             session.missing[area][gone] = False
 
     # What ends.

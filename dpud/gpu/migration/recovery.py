@@ -66,7 +66,8 @@ def _session(receiver: Receiver, id: str, manifest: Manifest, sink: Sink, phase:
         for payload in prepared["missing"]:
             put_missing(bytes.fromhex(payload), manifest.areas, session.missing)
         for got in receiver.journal.of(id, "got"):
-            session.missing[got["area"]][got["first"] : got["first"] + got["nr"]] = False
+            for first, nr in got["runs"]:
+                session.missing[got["area"]][first : first + nr] = False
     return session
 
 

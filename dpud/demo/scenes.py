@@ -8,7 +8,20 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from dpud.demo import CAPTURE, COMPRESSION, OVERCOMMIT, PROCESS, SWAP, UNIFIED, compression, overcommit, swap, unified
+from dpud.demo import (
+    CAPTURE,
+    COMPRESSION,
+    MIGRATION,
+    OVERCOMMIT,
+    PROCESS,
+    SWAP,
+    UNIFIED,
+    compression,
+    migration,
+    overcommit,
+    swap,
+    unified,
+)
 from dpud.demo.blockmap import LEGEND, BlockMap
 from dpud.demo.cost import LIMIT, Cost
 from dpud.demo.shell import Shell
@@ -33,7 +46,7 @@ def play(name: str) -> None:
     """Play one scene on stdout."""
     console = Console(highlight=False)
     scenes = {CAPTURE: capture, PROCESS: process, COMPRESSION: compression.play, OVERCOMMIT: overcommit.play}
-    scenes |= {SWAP: swap.play, UNIFIED: unified.play}
+    scenes |= {SWAP: swap.play, UNIFIED: unified.play, MIGRATION: migration.play}
     scenes[name](console)
 
 

@@ -123,10 +123,10 @@ def _migrate(source: GpuMemory, target: GpuMemory, meanwhile: Callable[[], None]
         yield None
         return ours
 
-    parties = source.migration.remote("bench", "writer", "there", connect)
+    sender, receiver = source.migration.remote("bench", "writer", "there", connect)
     progress = Progress("bench", "writer", "there")
     settings, journal = source.migration.settings, source.migration.out_journal
-    sending = Migration(*parties, source.clock, settings, progress, journal).run()
+    sending = Migration(sender, receiver, source.clock, settings, progress, journal).run()
     serving: Iterator[object] = target.migration.receiver.serve(theirs)
     while next(sending, StopIteration) is not StopIteration:
         next(serving, None)

@@ -87,9 +87,8 @@ class ProcessReceiver:
         return self._session
 
     def _sleep(self, channel: SocketChannel) -> None:
-        reading = [channel.sock] if channel.sock.fileno() >= 0 else []
-        writing = reading if channel.nr_queued_bytes else []
-        select.select([*reading, self.sink.lent.fd], writing, [], _POLL_S)
+        sockets = [channel.sock.fileno()] if channel.sock.fileno() >= 0 else []
+        select.select([*sockets, self.sink.lent.fd], sockets if channel.nr_queued_bytes else [], [], _POLL_S)
 
     def _look(self) -> None:
         """Ask for what the process waits for, and note what has come of it."""

@@ -227,6 +227,7 @@ class Migration:
             yield from self._send(area, pages)
         yield from self.target.end_round()
         self.progress.rounds += 1
+        self.progress.round_pages.append(self.progress.moved_pages - before)
         ns = max(1, self.clock.now_ns() - begin_ns)
         self._measure(nr_bytes, self.progress.moved_pages - before, ns)
         performance(log, f"round {self.progress.rounds} of {self.progress.client}", nr_bytes, begin_ns, begin_ns + ns)
@@ -307,8 +308,10 @@ class Migration:
         if postcopy:
             missing = [mask_of(pages, self.areas[area].nr_pages) for area, pages in dirty]
         else:
+            before = self.progress.moved_pages
             for area, pages in dirty:
                 yield from self._send(area, pages)
+            self.progress.round_pages.append(self.progress.moved_pages - before)
             yield from self.target.end_round()
         self.progress.digest = yield from self.target.prepare(missing)
         self._check()

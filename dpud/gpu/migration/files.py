@@ -18,7 +18,7 @@ from dpud.gpu.migration.converge import Strategy
 from dpud.gpu.migration.encoding import DEFAULT_CACHE_BYTES
 from dpud.gpu.migration.engine import Settings
 from dpud.gpu.migration.module import MigrationModule
-from dpud.gpu.migration.state import COLUMNS
+from dpud.gpu.migration.state import COLUMNS, State
 from kernelsim.attr import Attr, Bool, Choice, Int, Kobject, Size, Text, Trigger
 
 _DEFAULTS = Settings()
@@ -60,17 +60,14 @@ class MigrationFiles(Kobject):
     compression = Attr(Choice("none", *algorithms()), "lz4", doc="Of pages that go to another daemon.")
     cache_size = Attr(Size(), DEFAULT_CACHE_BYTES, doc="Bytes of pages kept to send differences to them; 0: none.")
     journal = Attr(Text(), doc="Folder in which promises are kept; empty: in memory only.", mode=0o644)
-    progress = Attr(Text(), doc="The last migration out, and those coming in: a line each under a head.")
+    progress = Attr(Text(), doc="The last migration, and those under way: a line each under a head.")
     history = Attr(Text(), doc="The same columns of all, oldest first, up to 64 of each direction.")
     why = Attr(Text(), doc="Why the last one took its strategy, failed, or waits.")
     stat = Attr(Text(), doc="Counters: name and number.")
     blocktime = Attr(Text(), doc="Accesses that waited for pages in post-copy: number, and ns of p50, p99, max.")
 
-    state = _value("State of the last one, as QEMU names it.", lambda files: files.migration.state)
-    digest = _value(
-        "Of all pages of the last one at its switch, equal on both sides.",
-        lambda files: files.migration.history[-1].digest if files.migration.history else "",
-    )
+    state = _value("State of the last one, as QEMU names it.", lambda files: files.last("state") or State.NONE)
+    digest = _value("Of all pages of the last one at its switch, on both sides.", lambda files: files.last("digest"))
 
     def __init__(self, migration: MigrationModule) -> None:
         self.migration = migration
@@ -151,8 +148,8 @@ class MigrationFiles(Kobject):
 
     @progress.show
     def _progress(self) -> str:
-        shown = [*self.migration.history[-1:], *(each for each in self.migration.receiver.history if not each.is_over)]
-        return self._table(shown)
+        last = self.migration.last
+        return self._table([each for each in self.migration.all_progress() if each is last or not each.is_over])
 
     @history.show
     def _history(self) -> str:
@@ -164,7 +161,12 @@ class MigrationFiles(Kobject):
 
     @why.show
     def _why(self) -> str:
-        return self.migration.history[-1].why if self.migration.history else ""
+        return self.last("why")
+
+    def last(self, what: str) -> str:
+        """Of the last migration; empty if there was none."""
+        last = self.migration.last
+        return "" if last is None else str(getattr(last, what))
 
     @stat.show
     def _stat(self) -> str:

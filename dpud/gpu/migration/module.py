@@ -148,7 +148,7 @@ class MigrationModule:
             raise GpuError(errno.EINVAL, "either device= or to=")
         id = self._new_id()
         source, target = self._parties(id, client, words)
-        progress = Progress(id, client, target.name)
+        progress = Progress(id, client, target.name, begin_ns=self.memory.clock.now_ns())
         self.current = Migration(source, target, self.memory.clock, self.settings, progress, self._journals[0])
         self.history.append(progress)
         self.work.wake_up()
@@ -275,11 +275,9 @@ class MigrationModule:
         yield from self.receiver.history[-NR_HISTORY:]
 
     @property
-    def state(self) -> State:
-        """Of the last that went out; of the last that came in, where none did."""
-        if self.history:
-            return self.history[-1].state
-        return self.receiver.history[-1].state if self.receiver.history else State.NONE
+    def last(self) -> Progress | None:
+        """That which began last, out or in."""
+        return max([*self.history[-1:], *self.receiver.history[-1:]], key=lambda each: each.begin_ns, default=None)
 
     def blocktime(self) -> dict[str, int]:
         """How long accesses waited for pages in post-copy. ns."""

@@ -23,6 +23,7 @@ import signal
 import socket
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from dpud.gpu.hal.interface import Bytes
 from dpud.gpu.migration import uffd
 from dpud.gpu.migration.pages import Area, Manifest, Mask, Pages, runs
 
-PAGE_BYTES = 4096
+PAGE_BYTES: Literal[4096] = 4096
 _STOP_S = 5.0
 _QUANTUM_S = 0.01
 """Of throttling: of so much, the process is stopped for its share (QEMU's cpu-throttle has 10 ms too)."""
@@ -69,7 +70,8 @@ class Lent:
     def take(cls, sock: socket.socket) -> "Lent":
         """The other end."""
         text, (fd,), _, _ = socket.recv_fds(sock, 256, 1)
-        return cls(*map(int, text.split()), fd)
+        pid, address, nr_bytes = (int(word) for word in text.split())
+        return cls(pid, address, nr_bytes, fd)
 
     @staticmethod
     def wait_until_owned(sock: socket.socket, memory: mmap.mmap) -> bool:

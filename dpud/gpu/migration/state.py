@@ -74,6 +74,8 @@ class Progress:
     moved_pages: int = 0
     zero_pages: int = 0
     delta_pages: int = 0
+    round_pages: list[int] = field(default_factory=list)
+    """Sent in each round, the last one, for which the client was held, among them."""
     remaining_bytes: int = 0
     dirty_bytes_per_s: int = 0
     bandwidth_bytes_per_s: int = 0

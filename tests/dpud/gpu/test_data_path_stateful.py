@@ -125,7 +125,9 @@ class Path(RuleBasedStateMachine):
 
     def judge(self, model: Model, client: str, start: int, end: int, wanted: Permission, number: int) -> None:
         if model.allowed(client, start, end, wanted):
-            assert number in (0, errno.ENOMEM)
+            region = self.memory.space.regions.find(model.va)
+            assert region is not None
+            assert number == errno.EBUSY if region.held else number in (0, errno.ENOMEM)
         else:
             assert number == errno.EACCES
             assert self.memory.space.faults.records[-1].client == client
@@ -179,6 +181,10 @@ class Path(RuleBasedStateMachine):
         model = self.pick(which)
         readable = model.allowed(model.owner, 0, len(model.data), Permission.READ)
         number = attempt(self.memory.sync, model.owner, model.va, len(model.data))
+        region = self.memory.space.regions.find(model.va)
+        if region is not None and region.held and readable:
+            assert number == errno.EBUSY
+            return
         assert number in ((0, errno.ENOSPC) if readable else (errno.EACCES,))
 
     @rule(nr_bytes=st.integers(1, 600 * KIB), location=LOCATIONS)

@@ -217,6 +217,8 @@ class ClientSink:
     def write(self, area: int, pages: Pages, rows: Bytes, lost: Mask) -> None:
         """Raises GpuError(ENOMEM)."""
         region = self.regions[area]
+        if region.released:
+            return  # in post-copy its client, who runs here, has freed it
         away = pages[region.state[pages] == PageState.AWAY]
         region.state[away] = PageState.UNTOUCHED
         _lose(self.memory, region, pages[lost])

@@ -183,6 +183,9 @@ class Migration:
             self._to(State.CANCELLED)
         except OSError as error:
             self._fail(error)
+        except Exception as error:  # a mistake of ours must not hold a client for ever
+            log.exception("migration of %s", self.progress.client)
+            self._fail(GpuError(errno.EIO, f"{type(error).__name__}: {error}"))
         except GeneratorExit:
             if not self.progress.is_over:
                 self._fail(GpuError(errno.EINTR, "the daemon was ended"))

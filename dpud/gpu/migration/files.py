@@ -42,9 +42,7 @@ class MigrationFiles(Kobject):
     start = Attr(Text(), doc="`client=NAME device=N`, or `client=NAME to=ADDRESS` as in listen. EBUSY while one is.")
     cancel = Attr(Trigger(), doc="Stop it, and stay. EBUSY once the client may run over there; ESRCH if none is.")
     listen = Attr(Text(), doc="Address to take migrations at: `unix:/PATH`, `tcp:HOST:PORT`, or `none`.", mode=0o644)
-    recover = Attr(
-        Text(), doc="Id of a migration that came in, was prepared, and whose source is gone for good: own it."
-    )
+    recover = Attr(Text(), doc="`ID own` or `ID drop`: what came in, was prepared, and whose source is gone for good.")
     strategy = Attr(
         Choice(*(each.value for each in Strategy)), Strategy.AUTO.value, doc="auto: pre-copy, unless it would not end."
     )
@@ -92,7 +90,7 @@ class MigrationFiles(Kobject):
 
     @recover.store
     def _recover(self, text: str) -> None:
-        self.migration.take_over(text.strip())
+        self.migration.decide(text)
 
     @journal.show
     def _journal_show(self) -> str:

@@ -224,14 +224,20 @@ class MigrationModule:
         for region in session.sink.regions:
             region.arrival = None
 
-    def take_over(self, id: str) -> None:
-        """Own what was prepared and never handed over: its source is gone for good. Raises GpuError: ENOENT, EBUSY."""
+    def decide(self, text: str) -> None:
+        """`ID own` or `ID drop`, of what was prepared and never handed over: its source is gone for good.
+
+        Raises GpuError: EINVAL, ENOENT, EBUSY.
+        """
+        id, _, verdict = text.strip().partition(" ")
         session = self.receiver.sessions.get(id)
         if session is None:
             raise GpuError(errno.ENOENT, f"no migration {id} has come in")
-        if session.channel is not None or session.postcopy:
+        if session.channel is not None or (session.postcopy and verdict == "own"):
             raise GpuError(errno.EBUSY, "its source is there, or has pages that are not here")
-        self.receiver.own(session)
+        if verdict not in ("own", "drop"):
+            raise GpuError(errno.EINVAL, f"{verdict!r} is neither own nor drop")
+        (self.receiver.own if verdict == "own" else self.receiver.drop)(session)
 
     def overwrite(self, session: Session, area: int, pages: NDArray[np.int64]) -> None:
         """Pages need not come: all of them is written now."""

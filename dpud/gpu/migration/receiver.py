@@ -138,6 +138,9 @@ class Receiver:
             log.warning("refused: %s", error.strerror)
             self._broken(channel, error)
             self._say(channel, error)
+        except Exception as error:  # a mistake of ours must not end whoever serves the next one
+            log.exception("migration in")
+            self._broken(channel, GpuError(errno.EIO, f"{type(error).__name__}: {error}"))
         except GeneratorExit:
             self._broken(channel, GpuError(errno.EINTR, "the daemon was ended"))
             raise
@@ -383,6 +386,12 @@ class Receiver:
             elif session.phase is Phase.RUNNING and session.progress.state is State.POSTCOPY_ACTIVE:
                 session.progress.why = str(error.strerror)
                 session.progress.to(State.POSTCOPY_PAUSED, self.clock.now_ns())
+
+    def drop(self, session: Session) -> None:
+        """Throw a prepared one away: a source that comes back hears so, and goes on. Raises GpuError(EBUSY)."""
+        if session.phase is not Phase.PREPARED:
+            raise GpuError(errno.EBUSY, f"migration {session.id} is {session.phase.value}")
+        self._abandon(session, "dropped")
 
     def _abandon(self, session: Session, why: str) -> None:
         """Nothing of it stays."""

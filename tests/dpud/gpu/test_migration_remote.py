@@ -328,6 +328,85 @@ def test_a_target_that_has_lost_everything_gives_it_back() -> None:
     assert world.a.bytes_of("c") == before
 
 
+def in_doubt() -> World:
+    """Everything is prepared; the source's connection is cut before it hands over, and it never comes back."""
+    world = World()
+    world.fill("c", 40 * KIB)
+    pipes: list[tuple[Pipe, Pipe]] = []
+
+    def new_pipes() -> tuple[Channel, Channel]:
+        pipes.append(Pipe.pair())
+        return pipes[-1]
+
+    world.new_pipes = new_pipes
+    world.b.migration.receiver.before_step = lambda step: pipes[0][0].close() if step == "prepared" else None
+    world.run(world.start())
+    (session,) = world.b.migration.receiver.sessions.values()
+    assert not world.b.has("c")
+    assert errno_of(world.b.migration.decide, session.id) == errno.EINVAL
+    assert errno_of(world.b.migration.decide, "nothing own") == errno.ENOENT
+    return world
+
+
+def test_what_is_in_doubt_is_taken_over_by_hand() -> None:
+    world = in_doubt()
+    (id,) = world.b.migration.receiver.sessions
+    expected = world.a.bytes_of("c")
+    world.b.migration.decide(f"{id} own")
+    assert world.b.bytes_of("c") == expected
+    assert errno_of(world.b.migration.decide, f"{id} drop") == errno.EBUSY
+
+
+def test_what_is_in_doubt_is_dropped_by_hand() -> None:
+    world = in_doubt()
+    (id,) = world.b.migration.receiver.sessions
+    world.b.migration.decide(f"{id} drop")
+    assert world.b.memory.clients == {}
+    world.b.check()
+
+
+def test_a_mistake_of_ours_ends_it_and_holds_nobody() -> None:
+    world = World()
+    before = world.fill("c", 40 * KIB)
+    world.b.migration.receiver.before_step = lambda step: 1 // 0 if step == "prepare" else None  # type: ignore[arg-type]
+    progress = world.run(world.start())
+    assert progress.state is State.FAILED
+    assert world.a.bytes_of("c") == before
+    assert world.b.memory.clients == {}
+    world.b.migration.receiver.before_step = lambda step: None
+    migration = world.start()
+    migration.target.prepare = lambda missing: 1 // 0  # type: ignore[assignment, method-assign, return-value]
+    progress = world.run(migration)
+    assert (progress.state, progress.why) == (State.FAILED, "ZeroDivisionError: integer division or modulo by zero")
+    assert world.a.bytes_of("c") == before
+
+
+def test_into_a_memory_that_is_smaller_than_the_client() -> None:
+    """What there is no room for goes behind the device, as if the client had written it there."""
+    world = World(target_bytes=128 * KIB)
+    before = world.fill()
+    assert world.run(world.start()).state is State.COMPLETED
+    assert world.b.memory.clients["c"].regions[0].count(PageState.STORED) > 20
+    assert world.b.bytes_of("c") == before
+    world.b.check()
+
+
+def test_memory_that_is_freed_over_there_in_post_copy() -> None:
+    world = World()
+    world.fill("c", 100 * KIB, 100 * KIB)
+    before = world.a.bytes_of("c")
+    world.a.migration.settings.strategy = Strategy.POSTCOPY
+    world.a.migration.settings.bandwidth_bytes_per_s = MIB
+
+    def meanwhile() -> None:
+        if world.b.has("c") and len(world.b.memory.clients["c"].regions) == 2:
+            world.b.memory.free(world.b.memory.clients["c"].regions[1].va, "c")
+
+    assert world.run(world.start(), meanwhile).state is State.COMPLETED
+    assert world.b.bytes_of("c") == before[:1]
+    world.b.check()
+
+
 def test_there_is_no_room() -> None:
     world = World(target_bytes=64 * KIB)
     world.b.memory.store.pool = world.b.memory.store.swap = None

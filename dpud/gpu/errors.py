@@ -10,6 +10,9 @@ EIO        the bytes are lost, and known to be: a checksum, a torn slot, a vanis
 ENOSPC     a store behind the device is full
 EAGAIN     less was done than was asked for
 ETIMEDOUT  waited for, in vain
+
+Of migrations besides: EPROTO (the other side said what makes no sense), ECONNRESET (it is gone), ESTALE (the client
+has other memory than at first), ECANCELED, EEXIST, ENOENT, ENODATA, ESRCH.
 """
 
 import errno

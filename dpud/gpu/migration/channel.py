@@ -19,7 +19,7 @@ from dpud.gpu.errors import GpuError
 from dpud.gpu.migration.wire import Frame, FrameReader, FrameWriter, Kind
 from kernelsim.operation import Operation, Waitable
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 """How long the other side may say nothing where it has to answer."""
 
 

@@ -368,11 +368,9 @@ class ClientGroup(ConfigGroup):
 
 def show_client(registry: Registry, root: str, memory: GpuMemory, name: str) -> None:
     """A client that nobody made with mkdir: it came from elsewhere. What is there of its name is used again."""
-    group = next(
-        path
-        for path in (f"{root}/gpu{number}/clients" for number in range(memory.nr_devices))
-        if f"{path}/{name}" in registry.nodes or path.startswith(f"{root}/gpu{memory.client(name).device}/")
-    )
+    groups = [f"{root}/gpu{number}/clients" for number in range(memory.nr_devices)]
+    known = [group for group in groups if f"{group}/{name}" in registry.nodes]
+    group = (known or [groups[memory.client(name).device]])[0]
     client = f"{group}/{name}"
     if client not in registry.nodes:
         registry.add(client, ClientGroup(memory, memory.client(name).device).files_of(name))

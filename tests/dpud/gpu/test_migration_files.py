@@ -181,6 +181,33 @@ def test_to_another_daemon_by_its_socket(tmp_path: Path, strategy: str) -> None:
         there.close()
 
 
+def test_a_client_that_was_here_before_is_shown_where_it_was(tmp_path: Path) -> None:
+    """It had gone from its second device to another daemon, and comes back, where the first device has more room."""
+    here, there = Daemon("h"), Daemon("t")
+    group = CLIENTS.replace("gpu0", "gpu1")
+    here.tree.mkdir(f"{group}/a")
+    here.tree.mkdir(f"{group}/a/buffers/b")
+    here.registry.write(f"{group}/a/buffers/b/size", "1M")
+    here.memory.write("a", here.memory.clients["a"].regions[0].va, b"abc")
+    for each in (here, there):
+        each.start_threads()
+    try:
+        for giver, taker in ((here, there), (there, here)):
+            taker.write("listen", f"unix:{tmp_path}/{taker.migration._new_id()}")
+            giver.write("start", f"client=a to={taker.read('listen')}")
+            while giver.read("stat").split()[3] == "0" and giver.read("state") != "failed":
+                giver.owner.call(lambda: None)
+            while not taker.memory.clients["a"].regions:
+                taker.owner.call(lambda: None)
+        assert [path for path in here.registry.nodes if path.endswith("/a/buffers/b")] == [f"{group}/a/buffers/b"]
+        assert here.registry.read(f"{group}/a/buffers/b/size") == b"1048576\n"
+        assert here.memory.read("a", here.memory.clients["a"].regions[0].va, 3) == b"abc"
+        assert errno_of(here.tree.mkdir, f"{CLIENTS}/a") == errno.EEXIST
+    finally:
+        here.close()
+        there.close()
+
+
 def test_nobody_listens(tmp_path: Path) -> None:
     daemon = Daemon()
     daemon.client("a", DATA)

@@ -231,6 +231,7 @@ def test_the_rate_is_found_again_from_what_it_dirties() -> None:
     assert dirty_rate(10, 10, 1.0) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.3, 0.7, 0.9, 1.1])
 def test_between_devices_it_takes_less_than_the_recurrence_says(ratio: float) -> None:
     """What is written before its turn comes is not copied twice: a copy that nobody has dropped is still right."""

@@ -140,6 +140,7 @@ WIRE_BYTES = 4096 + 28
 """Of a page of 4 KiB that is not compressed: encoding.py's record and the page."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.3, 0.7, 0.9, 1.1])
 def test_it_takes_what_the_recurrence_says(ratio: float) -> None:
     """Total time, pages and bytes within 2 percent; the recurrence is typed in anew here. (`dpud bench gpu migration`

@@ -7,10 +7,15 @@ BIN := $(VENV)/bin
 # Test files that run side by side. (One worker waits while another computes, and many tests wait for a mount.)
 JOBS := 2
 # What tests/programs runs over the emulated files.
-PROGRAMS := numactl sysstat procps util-linux prometheus-node-exporter strace attr rsync busybox xxd gawk
+PROGRAMS := numactl sysstat procps util-linux prometheus-node-exporter strace attr rsync busybox xxd gawk htop nmon smem \
+	libhugetlbfs-bin
 INSTALLED := $(VENV)/.installed
+# What the service runs.
+DPUD ?= $(abspath $(BIN)/dpud)
+DESTDIR ?=
+PREFIX ?= /usr/local
 
-.PHONY: install demo test lint docs bench clean system warm
+.PHONY: install demo test lint docs bench clean system warm install-system uninstall-system deb
 
 install: system $(INSTALLED) warm
 
@@ -18,7 +23,7 @@ demo: install
 	$(BIN)/dpud demo
 
 test: install
-	@scripts/debian-packages gcc libc6-dev lz4 zstd trace-cmd mandoc man-db zsh $(PROGRAMS)
+	@scripts/debian-packages gcc libc6-dev lz4 zstd trace-cmd mandoc man-db zsh systemd $(PROGRAMS)
 	$(BIN)/pytest -m '' --numprocesses $(JOBS) --dist loadgroup
 
 lint: $(INSTALLED)
@@ -30,8 +35,18 @@ docs: install
 	$(BIN)/python -m dpud.docs
 
 bench: install
-	scripts/debian-packages lxcfs gcc libc6-dev zstd
+	scripts/debian-packages lxcfs gcc libc6-dev zstd iproute2
 	$(BIN)/dpud bench
+
+install-system:
+	@scripts/install-system "$(DPUD)" "$(DESTDIR)" "$(PREFIX)"
+
+uninstall-system:
+	@scripts/install-system --remove "$(DESTDIR)" "$(PREFIX)"
+
+deb: $(INSTALLED)
+	@scripts/debian-packages dpkg zstd
+	@scripts/make-deb $(BIN)/python dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -47,3 +62,4 @@ $(INSTALLED): pyproject.toml
 
 warm: $(INSTALLED)
 	@$(BIN)/dpud warm
+	@$(BIN)/python -m compileall -q kernelsim fs dpud

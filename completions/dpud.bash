@@ -27,7 +27,7 @@ _dpud() {
         fi
     done
     if [[ -z $command ]]; then
-        _dpud_offer w bench demo diag dpu-path exec record replay run shell snapshot status stress --help --version
+        _dpud_offer w bench config demo diag dpu-path exec record reload replay run scenarios shell snapshot status stress --help --version
         return
     fi
     case $command in
@@ -36,19 +36,31 @@ _dpud() {
                 --write) _dpud_offer b; return ;;
                 --seed) _dpud_offer w; return ;;
                 --ops) _dpud_offer w; return ;;
+                --trace) _dpud_offer b; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --write --seed --ops --help
+                _dpud_offer w --write --seed --ops --trace --help
                 return
             fi
-            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu storm soak
+            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu storm service soak
+            ;;
+        config)
+            case $prev in
+                --config) _dpud_offer b; return ;;
+                --scenario) _dpud_offer b cma-camera gpu-inference thp-database web-server; return ;;
+            esac
+            if [[ $cur == -* ]]; then
+                _dpud_offer w --config --scenario --comments --help
+                return
+            fi
+            _dpud_offer w --config --scenario --comments --help
             ;;
         demo)
             if [[ $cur == -* ]]; then
                 _dpud_offer w --help
                 return
             fi
-            _dpud_offer w capture process
+            _dpud_offer w capture process compression fault migration overcommit qos swap unified all
             ;;
         diag)
             case $prev in
@@ -71,10 +83,11 @@ _dpud() {
             case $prev in
                 --mount) _dpud_offer d; return ;;
                 --config) _dpud_offer b; return ;;
+                --scenario) _dpud_offer b cma-camera gpu-inference thp-database web-server; return ;;
                 --from) _dpud_offer d host; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --mount --config --from --help
+                _dpud_offer w --mount --config --scenario --from --help
                 return
             fi
             _dpud_offer c
@@ -89,6 +102,18 @@ _dpud() {
                 return
             fi
             _dpud_offer d
+            ;;
+        reload)
+            case $prev in
+                --mount) _dpud_offer d; return ;;
+                --config) _dpud_offer b; return ;;
+                --scenario) _dpud_offer b cma-camera gpu-inference thp-database web-server; return ;;
+            esac
+            if [[ $cur == -* ]]; then
+                _dpud_offer w --mount --config --scenario --help
+                return
+            fi
+            _dpud_offer w --mount --config --scenario --help
             ;;
         replay)
             case $prev in
@@ -108,25 +133,34 @@ _dpud() {
             case $prev in
                 --mount) _dpud_offer d; return ;;
                 --config) _dpud_offer b; return ;;
+                --scenario) _dpud_offer b cma-camera gpu-inference thp-database web-server; return ;;
                 --from) _dpud_offer d host; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --mount --config --from --help
+                _dpud_offer w --mount --config --scenario --from --help
                 return
             fi
-            _dpud_offer w --mount --config --from --help
+            _dpud_offer w --mount --config --scenario --from --help
+            ;;
+        scenarios)
+            if [[ $cur == -* ]]; then
+                _dpud_offer w --help
+                return
+            fi
+            _dpud_offer w --help
             ;;
         shell)
             case $prev in
                 --mount) _dpud_offer d; return ;;
                 --config) _dpud_offer b; return ;;
+                --scenario) _dpud_offer b cma-camera gpu-inference thp-database web-server; return ;;
                 --from) _dpud_offer d host; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --mount --config --from --help
+                _dpud_offer w --mount --config --scenario --from --help
                 return
             fi
-            _dpud_offer w --mount --config --from --help
+            _dpud_offer w --mount --config --scenario --from --help
             ;;
         snapshot)
             case $prev in

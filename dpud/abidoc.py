@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
+from dpud.config import Config
+from dpud.config_file import ConfigFile
 from dpud.dpu.debugfs import add_fault_files
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.faults import FaultKind
@@ -24,10 +26,10 @@ HEAD = """\
 <!-- Made by `python -m dpud.abidoc > docs/abi.md`. Do not edit. -->
 
 Every file of the emulated tree, from its declaration. Paths are below the mount point (`dpud run`), or as they stand
-(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node, CPU, memory block or rank. `NAME` is what was
-given to mkdir, `PID` the number of an emulated process. `KIND` is one of {kinds}. `SYSTEM` and `EVENT` are listed in
-`/sys/kernel/tracing/available_events`; events of `ftrace` cannot be switched. `/sys/kernel/debug/tracing` is a link to
-`/sys/kernel/tracing`.
+(`dpud exec`, `dpud shell`). `*` is a number: one directory for each node, CPU, memory block, rank or level. `NAME` is
+what was given to mkdir, `PID` the number of an emulated process. `KIND` is one of {kinds}. `SYSTEM` and `EVENT` are
+listed in `/sys/kernel/tracing/available_events`; events of `ftrace` cannot be switched. `/sys/kernel/debug/tracing` is
+a link to `/sys/kernel/tracing`.
 
 A mode of 0200 cannot be read, not even by root. A value outside its range, or a text that is none, is refused with
 `Invalid argument` and changes nothing. Where there is no default, the file shows a state or starts something.
@@ -40,6 +42,8 @@ _ALIKE = {
     r"/dpu_rank0/": "/dpu_rank*/",
     r"/gpu0/": "/gpu*/",
     r"/swap/tiers/nvme/": "/swap/tiers/NAME/",
+    r"/qos/levels/\d/": "/qos/levels/*/",
+    r"/fault/fail_\w+/": "/fault/fail_NAME/",
     r"/proc/\d+/": "/proc/PID/",
     rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/",
     r"/per_cpu/cpu0/": "/per_cpu/cpu*/",
@@ -71,6 +75,7 @@ def example(driver: DpuDriver) -> Registry:
     add_fault_files(machine.registry, driver)
     machine.registry.add(f"{MM_CONFIGFS}/NAME", machine.new_process("NAME"))
     _add_gpu(machine.registry)
+    machine.registry.add("/proc", ConfigFile(Config()))
     machine.registry.add(f"{ALLOC_CONFIGFS}/NAME", AllocGroup(machine).make_item("NAME"))
     return machine.registry
 

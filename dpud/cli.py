@@ -48,10 +48,13 @@ def cli() -> None:
 def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What machine to emulate: shared by every command that may start a daemon."""
     config = click.option("--config", metavar="FILE", help="TOML file that describes the machine.")
+    scenario = click.option(
+        "--scenario", metavar="NAME|FILE", help="A machine with something going on; `dpud scenarios` lists them."
+    )
     source = click.option(
         "--from", "source", metavar="host|DIR", help="Emulate this host, or one captured by `dpud snapshot`."
     )
-    return config(source(command))
+    return config(scenario(source(command)))
 
 
 def mount_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -64,19 +67,89 @@ def mount_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--parent", type=int, hidden=True)
 def run(
-    mountpoint: str | None, config: str | None, source: str | None, ready_fd: int | None, parent: int | None
+    mountpoint: str | None,
+    config: str | None,
+    scenario: str | None,
+    source: str | None,
+    ready_fd: int | None,
+    parent: int | None,
 ) -> None:
     """Serve the emulated files in the foreground, until SIGTERM or Ctrl-C."""
     from dpud import daemon
+    from dpud import scenario as scenarios
+    from dpud.config import combine, with_place
 
-    daemon.run(daemon.RunOptions(_load(config), source, mountpoint, ready_fd, parent))
+    read = scenarios.sources(config, scenario)
+    options = daemon.RunOptions(combine(read), source, mountpoint, ready_fd, parent)
+    try:
+        daemon.run(options)
+    except UserError as error:
+        raise UserError(with_place(str(error), read)) from error
+
+
+@cli.command("reload")
+@mount_option("Where the daemon is mounted; default as for `run`.")
+@click.option("--config", metavar="FILE", help="The daemon's configuration file, as it is now.")
+@click.option("--scenario", metavar="NAME|FILE", help="The scenario it was started with.")
+def reload_(mountpoint: str | None, config: str | None, scenario: str | None) -> None:
+    """Give a running daemon what of a changed configuration can change while it runs.
+
+    Log level, sysctls and [files] are written where they differ. What else differs from the configuration that the
+    daemon was started with needs a restart, and is named. All of it is said here and in the daemon's log.
+    """
+    from dpud import claim
+    from dpud import reload as reloading
+    from dpud import scenario as scenarios
+
+    wanted = scenarios.load(config, scenario)
+    path = mountpoint or wanted.mount.path or claim.default()
+    for line in reloading.reload(path, wanted):
+        click.echo(line)
+
+
+@cli.command("service-mount", hidden=True)
+@click.argument("directory", metavar="DIR")
+def service_mount(directory: str) -> None:
+    """Mount for the service that this is part of (ExecStartPre=)."""
+    from dpud import service
+    from fs.mountpoint import MountError
+
+    try:
+        service.hand_over(directory)
+    except MountError as error:
+        raise UserError(str(error)) from error
+
+
+@cli.command("config")
+@click.option("--config", metavar="FILE", help="TOML file that describes the machine.")
+@click.option("--scenario", metavar="NAME|FILE", help="Begin with this scenario.")
+@click.option("--comments", is_flag=True, help="Say above each key what it is for and what it may be.")
+def config_(config: str | None, scenario: str | None, comments: bool) -> None:
+    """Print the configuration that counts: every key with its value, as a file that reads back to the same."""
+    from dpud import config_text
+    from dpud import scenario as scenarios
+
+    click.echo(config_text.toml(scenarios.load(config, scenario), comments), nl=False)
+
+
+@cli.command("scenarios")
+def scenarios_() -> None:
+    """List the scenarios that come with dpud, a line each."""
+    from dpud import scenario
+
+    listed = list(scenario.listed())
+    width = max(len(name) for name, _ in listed)
+    for name, about in listed:
+        click.echo(f"{name:{width}}  {about}")
 
 
 @cli.command("exec", context_settings={"allow_interspersed_args": False})
 @mount_option("Use the daemon running there, instead of starting one for CMD.")
 @machine_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD...")
-def exec_(mountpoint: str | None, config: str | None, source: str | None, command: tuple[str, ...]) -> None:
+def exec_(
+    mountpoint: str | None, config: str | None, scenario: str | None, source: str | None, command: tuple[str, ...]
+) -> None:
     """Run CMD where the real /proc and /sys paths show the emulated kernel.
 
     Covered with emulated files are /proc/sys/vm, /proc/buddyinfo, /proc/pagetypeinfo, /proc/vmstat,
@@ -92,17 +165,17 @@ def exec_(mountpoint: str | None, config: str | None, source: str | None, comman
     """
     from dpud import exec as execution
 
-    sys.exit(execution.run(command, mountpoint, _run_options(mountpoint, config, source)))
+    sys.exit(execution.run(command, mountpoint, _run_options(mountpoint, config, scenario, source)))
 
 
 @cli.command()
 @mount_option("Use the daemon running there, instead of starting one.")
 @machine_options
-def shell(mountpoint: str | None, config: str | None, source: str | None) -> None:
+def shell(mountpoint: str | None, config: str | None, scenario: str | None, source: str | None) -> None:
     """Start your shell where the real /proc and /sys paths show the emulated kernel."""
     from dpud import exec as execution
 
-    sys.exit(execution.shell(mountpoint, _run_options(mountpoint, config, source)))
+    sys.exit(execution.shell(mountpoint, _run_options(mountpoint, config, scenario, source)))
 
 
 @cli.command()
@@ -283,18 +356,28 @@ def demo(name: str | None) -> None:
     "--seed", type=click.IntRange(0), help="soak: what chance begins with; another one each time if left out."
 )
 @click.option("--ops", type=click.IntRange(1), help="soak: how many operations; a million if left out.")
-def bench(names: tuple[str, ...], write: Path | None, seed: int | None, ops: int | None) -> None:
+@click.option(
+    "--trace",
+    "traces",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="gpu overcommit: a CSV log of RMM's logging adaptor, one for each client, instead of generated use.",
+)
+def bench(
+    names: tuple[str, ...], write: Path | None, seed: int | None, ops: int | None, traces: tuple[Path, ...]
+) -> None:
     """Measure, beside something real that does the same; all if none is named.
 
-    There are region, node, compaction, fuse, import, pages, replay and terabyte. Three go by models: tables holds these
-    against published measurements, breakeven says when an engine gains, engines compares them all on the same memory.
+    There are region, node, compaction, fuse, import, pages, replay, service and terabyte. Three go by models: tables
+    holds these against published measurements, breakeven says when an engine gains, engines compares them all on the
+    same memory.
     `fidelity DIR` compares the emulated compaction with a real one, captured by `dpud snapshot --compact DIR`.
     `gpu compression` is about compressed GPU memory; `gpu` alone runs all of its kind.
     Only run when named: soak, a long random test.
     """
     from dpud import bench as benches
 
-    sys.exit(benches.run(names, write, seed=seed, ops=ops))
+    sys.exit(benches.run(names, write, seed=seed, ops=ops, traces=traces))
 
 
 @cli.command()
@@ -343,16 +426,12 @@ def warm() -> None:
     loops.warm()
 
 
-def _load(path: str | None) -> Any:
-    from dpud import config
-
-    return config.Config() if path is None else config.load(Path(path))
-
-
-def _run_options(mountpoint: str | None, config: str | None, source: str | None) -> list[str]:
+def _run_options(mountpoint: str | None, config: str | None, scenario: str | None, source: str | None) -> list[str]:
     """The options to start a daemon with, checked before anything is started."""
-    if mountpoint is not None and (config or source):
-        raise UserError("--mount uses a daemon that is running: --config and --from are for a new one")
-    _load(config)
-    given = {"--config": config, "--from": source}
+    from dpud import scenario as scenarios
+
+    given = {"--config": config, "--scenario": scenario, "--from": source}
+    if mountpoint is not None and any(given.values()):
+        raise UserError("--mount uses a daemon that is running: --config, --scenario and --from are for a new one")
+    scenarios.load(config, scenario)
     return [word for option, value in given.items() if value is not None for word in (option, value)]

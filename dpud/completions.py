@@ -12,10 +12,10 @@ from typing import Any
 
 import rich_click as click
 
-from dpud import bench, demo
+from dpud import bench, demo, scenario
 from dpud.manpages import commands
 
-_NAMES = {"demo": tuple(demo.SCENES), "bench": tuple(bench.BENCHMARKS)}
+_NAMES = {"demo": (*demo.SCENES, *demo.GPU_SCENES, demo.ALL), "bench": tuple(bench.BENCHMARKS)}
 """What the first arguments of a command may be, where they are names."""
 
 
@@ -40,6 +40,8 @@ def _wanted(command: str, param: click.Parameter) -> Wanted:
         words = _NAMES.get(command, ())
     if isinstance(param.type, click.Choice):
         words = tuple(map(str, param.type.choices))
+    if "--scenario" in param.opts:
+        words = tuple(scenario.names())
     if "host" in places:
         words = ("host",)
     files = bool(places & {"FILE", "TRACE"}) or isinstance(param.type, click.Path)

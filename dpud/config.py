@@ -22,30 +22,46 @@
     memory = "256M"          # of each
     host_memory = "1G"       # for host and pinned memory, and managed memory that is used there
     pool = "512M"            # for pages that left a device; "0": none
+    algorithm = "adaptive"   # how they are compressed at first: lz4, zstd, snappy, adaptive; "none": not at all
+    quality = "balanced"     # how much time that may take: fast, balanced, best
     swap_memory = "0"        # swap tiers behind the pool, in temporary files (which take room as they are used);
     swap_nvme = "1G"         # "0": no such tier
     swap_ssd = "2G"
     swap_hdd = "4G"
     swap_folder = ""         # where these files are; "": the system's folder for temporary files
+    checkpoint_folder = ""   # where checkpoints of clients are; "": a temporary folder that goes with the daemon
     [mount]
     path = "/run/dpud"
     allow_other = true       # other users may look (needs user_allow_other in /etc/fuse.conf unless root)
+    nice = -10               # the daemon's priority, if it may have it
     server = "dev"           # speak FUSE to /dev/fuse directly; "libfuse": through mfusepy or fusepy
+    [log]
+    level = "info"           # what of the kernel log goes to stderr, and to the journal under systemd
+    [sysctl]                 # written to /proc/sys at the start, and anew at each reload
+    vm.dpu_compact_region_order = 18
+    [files]                  # the same for any other file
+    "/sys/class/gpu_memvirt/gpu0/compression/enabled" = 1
+    [[workload]]             # steps that are done at the start: a folder to make, files to write in it
+    about = "a web server"
+    directory = "/sys/kernel/config/kernelsim/mm/web"
+    write = { anon = "512M", holes = "50 seed=7" }
 
-Whatever is left out has the value shown (two nodes of 4G). A wrong file is refused whole, with one line
-that names file, line and key.
+Whatever is left out has the value shown (two nodes of 4G; no level, sysctls, files or steps). A wrong file is refused
+whole, with one line that names file, line and key. A scenario (see scenario.py) is such a file.
 """
 
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
+from dpud.config_lines import key_and_problem, line_of, place_of, without_place
 from dpud.errors import UserError
 from kernelsim.kconfig import Kconfig
 
@@ -62,6 +78,7 @@ _PAGE_SIZE = 4096
 _MIN_NODE = 32 << 20
 _BLOCK = 2 << 20  # a pageblock: a node ends at the end of one
 _MIN_GPU = 8 << 20  # four of the largest pages
+_PRINTK = "/proc/sys/kernel/printk"
 _ADDRESS_SPACE = 64 << 40  # half of what a process has: more than this cannot be mapped, sparse or not
 
 
@@ -73,6 +90,8 @@ class Size(int):
     """Bytes; in the file an integer or a text with a suffix: "512M"."""
 
     def __str__(self) -> str:
+        if not self:
+            return "0"
         unit = max((unit for unit, factor in _UNITS.items() if self % factor == 0), key=_UNITS.__getitem__)
         return f"{self // _UNITS[unit]}{unit}"
 
@@ -81,7 +100,9 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
     """One NUMA node."""
 
     memory: Annotated[Size, _about("Memory of the node: at least 32M, a multiple of 2M.")] = Size(4 << 30)
-    cma: Annotated[Size, _about("How much of it is a CMA area: contiguous memory, lent to movable pages.")] = Size(0)
+    cma: Annotated[
+        Size, _about("How much of it is a CMA area, which is lent to movable pages: a multiple of 2M, less than all.")
+    ] = Size(0)
     distance: Annotated[
         tuple[Annotated[int, Meta(ge=10, le=255)], ...],
         _about("Distance to each node, as node*/distance shows it; for all nodes or for none (10 and 20 then)."),
@@ -89,9 +110,9 @@ class Node(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.memory < _MIN_NODE:
-            raise ValueError(f"a node of {self.memory} is too small: at least {Size(_MIN_NODE)}")
+            raise ValueError(f"memory = {self.memory} is too small: at least {Size(_MIN_NODE)}")
         if self.memory % _BLOCK:
-            raise ValueError(f"a node of {self.memory} does not end on a {Size(_BLOCK)} boundary")
+            raise ValueError(f"memory = {self.memory} does not end on a {Size(_BLOCK)} boundary")
         if self.cma % _BLOCK or self.cma >= self.memory:
             raise ValueError(f"cma = {self.cma} is not a multiple of {Size(_BLOCK)} below the node's {self.memory}")
 
@@ -136,16 +157,30 @@ class Dpu(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
     devices: Annotated[int, Meta(ge=0, le=8), _about("Simulated GPUs; 0: none.")] = 1
-    memory: Annotated[Size, _about("Memory of each.")] = Size(256 << 20)
-    host_memory: Annotated[Size, _about("For host and pinned memory, and managed memory used there.")] = Size(1 << 30)
-    pool: Annotated[Size, _about('For pages that left a device; "0": none.')] = Size(512 << 20)
-    swap_memory: Annotated[Size, _about('Swap in system memory, for what the pool has no room for; "0": none.')] = Size(
-        0
+    memory: Annotated[Size, _about("Memory of each: at least 8M, a multiple of 2M.")] = Size(256 << 20)
+    host_memory: Annotated[Size, _about("For host and pinned memory, and managed memory used there; as above.")] = Size(
+        1 << 30
     )
-    swap_nvme: Annotated[Size, _about("Swap in a temporary file that is as fast as an NVMe drive.")] = Size(1 << 30)
-    swap_ssd: Annotated[Size, _about("Swap as fast as a SATA SSD.")] = Size(2 << 30)
-    swap_hdd: Annotated[Size, _about("Swap as fast as a hard disk.")] = Size(4 << 30)
+    pool: Annotated[Size, _about('For pages that left a device; any size, "0": none.')] = Size(512 << 20)
+    algorithm: Annotated[
+        Literal["lz4", "zstd", "snappy", "adaptive", "none"],
+        _about('How they are compressed at first, as compression/algorithm has it; "none": not at all.'),
+    ] = "adaptive"
+    quality: Annotated[
+        Literal["fast", "balanced", "best"], _about("How much time that may take, as compression/quality has it.")
+    ] = "balanced"
+    swap_memory: Annotated[
+        Size, _about('Swap in system memory, for what the pool has no room for; a multiple of 2M, "0": none.')
+    ] = Size(0)
+    swap_nvme: Annotated[
+        Size, _about("Swap in a temporary file that is as fast as an NVMe drive; a multiple of 2M.")
+    ] = Size(1 << 30)
+    swap_ssd: Annotated[Size, _about("Swap as fast as a SATA SSD; a multiple of 2M.")] = Size(2 << 30)
+    swap_hdd: Annotated[Size, _about("Swap as fast as a hard disk; a multiple of 2M.")] = Size(4 << 30)
     swap_folder: Annotated[str, _about("Folder of these files; empty: the system's for temporary files.")] = ""
+    checkpoint_folder: Annotated[
+        str, _about("Folder of clients' checkpoints; empty: one that goes with the daemon.")
+    ] = ""
 
     def __post_init__(self) -> None:
         for name, size in (("memory", self.memory), ("host_memory", self.host_memory)):
@@ -170,11 +205,56 @@ class Mount(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["dev", "libfuse"],
         _about("Speak FUSE to /dev/fuse directly, or through mfusepy or fusepy, which is several times slower."),
     ] = "dev"
+    nice: Annotated[
+        int,
+        Meta(ge=-20, le=19),
+        _about("Priority of the daemon, as of nice(1), where it may have it: all who use its files wait for it."),
+    ] = -10
+
+
+LEVELS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
+"""Of the kernel log, by their numbers."""
+
+
+class Log(Struct, frozen=True, forbid_unknown_fields=True):
+    level: Annotated[
+        Literal["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"] | None,
+        _about(
+            "Lines of the kernel log up to this level also go to stderr, under systemd to the journal; it sets the "
+            'first number of /proc/sys/kernel/printk, which is "err" if left out. Can be reloaded.'
+        ),
+    ] = None
+
+
+class Step(Struct, frozen=True, forbid_unknown_fields=True):
+    """One step of a workload: what a user would do with mkdir and echo."""
+
+    directory: Annotated[str, _about("A folder of the emulated tree, made if it is not there.")] = "/"
+    about: Annotated[str, _about("What the line that shows progress says.")] = ""
+    write: Annotated[
+        Mapping[str, Any], _about("Files in that folder and what is written to them, in this order; folders are made.")
+    ] = {}
+    fill: Annotated[
+        Mapping[str, Size], _about("Files in that folder and how many bytes they get: noise, the same each time.")
+    ] = {}
+    may_fail: Annotated[
+        bool, _about("Go on if a file refuses, say for lack of memory, instead of not starting at all.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        if not self.directory.startswith("/"):
+            raise ValueError(f"directory = {self.directory!r} does not begin with /")
+        texts_of(self.write)
+
+
+class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
+    about: Annotated[str, _about("What this machine and its workload are for, in one line of `dpud scenarios`.")] = ""
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file; `Config()` is the default machine."""
 
+    scenario: Scenario = Scenario()
     machine: Machine = Machine()
     memory: Memory = Memory()
     kconfig: Annotated[
@@ -183,12 +263,44 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     dpu: Dpu = Dpu()
     gpu: Gpu = Gpu()
     mount: Mount = Mount()
+    log: Log = Log()
+    sysctl: Annotated[
+        Mapping[str, Any],
+        _about("Sysctls by their names in sysctl.conf(5), written as the daemon starts, and again at each reload."),
+    ] = {}
+    files: Annotated[
+        Mapping[str, Any], _about("The same for other files of the emulated tree, by their paths there.")
+    ] = {}
+    workload: Annotated[
+        tuple[Step, ...], _about("Steps that are done in order before the daemon is ready, a table for each.")
+    ] = ()
 
     def __post_init__(self) -> None:
+        self._check_files()
         try:
             self.kernel.for_machine(len(self.machine.nodes), any(node.cma for node in self.machine.nodes))
         except ValueError as error:
             raise ValueError(f"kconfig.{error}") from error
+
+    def _check_files(self) -> None:
+        for name, table in (("sysctl", self.sysctl), ("files", self.files)):
+            try:
+                texts = texts_of(table)
+            except ValueError as error:
+                raise ValueError(f"{name}.{error}") from error
+            for key in texts if name == "files" else ():
+                if not key.startswith("/"):
+                    raise ValueError(f"{name}.{key}: does not begin with /")
+
+    @property
+    def settings(self) -> dict[str, tuple[str, str]]:
+        """Path in the tree -> (key, text) of all that is written at the start and at each reload."""
+        level = {} if self.log.level is None else {_PRINTK: ("log.level", str(LEVELS.index(self.log.level) + 1))}
+        sysctl = {
+            f"/proc/sys/{name.replace('.', '/')}": (f"sysctl.{name}", text)
+            for name, text in texts_of(self.sysctl).items()
+        }
+        return level | sysctl | {path: (f"files.{path}", text) for path, text in texts_of(self.files).items()}
 
     @property
     def kernel(self) -> Kconfig:
@@ -215,30 +327,110 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
             )
 
 
+@dataclass(frozen=True)
+class Source:
+    """One configuration file as it was read."""
+
+    name: str
+    text: str
+
+    def where(self, key: str) -> str:
+        """`FILE:LINE` of a key, `FILE` if no line sets it."""
+        line = line_of(self.text, key)
+        return f"{self.name}:{line}" if line else self.name
+
+
+def with_place(problem: str, sources: Sequence[Source]) -> str:
+    """A problem that was found later, and begins with a key, with FILE:LINE in front: of the last file that sets it."""
+    key = problem.partition(": ")[0]
+    steps = [place_of(source.text, key)[0] for source in sources]
+    if not any(steps):
+        return problem
+    nearest = max(range(len(sources)), key=lambda number: (steps[number], number))
+    return f"{sources[nearest].where(key)}: {problem}"
+
+
 def load(path: Path) -> Config:
     """Read and check a file. Raises ConfigError, its text starting with the file's name and line."""
+    return combine([read(path)])
+
+
+def read(path: Path) -> Source:
+    """Raises ConfigError if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return Source(str(path), path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
-    return parse(text, str(path))
 
 
 def parse(text: str, name: str = "config") -> Config:
     """Check a configuration given as text. Raises ConfigError."""
-    try:
-        config = msgspec.convert(tomllib.loads(text), Config, dec_hook=_decode)
-        config.check_host(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}: {error}") from None
-    except (msgspec.ValidationError, ConfigError) as error:
-        key, problem = _locate(str(error))
-        line = _line_of(text, key)
-        where = f"{name}:{line}" if line else name
-        raise ConfigError(f"{where}: {key}: {problem}") from None
+    return combine([Source(name, text)])
+
+
+def combine(sources: Sequence[Source]) -> Config:
+    """The configuration that they are together: what a later one says counts, key by key. Raises ConfigError.
+
+    Each must be right by itself.
+    """
+    tables: dict[str, Any] = {}
+    config = Config()
+    for source in sources:
+        table = _parsed(source)
+        config = _checked(table, source)
+        if tables:
+            config = _checked(tables := _merged(tables, table), source)
+        tables = tables or table
     return config
+
+
+def _parsed(source: Source) -> dict[str, Any]:
+    try:
+        tables = tomllib.loads(source.text)
+    except tomllib.TOMLDecodeError as error:
+        line, problem = without_place(str(error), source.text)
+        raise ConfigError(f"{source.name}:{line}: {problem}") from None
+    if isinstance(sysctl := tables.get("sysctl"), dict):
+        tables["sysctl"] = _flat(sysctl)
+    return tables
+
+
+def _checked(tables: dict[str, Any], source: Source) -> Config:
+    try:
+        config = msgspec.convert(tables, Config, dec_hook=_decode)
+        config.check_host(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (msgspec.ValidationError, ConfigError) as error:
+        key, problem = key_and_problem(str(error))
+        raise ConfigError(f"{source.where(key)}: {key}: {problem}") from None
+    return config
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict)
+        merged[key] = _merged(below[key], value) if both else value
+    return merged
+
+
+def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """`vm.x = 1` is a table in a table for TOML, and a name with a dot for sysctl.conf(5)."""
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= (
+            {f"{name}.{key}": each for key, each in _flat(value).items()} if isinstance(value, dict) else {name: value}
+        )
+    return flat
+
+
+def texts_of(table: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> what is written to the file. Raises ValueError for what is no text or number."""
+    for name, value in table.items():
+        if not isinstance(value, int | str):
+            raise ValueError(f"{name}: {value!r} is no text or number")
+    return {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in table.items()}
 
 
 def parse_size(value: object) -> Size:
@@ -255,32 +447,3 @@ def _decode(kind: type, value: Any) -> Any:
     if kind is Size:
         return parse_size(value)
     raise NotImplementedError(f"no decoder for {kind}")
-
-
-def _locate(message: str) -> tuple[str, str]:
-    """("machine.seed", "Expected int, got str") from msgspec's text, or ours ("machine.nodes: ...")."""
-    problem, _, path = message.partition(" - at `$")
-    key = path.rstrip("`").lstrip(".")
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
-        return f"{key}.{unknown[1]}".lstrip("."), "unknown key"
-    if not key:
-        key, _, problem = message.partition(": ")
-    return key, problem.replace("`", "")
-
-
-def _line_of(text: str, key: str) -> int | None:
-    """The line that sets `key` ("machine.nodes[1].memory") or opens its table; None if none looks like it."""
-    table, _, name = key.rpartition(".")
-    name = name.partition("[")[0]  # of an array, any element
-    here, nth, best = "", dict[str, int](), None
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[(\[?)\s*([\w.-]+)\s*\]", line):
-            here = header[2]
-            if header[1]:
-                nth[here] = nth.get(here, -1) + 1
-                here = f"{here}[{nth[here]}]"
-            if here == key:
-                best = number
-        elif here == table and re.match(rf'\s*"?{re.escape(name)}"?\s*=', line):
-            return number
-    return best

@@ -8,15 +8,13 @@ the opposite order of its making.
 
 import gc
 import os
-import re
 import secrets
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,9 +22,10 @@ from typing import Any
 
 from rich.console import Console
 
-from dpud import claim, namespace
+from dpud import claim, namespace, service, workload
 from dpud.capture import CaptureError, read_capture, read_host
-from dpud.config import Config, Size
+from dpud.config import Config, Gpu, Size
+from dpud.config_file import ConfigFile
 from dpud.dpu.debugfs import add_fault_files
 from dpud.dpu.driver import DpuConfig, DpuDriver
 from dpud.dpu.errors import DpuError
@@ -39,7 +38,7 @@ from dpud.exec import PROBE
 from dpud.gpu.clock import PacedClock
 from dpud.gpu.migration import MigrationModule
 from dpud.gpu.performance import set_log_level
-from dpud.gpu.system import GpuConfig, add_files, build, reclaimer, sampler
+from dpud.gpu.system import GpuConfig, add_files, build, checkpointer, reclaimer, sampler, scrubber
 from dpud.inject import BlockingWaitQueue, LiveClock, boot_time_s
 from dpud.owner import Owner
 from dpud.pacer import Pacer
@@ -82,21 +81,41 @@ def run(options: RunOptions) -> None:
         signal.signal(signum, _leave)
     if options.parent is not None:
         namespace.die_with_parent(options.parent, signal.SIGTERM)
+    _go_before_others(options.config.mount.nice)
     path = options.mount or options.config.mount.path or claim.default()
+    connection = service.inherited()
     with (
-        claim.claimed(path, remove=options.parent is not None),
+        claim.claimed(path, remove=options.parent is not None) if connection is None else nullcontext(),
         _devices(options.config) as driver,
         _paced(_build(options, driver)) as (machine, owner),
     ):
         preload(DpuDriver())
         add_device_files(machine, driver)
         add_gpu(machine, owner, options.config)
+        machine.registry.add("/proc", ConfigFile(options.config))
         ready = Readiness(options.ready_fd, path, _describe(options, machine))
-        if options.ready_fd is None and sys.stderr.isatty():
+        if service.in_journal():
+            service.log_to_journal()
+            machine.printk.console = service.say
+        elif options.ready_fd is None and sys.stderr.isatty():
             machine.printk.console = lambda level, text: print(f"<{level}> {text}", file=sys.stderr)
-        tree = Tree(machine.registry, owner.call, uid=os.geteuid(), gid=os.getegid(), run_as=_requests_of(machine))
+        uid, gid = (os.geteuid(), os.getegid()) if connection is None else (0, 0)
+        tree = Tree(machine.registry, owner.call, owner.look, uid=uid, gid=gid, run_as=_requests_of(machine))
+        workload.apply(tree, options.config, ready.progress)
         gc.freeze()  # modules and files stay: collections that walk them all would hold requests up
-        _serve(tree, path, options.config, ready)
+        _serve(tree, path, options.config, ready, connection)
+
+
+def _go_before_others(nice: int) -> None:
+    """Have this priority, if that is allowed: else the daemon runs like everything else.
+
+    Where the scheduler groups tasks by session (sched(7), autogroup), a nice value counts within the session only; if
+    that is our own, it gets the same value.
+    """
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+        if os.getsid(0) == os.getpid():
+            Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def _requests_of(machine: Machine) -> RunAs:
@@ -166,17 +185,32 @@ def add_device_files(machine: Machine, driver: DpuDriver) -> None:
         add_fault_files(machine.registry, driver, machine.printk)
 
 
+def gpu_config(gpu: Gpu) -> GpuConfig:
+    """The file's [gpu], for who builds it."""
+    is_compressed = gpu.algorithm != "none"
+    return GpuConfig(
+        gpu.devices,
+        gpu.memory,
+        gpu.host_memory,
+        gpu.pool,
+        compression=is_compressed,
+        algorithm=gpu.algorithm if is_compressed else "adaptive",
+        quality=gpu.quality,
+        tiers=gpu.tiers,
+        swap_folder=Path(gpu.swap_folder) if gpu.swap_folder else None,
+        checkpoint_folder=Path(gpu.checkpoint_folder) if gpu.checkpoint_folder else None,
+    )
+
+
 def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
     """GPU memory virtualization: its devices, its files, and who keeps memory free in the background."""
     gpu = config.gpu
     if not gpu.devices:
         return
     set_log_level()
-    folder = Path(gpu.swap_folder) if gpu.swap_folder else None
-    devices = GpuConfig(gpu.devices, gpu.memory, gpu.host_memory, gpu.pool, tiers=gpu.tiers, swap_folder=folder)
     migration = MigrationModule(BlockingWaitQueue, lambda: secrets.token_hex(8))
     try:
-        memory = build(devices, PacedClock(), BlockingWaitQueue(), migration)
+        memory = build(gpu_config(gpu), PacedClock(), BlockingWaitQueue(), migration)
     except OSError as error:
         raise UserError(f"gpu.swap_folder: no swap can be made there: {error.strerror}") from error
     add_files(machine.registry, memory)
@@ -185,6 +219,8 @@ def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
     owner.background(sampler(memory), "dpud-gpu-sample")
     owner.background(migration.worker(), "dpud-gpu-migrate")
     owner.background(migration.listener(), "dpud-gpu-listen")
+    owner.background(scrubber(memory.fault), "dpud-gpu-scrub")
+    owner.background(checkpointer(memory.fault), "dpud-gpu-checkpoint")
 
 
 def _read_image(options: RunOptions) -> HostImage:
@@ -214,6 +250,7 @@ def _paced(machine: Machine) -> Iterator[tuple[Machine, Owner]]:
     owner = Owner()
     if machine.config.kconfig.IS_ENABLED("CONFIG_DEBUG_VM"):
         owner.after_slice.append(DebugVm(machine).look)
+    owner.changes = machine.registry.changes
     machine.kthreads.spawn = owner.background
     machine.btime_s = boot_time_s()
     owner.charge = machine.cputime.charge
@@ -242,11 +279,14 @@ class DebugVm:
                 self._machine.printk(f"BUG: {violation}", KERN_ERR)
 
 
-def _serve(tree: Tree, path: str, config: Config, ready: "Readiness") -> None:
+def _serve(tree: Tree, path: str, config: Config, ready: "Readiness", connection: int | None) -> None:
     """Mount and serve until a signal. (libfuse handles those that have their default action.)"""
     allow_other = os.geteuid() == 0 if config.mount.allow_other is None else config.mount.allow_other
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_DFL)
+    if connection is not None:
+        fuse_dev.serve(tree, connection, ready.watch)
+        return
     try:
         server = fuse_dev if config.mount.server == "dev" else fuse_ops
         server.mount(tree, path, allow_other=allow_other, on_ready=ready.watch)
@@ -266,6 +306,12 @@ class Readiness:
     def __init__(self, ready_fd: int | None, path: str, what: str) -> None:
         self._ready_fd, self._path, self._what = ready_fd, path, what
 
+    def progress(self, what: str) -> None:
+        """Something else is being done before the files can be used."""
+        if self._ready_fd is None:
+            print(f"dpud: {what}", file=sys.stderr, flush=True)
+        service.notify(f"STATUS={what}")
+
     def watch(self) -> None:
         """Wait, on a thread, for the first answer that comes through the mount."""
         threading.Thread(target=self._announce, name="dpud-ready", daemon=True).start()
@@ -277,17 +323,11 @@ class Readiness:
         else:
             ready = f"dpud: ready at {self._path} ({self._what}) in {_age_s():.1f} s"
             print(ready, file=sys.stderr, flush=True)
-        _sd_notify("READY=1")
+        service.notify("READY=1", f"STATUS=serving {self._path} ({self._what})")
+        service.watch(os.path.join(self._path, "proc/buddyinfo"))
 
 
 def _age_s() -> float:
     """Seconds since this process was started, imports included: field 22 of proc_pid_stat(5), in ticks."""
     fields = Path("/proc/self/stat").read_text().rpartition(") ")[2].split()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[22 - 3]) / os.sysconf("SC_CLK_TCK")
-
-
-def _sd_notify(state: str) -> None:
-    """Tell systemd, where it started us (sd_notify(3)); an address that starts with @ is an abstract one."""
-    if address := os.environ.get("NOTIFY_SOCKET"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.sendto(state.encode(), re.sub("^@", "\0", address))

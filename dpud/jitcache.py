@@ -26,7 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
-_SOURCES = ("kernelsim", "dpud/dpu", "dpud/gpu/address_space")
+_SOURCES = ("kernelsim", "fs", "dpud/dpu", "dpud/gpu/address_space")
 _SHARED = Path("/var/cache")
 _KEEP = 24
 _PREFIX = "jit-"

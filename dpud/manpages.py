@@ -6,15 +6,14 @@ A file's entry says what docs/abi.md says. The tree is cut by areas: a page each
 apart, and only for those that the machine has.
 """
 
-import types
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import msgspec
 import rich_click as click
 
-from dpud import __version__, config
+from dpud import __version__, config, config_keys
 from dpud.abidoc import generic_files, split
 from dpud.cli import cli
 from dpud.roff import page, paragraphs, prose, section, subsection, tagged, title, verbatim
@@ -192,24 +191,16 @@ def _config_lines() -> Iterator[str]:
 def _table(prefix: str, struct: type[msgspec.Struct]) -> Iterator[str]:
     """The keys of one table, then those of the tables in it."""
     below: list[tuple[str, type[msgspec.Struct]]] = []
-    hints = get_type_hints(struct, include_extras=True)
-    entries = []
-    for name, default in zip(struct.__struct_fields__, _defaults(struct), strict=True):
-        about, values, inner, repeated = _read_hint(hints[name])
-        if inner is not None:
-            below.append((f"[{prefix}{name}]" if not repeated else f"[[{prefix}{name}]]", inner))
-        if inner is None or repeated:
-            entries.append((name, about, values, "" if inner else _shown(default)))
-    for name, about, values, shown in entries:
-        facts = "; ".join([*([values] if values else []), *([f"default: {shown}"] if shown else [])])
-        yield from tagged(name, (prose(about), *([".br", prose(f"({facts})")] if facts else [])))
+    for key in config_keys.keys(struct):
+        if key.table is not None:
+            below.append((f"[{prefix}{key.name}]" if not key.repeated else f"[[{prefix}{key.name}]]", key.table))
+        if key.table is None or key.repeated:
+            shown = "" if key.table else _shown(key.default)
+            facts = "; ".join([*([key.values] if key.values else []), *([f"default: {shown}"] if shown else [])])
+            yield from tagged(key.name, (prose(key.about), *([".br", prose(f"({facts})")] if facts else [])))
     for heading, inner in below:
         yield subsection(heading)
         yield from _table(heading.strip("[]") + ".", inner)
-
-
-def _defaults(struct: type[msgspec.Struct]) -> list[Any]:
-    return [getattr(struct(), name) for name in struct.__struct_fields__]
 
 
 def _shown(default: Any) -> str:
@@ -218,32 +209,6 @@ def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     return "" if default in (None, (), {}) else f'"{default}"' if isinstance(default, str) else str(default)
-
-
-def _read_hint(hint: Any) -> tuple[str, str, type[msgspec.Struct] | None, bool]:
-    """(what it means, its values, the table that it is, whether there are several of those)"""
-    about, limits = "", []
-    while get_origin(hint) is Annotated:
-        hint, *metas = get_args(hint)
-        about = next((meta.description for meta in metas if meta.description), about)
-        limits += [f"{meta.ge}..{meta.le}" for meta in metas if meta.ge is not None]
-    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
-        return about, "", hint, False
-    inner = [arg for arg in get_args(hint) if isinstance(arg, type) and issubclass(arg, msgspec.Struct)]
-    if inner:
-        return about, "", inner[0], True
-    return about, "; ".join([_type_name(hint), *limits]), None, False
-
-
-def _type_name(hint: Any) -> str:
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_type_name(arg) for arg in get_args(hint) if arg is not types.NoneType)
-    if get_origin(hint) is Literal:
-        return " or ".join(f'"{arg}"' for arg in get_args(hint))
-    if get_origin(hint) is tuple:
-        return "list of numbers"
-    names = {int: "number", str: "text", bool: "true or false", config.Size: "size"}
-    return names.get(hint, "table")
 
 
 def _example() -> str:

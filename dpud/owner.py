@@ -18,14 +18,18 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import GeneratorType
 from typing import Any
 
-from kernelsim.attr import Operation, Waitable
+from kernelsim.attr import Changes, Operation, Waitable
 
 _WAIT_SLICE_S = 0.05
 """How long a wait goes on before it asks again whether the request was interrupted."""
+
+_LONE_SLICE_S = 1.0
+"""The same where only `close` could interrupt it, as what runs in the background: an idle daemon should sleep."""
 
 _log = logging.getLogger("dpud")
 
@@ -71,6 +75,8 @@ class Owner:
     def __init__(self) -> None:
         self.after_slice: list[Callable[[], None]] = []
         self.charge: Callable[[str, int], None] | None = None
+        self.changes = Changes()
+        """The machine's, to count its turns in."""
         self._lock = FairLock()
         self._holder: int | None = None
         self._begin_ns = 0
@@ -83,6 +89,15 @@ class Owner:
         at a point where a long operation yielded; RuntimeError if the calling thread already owns the
         machine.
         """
+        self._take()
+        return self._call(fn, args, interrupted)
+
+    def look(self, fn: Callable[..., Any], *args: Any, interrupted: Callable[[], bool] = _never) -> Any:
+        """The same for what only looks: such a turn is not counted as one that may have changed something."""
+        self._take(changing=False)
+        return self._call(fn, args, interrupted)
+
+    def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], interrupted: Callable[[], bool]) -> Any:
         over, value, operation = self._first_slice(fn, args)
         while not over:
             self._wait(operation, value, interrupted)
@@ -115,12 +130,11 @@ class Owner:
     def _first_slice(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any, Any]:
         """Call, and begin with the operation it gives -> (over, value or what it waits for, the operation).
 
-        Most requests end here, so this does what _turn() does by hand.
+        The machine was taken. Most requests end here, so this does the rest of what _turn() does by hand.
         """
-        self._take()
         try:
             result = fn(*args)
-            over, value = _advance(result) if isinstance(result, Generator) else (True, result)
+            over, value = _advance(result) if isinstance(result, GeneratorType) else (True, result)
             for look in self.after_slice:
                 look()
             return over, value, result
@@ -137,12 +151,14 @@ class Owner:
         finally:
             self._give()
 
-    def _take(self) -> None:
+    def _take(self, changing: bool = True) -> None:
         me = threading.get_ident()
         if self._holder == me:
             raise RuntimeError("this thread already owns the machine: call the function directly")
         self._lock.acquire()
         self._holder = me
+        if changing:
+            self.changes.begin_turn()
         self._begin_ns = time.perf_counter_ns()
 
     def _give(self) -> None:
@@ -152,8 +168,9 @@ class Owner:
         self._lock.release()
 
     def _wait(self, operation: Operation[Any], waitable: Waitable | None, interrupted: Callable[[], bool]) -> None:
+        slice_s = _LONE_SLICE_S if interrupted is _never else _WAIT_SLICE_S
         while not (self.closed or interrupted()):
-            if waitable is None or waitable.wait(_WAIT_SLICE_S):
+            if waitable is None or waitable.wait(slice_s):
                 return
         with self._turn():
             operation.close()  # its `finally` blocks put the machine right

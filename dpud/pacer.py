@@ -69,7 +69,7 @@ class Pacer:
 
     def pace(self) -> None:
         """One round: step if a timer is due, else sleep until it is."""
-        self._owner.call(self._plan)
+        self._owner.look(self._plan)
         if self._planned is None:
             self._sleep(None)
         elif (early_ns := self._planned - self._now_ns()) > 0:

@@ -14,6 +14,7 @@ from dpud.dpu.driver import DpuDriver
 from dpud.gpu.address_space.regions import RegionType
 from dpud.gpu.memory import HOST
 from dpud.gpu.system import GpuConfig, build
+from fs import fuse_loop
 from kernelsim import warm as kernels
 from kernelsim.hostblocks import HostPageset
 from kernelsim.hostimage import HostImage, HostTask, HostZone, build_host_image
@@ -30,7 +31,7 @@ def warm() -> None:
     done = Path(os.environ["NUMBA_CACHE_DIR"]) / "warmed"
     if done.exists():
         return
-    steps = [*kernels.steps(DpuDriver, small_image), ("GPU memory", use_gpu_memory)]
+    steps = [*kernels.steps(DpuDriver, small_image), ("file requests", fuse_loop.load), ("GPU memory", use_gpu_memory)]
     columns = SpinnerColumn(), TextColumn("Compiling (once): {task.description}"), BarColumn()
     with Progress(*columns, TimeElapsedColumn()) as progress:
         task = progress.add_task("", total=len(steps))

@@ -2,10 +2,11 @@
 """The tree served by reading /dev/fuse ourselves: no FUSE library, a sixth of the processor time of one.
 
 Theory of operation
-    One thread at a time has the turn: it reads a request into the one buffer, answers it, and reads the next. While
-    requests are short, as most are, nobody else wakes up, and no lock is taken. A request that has to wait says so
-    by asking for the first time whether it was interrupted; at that moment its thread gives the turn to another one,
-    a new one if none is idle, and goes on alone. So a blocked reader or a long store holds nothing but its thread.
+    A few threads read requests, each into a buffer of its own, in compiled code that answers most opens, reads and
+    closes by itself (fuse_loop.py). With any other request a thread takes the turn and answers it here, one at a time.
+    A request that has to wait says so by asking for the first time whether it was interrupted; at that moment its
+    thread gives the turn to another one, a new one if too few are left, and goes on alone. So a blocked reader or a
+    long store holds nothing but its thread.
 
     - A node's id is its inode number, which is never used again. A node is known here from its first LOOKUP until the
       kernel forgets it; one that was removed meanwhile is ENOENT.
@@ -37,9 +38,11 @@ from functools import partial
 from typing import Any, NoReturn
 
 from fs import fuse_abi as abi
+from fs import fuse_loop as loop
 from fs.caller import comm_of, groups_of
 from fs.fuse_abi import NAME_AT, Opcode
 from fs.fuse_attach import attach, detach
+from fs.fuse_table import QuickFiles
 from fs.kernfs import Cred, DirEntry, OpenFile, Tree
 from fs.mountpoint import check_mountable
 from kernelsim.attr import Node
@@ -49,15 +52,15 @@ log = logging.getLogger(__name__)
 CACHE_S = 1
 """How long the kernel may keep a name or a mode without asking (fuse_ops.py says more)."""
 
-_MAX_WRITE = 1 << 20
-_BUFFER_BYTES = _MAX_WRITE + (1 << 12)
 _BODY = abi.IN_HEADER.size
 _FAR_OUT = 1 << 30  # larger than any text
 _MAX_CREDS = 256
-_MAX_IDLE = 4  # threads that wait for the turn
+_NR_THREADS = 2  # that serve at all times
+_MAX_THREADS = 6  # that serve, after some that had waited came back
 _DRAIN_S = 2.0
 _INIT_FLAGS = abi.ASYNC_READ | abi.ATOMIC_O_TRUNC | abi.BIG_WRITES | abi.PARALLEL_DIROPS | abi.MAX_PAGES
 _REFUSED = (Opcode.SYMLINK, Opcode.LINK, Opcode.RENAME, Opcode.RENAME2)
+_TRANSIENT = (errno.EINTR, errno.EAGAIN, errno.ENOENT)  # of read(2); ENOENT: taken back while it was read
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -88,19 +91,19 @@ class Session:
         self._tree = tree
         self._fd = fd
         self._on_ready, self._on_end = on_ready, on_end
-        self._buffer = bytearray(_BUFFER_BYTES)
+        self._buffer = memoryview(b"")  # of the thread that has the turn
         self._known: dict[int, Node] = {abi.ROOT_ID: tree.root}
         self._lookups: dict[int, int] = {}
         self._open_files: dict[int, OpenFile] = {}
         self._polled: dict[int, int] = {}
-        self._far_out = itertools.count(_FAR_OUT)  # each byte beyond the last, or it would not count
+        is_traced = log.isEnabledFor(logging.DEBUG)  # then each request is to be seen
+        self._quick = QuickFiles(tree, self._node_of_open, _FAR_OUT, is_used=not is_traced)
         self._readers: Counter[int] = Counter()  # open files with `hides_size`, by nodeid
         self._directories: dict[int, tuple[str, list[DirEntry]]] = {}
         self._handles = itertools.count(1)
         self._creds: dict[tuple[int, int, int], Cred] = {}
-        self._turn = threading.Lock()
         self._guard = threading.Lock()
-        self._nr_idle = 0
+        self._nr_threads = 0
         self._waiting: dict[int, Request] = {}
         self._handlers: dict[int, Callable[..., bytes | None]] = {
             int(op): partial(self._refuse, op) if op in _REFUSED else getattr(self, f"_{op.name.lower()}")
@@ -110,17 +113,20 @@ class Session:
     # Threads.
 
     def start(self) -> None:
-        """One more thread that serves requests when it has the turn."""
-        threading.Thread(target=self._serve, name="dpud-fuse", daemon=True).start()
+        """Have enough threads that serve requests."""
+        with self._guard:
+            nr_missing = max(_NR_THREADS - self._nr_threads, 0)
+            self._nr_threads += nr_missing
+        for _ in range(nr_missing):
+            threading.Thread(target=self._serve, name="dpud-fuse", daemon=True).start()
 
     def give_way(self, request: Request) -> None:
         """The thread of `request`, which has the turn, is going to wait."""
         with self._guard:
             self._waiting[request.unique] = request
-            nr_idle = self._nr_idle
-        self._turn.release()
-        if not nr_idle:
-            self.start()
+            self._nr_threads -= 1
+        loop.give_turn(self._quick.table)
+        self.start()
 
     def close(self) -> None:
         """Interrupt all requests that wait, and see them answered."""
@@ -130,38 +136,34 @@ class Session:
             time.sleep(0.01)
 
     def _serve(self) -> None:
-        while self._take_turn():
-            while True:
-                request = self._one_request()
-                if request is None:
-                    self._turn.release()
-                    self._on_end()
+        table, counts, (buffer, view) = self._quick.table, self._quick.counts, loop.make_buffer()
+        has_turn = False
+        while True:
+            nr = loop.serve(self._fd, buffer, table, counts, has_turn)
+            if nr <= 0 and -nr not in _TRANSIENT:
+                loop.give_turn(table)
+                self._on_end()
+                return
+            has_turn = True
+            if nr > 0:
+                self._buffer = view
+                request = self._one_request(nr)
+                has_turn = not request.waits
+                if request.waits and not self._come_back(request):
                     return
-                if request.waits:
-                    break  # somebody else has the turn now
-            with self._guard:
-                del self._waiting[request.unique]
 
-    def _take_turn(self) -> bool:
-        """False: there are enough threads without this one."""
+    def _come_back(self, request: Request) -> bool:
+        """The request waits no longer. False: there are enough threads without this one."""
         with self._guard:
-            if self._nr_idle >= _MAX_IDLE:
+            del self._waiting[request.unique]
+            if self._nr_threads >= _MAX_THREADS:
                 return False
-            self._nr_idle += 1
-        self._turn.acquire()
-        with self._guard:
-            self._nr_idle -= 1
+            self._nr_threads += 1
         return True
 
-    def _one_request(self) -> Request | None:
-        """Read and answer one request; None at the end of the connection."""
-        buffer = self._buffer
-        try:
-            nr = os.readv(self._fd, (buffer,))
-        except OSError as error:
-            # ENOENT: taken back while it was read
-            return None if error.errno not in (errno.EINTR, errno.EAGAIN, errno.ENOENT) else Request(self, 0)
-        _, opcode, unique, nodeid, uid, gid, pid, _ = abi.IN_HEADER.unpack_from(buffer)
+    def _one_request(self, nr: int) -> Request:
+        """Answer the request in the buffer."""
+        _, opcode, unique, nodeid, uid, gid, pid, _ = abi.IN_HEADER.unpack_from(self._buffer)
         request = Request(self, unique)
         handler = self._handlers.get(opcode)
         if log.isEnabledFor(logging.DEBUG):
@@ -214,7 +216,9 @@ class Session:
         _, minor, readahead, flags = abi.INIT_IN.unpack_from(self._buffer, _BODY)
         self._on_ready()
         version = (abi.VERSION[0], min(minor, abi.VERSION[1]))
-        return abi.INIT_OUT.pack(*version, readahead, flags & _INIT_FLAGS, 64, 48, _MAX_WRITE, 1, _MAX_WRITE >> 12, 0)
+        return abi.INIT_OUT.pack(
+            *version, readahead, flags & _INIT_FLAGS, 64, 48, loop.MAX_WRITE, 1, loop.MAX_WRITE >> 12, 0
+        )
 
     def _destroy(self, *_: Any) -> bytes:
         return b""
@@ -280,13 +284,14 @@ class Session:
 
     def _getattr(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
         (flags,) = abi.GETATTR_IN.unpack_from(self._buffer, _BODY)
-        if nodeid in self._readers and not flags & abi.GETATTR_FH:  # with it, lseek(2) asks where the end is
+        is_read = self._readers[nodeid] or self._quick.has_readers(nodeid)
+        if is_read and not flags & abi.GETATTR_FH:  # with it, lseek(2) asks where the end is
             self._extend_cache(nodeid)
         return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._known[nodeid])
 
     def _extend_cache(self, nodeid: int) -> None:
         """Let readers through the page cache go on until a read is short."""
-        self._reply(0, abi.NOTIFY_STORE, abi.NOTIFY_STORE_OUT.pack(nodeid, next(self._far_out), 1, 0) + b"\0")
+        self._reply(0, abi.NOTIFY_STORE, abi.NOTIFY_STORE_OUT.pack(nodeid, self._quick.far_out(), 1, 0) + b"\0")
 
     def _setattr(self, _request: Request, nodeid: int, _nr: int, cred: Cred) -> bytes:
         """Times are taken without effect, and sizes for most files: the value stays what it is until a write."""
@@ -350,30 +355,56 @@ class Session:
         file = self._tree.open(self._node(nodeid).path, flags, cred)
         if flags & os.O_TRUNC:
             file.truncate(cred)
-        handle = next(self._handles)
-        self._open_files[handle] = file
+        handle = self._quick.open(nodeid, file, flags)
+        if handle is None:
+            handle = next(self._handles)
+            self._open_files[handle] = file
+            self._readers[nodeid] += file.hides_size
         if file.hides_size:
-            self._readers[nodeid] += 1
             self._extend_cache(nodeid)
         return abi.OPEN_OUT.pack(handle, abi.FOPEN_DIRECT_IO | abi.FOPEN_NOFLUSH, 0)
+
+    def _node_of_open(self, nodeid: int) -> Node:
+        return self._known[nodeid]
+
+    def _file(self, handle: int, *, keep: bool = False) -> OpenFile:
+        """An open file. One of the table's is made up for the moment, unless there is more to `keep` than a text."""
+        file = self._open_files.get(handle)
+        if file is None:
+            file = self._quick.open_file(handle)
+            if keep or file.appends or not file.node.attr.kept:
+                self._keep(handle, file)
+        return file
+
+    def _keep(self, handle: int, file: OpenFile) -> None:
+        self._quick.hand_over(handle)
+        self._open_files[handle] = file
 
     def _read(self, request: Request, _nodeid: int, _nr: int, cred: Cred) -> bytes:
         handle, offset, size, _, _, flags = abi.READ_IN.unpack_from(self._buffer, _BODY)
         nonblock = bool(flags & os.O_NONBLOCK)
-        return self._open_files[handle].read(size, offset, cred, nonblock=nonblock, interrupted=request)
+        turn = self._quick.turn
+        file = self._file(handle)
+        data = file.read(size, offset, cred, nonblock=nonblock, interrupted=request)
+        is_tables = file.text is not None and handle not in self._open_files
+        if is_tables and (request.waits or not self._quick.was_read(handle, file, turn)):
+            self._keep(handle, file)
+        return data
 
     def _write(self, request: Request, _nodeid: int, _nr: int, cred: Cred) -> bytes:
         handle, offset, size, *_ = abi.WRITE_IN.unpack_from(self._buffer, _BODY)
         start = _BODY + abi.WRITE_IN.size
-        data = bytes(memoryview(self._buffer)[start : start + size])
-        return abi.WRITE_OUT.pack(self._open_files[handle].write(data, offset, cred, interrupted=request), 0)
+        data = bytes(self._buffer[start : start + size])
+        return abi.WRITE_OUT.pack(self._file(handle).write(data, offset, cred, interrupted=request), 0)
 
     def _release(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
         (handle,) = abi.RELEASE_IN.unpack_from(self._buffer, _BODY)
         self._polled.pop(handle, None)
         file = self._open_files.pop(handle)
-        if file.hides_size:
-            self._readers[nodeid] -= 1
+        if handle & loop.QUICK:
+            self._quick.close(handle)
+        else:
+            self._readers[nodeid] -= file.hides_size
             if not self._readers[nodeid]:
                 del self._readers[nodeid]
         file.release()
@@ -385,7 +416,7 @@ class Session:
         if flags & abi.POLL_SCHEDULE_NOTIFY:
             self._polled[handle] = kernel_handle
             notify = partial(self._wake_pollers, handle)
-        return abi.POLL_OUT.pack(self._open_files[handle].poll(notify), 0)
+        return abi.POLL_OUT.pack(self._file(handle, keep=True).poll(notify), 0)
 
     def _wake_pollers(self, handle: int) -> None:
         if (kernel_handle := self._polled.pop(handle, None)) is not None:
@@ -426,7 +457,16 @@ def mount(
     touch the mount itself. Raises MountError.
     """
     check_mountable(mountpoint)
+    loop.load()
     fd = attach(mountpoint, allow_other)
+    try:
+        serve(tree, fd, on_ready)
+    finally:
+        detach(mountpoint)
+
+
+def serve(tree: Tree, fd: int, on_ready: Callable[[], None] = lambda: None) -> None:
+    """The same over a connection that somebody else mounted, and unmounts; it is closed at the end."""
     try:
         with _ending_signals() as (ended, end):
             session = Session(tree, fd, on_ready, end)
@@ -434,7 +474,6 @@ def mount(
             os.read(ended, 1)
             session.close()
     finally:
-        detach(mountpoint)
         os.close(fd)
 
 

@@ -170,6 +170,19 @@ class OpenFile:
                 return self._read_stream(size, offset, nonblock, cred, interrupted)
         return self._seq.read(lambda: self._render(cred, interrupted), size, offset)
 
+    @property
+    def text(self) -> bytes | None:
+        """What its reads are parts of."""
+        return self._seq.text
+
+    def read_on(self, text: bytes | None) -> None:
+        """Be in the middle of a text, or None: of none yet."""
+        self._seq = SeqFile(text)
+
+    @property
+    def appends(self) -> bool:
+        return self._appends
+
     def _read_stream(
         self, size: int, offset: int, nonblock: bool, cred: Cred, interrupted: Callable[[], bool]
     ) -> bytes:
@@ -236,8 +249,9 @@ class OpenFile:
             self._tree.call(self._tree.operate, cred, self.node, self.node.attr.truncate_file)
 
     def _render(self, cred: Cred, interrupted: Callable[[], bool]) -> bytes:
-        node = self.node
-        text: bytes = self._tree.call(self._tree.operate, cred, node, node.attr.read_text, interrupted=interrupted)
+        node, tree = self.node, self._tree
+        call = tree.look if node.attr.kept else tree.call
+        text: bytes = call(tree.operate, cred, node, node.attr.read_text, interrupted=interrupted)
         return text[: self._rules.file_size - 1] if self._rules.file_size else text
 
 
@@ -246,6 +260,7 @@ class Tree:
 
     registry    what there is
     call        runs what needs the machine
+    look        the same for what changes nothing, where the turns of the machine are counted
     uid, gid    who the files belong to: whoever runs the emulated kernel is its root
     now_ns      shown as the time of every node
     run_as      drives an operation on behalf of whoever asks
@@ -255,6 +270,7 @@ class Tree:
         self,
         registry: Registry,
         call: Call = call_directly,
+        look: Call | None = None,
         *,
         uid: int = 0,
         gid: int = 0,
@@ -262,11 +278,14 @@ class Tree:
         run_as: RunAs = _run,
     ) -> None:
         self.call = call
+        self.look = look or call
+        self.counts_turns = look is not None
+        self.changes = registry.changes
+        self.uid = uid
         self._run_as = run_as
         self._registry = registry
         self._nodes = registry.nodes
         self._items = Items(registry)
-        self._uid = uid
         self._gid = gid
         self._now_ns = now_ns
 
@@ -300,7 +319,7 @@ class Tree:
         else:
             mode, nlink, size = 0o777, 1, 0
         times = (self._now_ns,) * 3
-        return Stat(_type_bits(node) | mode, node.ino, nlink, self._uid, self._gid, size, rules.blksize, *times)
+        return Stat(_type_bits(node) | mode, node.ino, nlink, self.uid, self._gid, size, rules.blksize, *times)
 
     def readdir(self, path: str) -> list[DirEntry]:
         """Names in a stable order, `.` and `..` first: `sysctl -a` drops two unseen. Raises ENOTDIR."""
@@ -328,7 +347,7 @@ class Tree:
             raise error(errno.EACCES, path)
         user = None
         if node.attr.is_stream:
-            opener = Opener(flags, cred.comm(), cred.uid in (0, self._uid))
+            opener = Opener(flags, cred.comm(), cred.uid in (0, self.uid))
             user = self.call(node.attr.open_stream, node.kobj, opener)
         return OpenFile(self, node, flags, user)
 
@@ -366,12 +385,16 @@ class Tree:
         node = self._lookup(path)
         if node.flavour is Flavour.SYSCTL or not isinstance(node, File):
             raise error(errno.EPERM, path)
-        node.mode = stat.S_IMODE(mode) & 0o777
+        self.call(self._chmod, node, stat.S_IMODE(mode) & 0o777)
+
+    def _chmod(self, file: File, mode: int) -> None:
+        file.mode = mode
+        self.changes.change_name()
 
     def chown(self, path: str, uid: int, gid: int) -> None:
         """chown(2); -1 leaves one as it is. Raises EPERM for sysctls, and for any new owner."""
         node = self._lookup(path)
-        is_same = uid in (-1, self._uid) and gid in (-1, self._gid)
+        is_same = uid in (-1, self.uid) and gid in (-1, self._gid)
         if node.flavour is Flavour.SYSCTL or not is_same:
             raise error(errno.EPERM, path)
 
@@ -403,6 +426,12 @@ class Tree:
 
     # Permission.
 
+    def access(self, file: File) -> tuple[int, int]:
+        """What the owner and root may open a file for, and what everybody may: READ and WRITE."""
+        openable = self._openable(file)
+        by_owner = file.mode >> 6 if file.flavour is Flavour.SYSCTL else READ | WRITE
+        return openable & by_owner, openable & file.mode & file.mode >> 3 & file.mode >> 6
+
     def _openable(self, file: File) -> int:
         """Directions that open(2) lets anybody have."""
         if not RULES[file.flavour].open_needs_method:
@@ -412,7 +441,7 @@ class Tree:
 
     def _permitted(self, file: File, cred: Cred, access: int) -> bool:
         """The mode bits for `cred`. In /proc/sys root has just the owner's bits, no CAP_DAC_OVERRIDE."""
-        is_owner = cred.uid in (0, self._uid)
+        is_owner = cred.uid in (0, self.uid)
         if is_owner and file.flavour is not Flavour.SYSCTL:
             return True
         if is_owner:

@@ -13,8 +13,13 @@ from collections.abc import Callable
 class SeqFile:
     """The text behind one open file."""
 
-    def __init__(self) -> None:
-        self._text: bytes | None = None
+    def __init__(self, text: bytes | None = None) -> None:
+        self._text = text
+
+    @property
+    def text(self) -> bytes | None:
+        """The one that reads are served from."""
+        return self._text
 
     @property
     def was_read(self) -> bool:

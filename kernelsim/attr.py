@@ -29,6 +29,8 @@ Invariants
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast, overload
 
+from kernelsim.attr_check import problem_of
+from kernelsim.attr_node import Changes as Changes
 from kernelsim.attr_node import Dir as Dir
 from kernelsim.attr_node import File as File
 from kernelsim.attr_node import Link as Link
@@ -71,6 +73,7 @@ class Attr(Generic[T]):
     doc       one line for the ABI table
     since     first version of this project that has the file
     name      file name, where Python cannot spell it
+    kept      its show hook goes by nothing that changes while nobody holds the machine: not by the time
     mode      permission bits; else 0644 with a default or both directions, 0200 or 0444 with one hook
     """
 
@@ -83,6 +86,7 @@ class Attr(Generic[T]):
         since: str = "0.1",
         name: str | None = None,
         mode: int | None = None,
+        kept: bool = False,
     ) -> None:
         self.kind = kind
         self.is_stream = isinstance(kind, Stream)
@@ -91,6 +95,7 @@ class Attr(Generic[T]):
         self.since = since
         self.name = name or ""
         self._mode = mode
+        self._kept = kept
         self._key = ""
         self._show: Callable[[Any], Any] | None = None
         self._store: Callable[[Any, T], Any] | None = None
@@ -192,6 +197,11 @@ class Attr(Generic[T]):
         return self._poll is not None
 
     @property
+    def kept(self) -> bool:
+        """Does a text hold until somebody has held the machine? A stored value does."""
+        return self._kept or (self._show is None and self.default is not None)
+
+    @property
     def readable(self) -> bool:
         return self.default is not None or self._show is not None or self._read is not None
 
@@ -286,33 +296,9 @@ class Attr(Generic[T]):
 
     def validate(self) -> None:
         """Raises ValueError for a declaration that cannot work. Source of the idea: sysctl_check_table()."""
-        problem = self._problem()
+        problem = problem_of(self)
         if problem:
             raise ValueError(f"attribute {self.name!r}: {problem}")
-
-    def _problem(self) -> str | None:
-        if not self.name or "/" in self.name or self.name in (".", ".."):
-            return "bad file name"
-        if not self.readable and not self.writable:
-            return "no default, no show and no store"
-        if not self.is_stream and (self._read or self._write or self._write_at or self._size or self._open):
-            return "read, write, size and open hooks are for streams"
-        if (self._write if isinstance(self.kind, Bytes) else self._write_at) is not None:
-            return "streams have write hooks, bytes have write_at hooks"
-        if self.is_stream and (self._show or self._store or self._stored or self.default is not None):
-            return "a stream has read and write hooks only"
-        if self._stored and (self._store or self.default is None):
-            return "a stored hook needs a default and no store hook"
-        if self.mode & ~0o777 or not self.mode:
-            return f"bad mode 0{self.mode:o}"
-        if (self.mode & 0o222 and not self.writable) or (self.mode & 0o444 and not self.readable):
-            return f"mode 0{self.mode:o} promises what no hook does"
-        if self.default is not None:
-            try:
-                self.kind.check(self.default)
-            except OSError as error:
-                return f"bad default: {error.strerror}"
-        return None
 
 
 class Stub(Attr[str]):
@@ -360,6 +346,7 @@ class Registry:
     def __init__(self) -> None:
         self.root = Dir("/", 1, Flavour.of("/"))
         self.nodes: dict[str, Node] = {"/": self.root}
+        self.changes = Changes()
         self._next_ino = 2
 
     def add(self, path: str, kobj: Kobject) -> None:
@@ -476,6 +463,7 @@ class Registry:
     def _enter(self, directory: Dir, name: str, node: Node) -> None:
         self.nodes[node.path] = node
         directory.entries[name] = node
+        self.changes.change_name()
 
     def _drop(self, node: Node) -> None:
         parent, name = split_path(node.path)
@@ -483,6 +471,7 @@ class Registry:
         assert isinstance(directory, Dir)
         del directory.entries[name], self.nodes[node.path]
         node.alive = False
+        self.changes.change_name()
 
     def _prune(self, node: Node) -> None:
         """Remove empty directories upwards from here."""

@@ -12,6 +12,24 @@ if TYPE_CHECKING:
     from kernelsim.attr import Attr, Kobject
 
 
+class Changes:
+    """What says whether a text, or what is known of a name, still holds: two counts that only grow.
+
+    turns   turns of the machine in which anything could be changed; who holds the machine counts each as it begins
+    names   files that came, went or got another mode, counted afterwards
+    """
+
+    def __init__(self) -> None:
+        self.counts = memoryview(bytearray(16)).cast("Q")
+        """turns, names: shared with compiled code."""
+
+    def begin_turn(self) -> None:
+        self.counts[0] += 1
+
+    def change_name(self) -> None:
+        self.counts[1] += 1
+
+
 @dataclass(eq=False, slots=True)
 class Node:
     """What stands at one path."""

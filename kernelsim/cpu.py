@@ -16,12 +16,12 @@ NR_CPUS = 8192  # CONFIG_NR_CPUS of distribution kernels
 class Cpus(Kobject):
     """The directory of all CPUs."""
 
-    online = Attr(Text(), doc="CPUs that run.", mode=0o444)
-    possible = Attr(Text(), doc="CPUs that could be there.", mode=0o444)
-    present = Attr(Text(), doc="CPUs that are there.", mode=0o444)
-    offline = Attr(Text(), doc="CPUs that do not run: none.", mode=0o444)
-    isolated = Attr(Text(), doc="CPUs that the scheduler leaves alone: none.", mode=0o444)
-    kernel_max = Attr(Text(), doc="Highest CPU number that the kernel could have.", mode=0o444)
+    online = Attr(Text(), doc="CPUs that run.", mode=0o444, kept=True)
+    possible = Attr(Text(), doc="CPUs that could be there.", mode=0o444, kept=True)
+    present = Attr(Text(), doc="CPUs that are there.", mode=0o444, kept=True)
+    offline = Attr(Text(), doc="CPUs that do not run: none.", mode=0o444, kept=True)
+    isolated = Attr(Text(), doc="CPUs that the scheduler leaves alone: none.", mode=0o444, kept=True)
+    kernel_max = Attr(Text(), doc="Highest CPU number that the kernel could have.", mode=0o444, kept=True)
 
     def __init__(self, nr_cpus: int) -> None:
         self.nr_cpus = nr_cpus
@@ -45,19 +45,19 @@ class Cpus(Kobject):
 class Topology(Kobject):
     """cpu*/topology."""
 
-    physical_package_id = Attr(Text(), doc="Socket, which is the node.", mode=0o444)
-    die_id = Attr(Text(), doc="Die of the socket: it has one.", mode=0o444)
-    core_id = Attr(Text(), doc="Core of the socket.", mode=0o444)
-    thread_siblings = Attr(Text(), doc="CPUs of the core as a bit mask.", mode=0o444)
-    thread_siblings_list = Attr(Text(), doc="CPUs of the core as a list.", mode=0o444)
-    core_cpus = Attr(Text(), doc="CPUs of the core as a bit mask.", mode=0o444)
-    core_cpus_list = Attr(Text(), doc="CPUs of the core as a list.", mode=0o444)
-    core_siblings = Attr(Text(), doc="CPUs of the socket as a bit mask.", mode=0o444)
-    core_siblings_list = Attr(Text(), doc="CPUs of the socket as a list.", mode=0o444)
-    package_cpus = Attr(Text(), doc="CPUs of the socket as a bit mask.", mode=0o444)
-    package_cpus_list = Attr(Text(), doc="CPUs of the socket as a list.", mode=0o444)
-    die_cpus = Attr(Text(), doc="CPUs of the die as a bit mask.", mode=0o444)
-    die_cpus_list = Attr(Text(), doc="CPUs of the die as a list.", mode=0o444)
+    physical_package_id = Attr(Text(), doc="Socket, which is the node.", mode=0o444, kept=True)
+    die_id = Attr(Text(), doc="Die of the socket: it has one.", mode=0o444, kept=True)
+    core_id = Attr(Text(), doc="Core of the socket.", mode=0o444, kept=True)
+    thread_siblings = Attr(Text(), doc="CPUs of the core as a bit mask.", mode=0o444, kept=True)
+    thread_siblings_list = Attr(Text(), doc="CPUs of the core as a list.", mode=0o444, kept=True)
+    core_cpus = Attr(Text(), doc="CPUs of the core as a bit mask.", mode=0o444, kept=True)
+    core_cpus_list = Attr(Text(), doc="CPUs of the core as a list.", mode=0o444, kept=True)
+    core_siblings = Attr(Text(), doc="CPUs of the socket as a bit mask.", mode=0o444, kept=True)
+    core_siblings_list = Attr(Text(), doc="CPUs of the socket as a list.", mode=0o444, kept=True)
+    package_cpus = Attr(Text(), doc="CPUs of the socket as a bit mask.", mode=0o444, kept=True)
+    package_cpus_list = Attr(Text(), doc="CPUs of the socket as a list.", mode=0o444, kept=True)
+    die_cpus = Attr(Text(), doc="CPUs of the die as a bit mask.", mode=0o444, kept=True)
+    die_cpus_list = Attr(Text(), doc="CPUs of the die as a list.", mode=0o444, kept=True)
 
     def __init__(self, cpu: int, nid: int, siblings: Sequence[int], nr_cpus: int) -> None:
         self.cpu, self.nid, self.siblings, self.nr_cpus = cpu, nid, siblings, nr_cpus

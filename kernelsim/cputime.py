@@ -21,6 +21,7 @@ class CpuTime:
         """`cpus`: the CPUs of each node."""
         self.system_ns = [0] * sum(len(of_node) for of_node in cpus)
         self.nr_switches = 0
+        self._cpu: dict[str, int] = {}
         self._first = [of_node[0] if of_node else 0 for of_node in cpus]
         self._now_ns = now_ns
         self._since_ns = now_ns()
@@ -29,7 +30,10 @@ class CpuTime:
 
     def charge(self, thread: str, ns: int) -> None:
         """`thread` held the machine for so long."""
-        self.system_ns[self._cpu_of(thread)] += ns
+        cpu = self._cpu.get(thread)
+        if cpu is None:
+            cpu = self._cpu[thread] = self._cpu_of(thread)
+        self.system_ns[cpu] += ns
         self.nr_switches += 1
 
     def _cpu_of(self, thread: str) -> int:

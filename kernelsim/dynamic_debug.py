@@ -153,7 +153,8 @@ class DynamicDebug:
 def _calls_in(code: CodeType) -> Iterator[tuple[str, int]]:
     """(format, line) of each pr_debug() call in a function and the functions inside it."""
     pending, lineno = False, code.co_firstlineno
-    for instruction in dis.get_instructions(code):
+    names = {*code.co_names, *code.co_varnames, *code.co_freevars, *code.co_cellvars}
+    for instruction in dis.get_instructions(code) if _CALL in names else ():  # most functions do not call it
         if instruction.starts_line is not None:
             lineno = instruction.starts_line
         if instruction.argval == _CALL and instruction.opname.startswith("LOAD"):

@@ -90,8 +90,12 @@ def fragmentation_score_wmark(proactiveness: int, low: bool) -> int:
 class ExtfragDebugfs(Kobject):
     """/sys/kernel/debug/extfrag."""
 
-    extfrag_index = Attr(Text(), doc="Of each zone by order: why an allocation would fail; -1.000: it would not.")
-    unusable_index = Attr(Text(), doc="Of each zone by order: the part of free memory that is of no use to it.")
+    extfrag_index = Attr(
+        Text(), doc="Of each zone by order: why an allocation would fail; -1.000: it would not.", kept=True
+    )
+    unusable_index = Attr(
+        Text(), doc="Of each zone by order: the part of free memory that is of no use to it.", kept=True
+    )
 
     def __init__(self, mem: Mem) -> None:
         self.mem = mem

@@ -153,7 +153,9 @@ class Hstate:
 class HugetlbPool(Kobject):
     """All pools, and the sysctl of the default size."""
 
-    nr_hugepages = Attr(Int(0, 2**31 - 1), doc="Size of the pool of 2 MiB pages; reads back what the write could get.")
+    nr_hugepages = Attr(
+        Int(0, 2**31 - 1), doc="Size of the pool of 2 MiB pages; reads back what the write could get.", kept=True
+    )
 
     def __init__(self, vm: Vm, contig: Contig, slowpath: AllocSlowpath) -> None:
         self.vm = vm
@@ -185,9 +187,11 @@ class HugetlbPool(Kobject):
 class HstateFiles(Kobject):
     """hugepages-SIZE: of the whole machine, or of one node."""
 
-    nr_hugepages = Attr(_ULONG, doc="Size of the pool; reads back what the write could get.")
-    free_hugepages = Attr(_ULONG, doc="Huge pages that nobody uses.", mode=0o444)
-    surplus_hugepages = Attr(_ULONG, doc="Huge pages beyond nr_hugepages: none, nothing overcommits.", mode=0o444)
+    nr_hugepages = Attr(_ULONG, doc="Size of the pool; reads back what the write could get.", kept=True)
+    free_hugepages = Attr(_ULONG, doc="Huge pages that nobody uses.", mode=0o444, kept=True)
+    surplus_hugepages = Attr(
+        _ULONG, doc="Huge pages beyond nr_hugepages: none, nothing overcommits.", mode=0o444, kept=True
+    )
 
     def __init__(self, hstate: Hstate, nid: int | None = None) -> None:
         self.hstate = hstate

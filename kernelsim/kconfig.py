@@ -95,7 +95,7 @@ FIXED: Mapping[str, bool] = {
     "CONFIG_SMP": True,
     "CONFIG_IKCONFIG": True,
     "CONFIG_IKCONFIG_PROC": True,
-    "CONFIG_MEMCG": False,
+    "CONFIG_MEMCG": True,
     "CONFIG_MEM_SOFT_DIRTY": False,
     "CONFIG_NO_PAGE_MAPCOUNT": True,
     "CONFIG_IDLE_PAGE_TRACKING": False,

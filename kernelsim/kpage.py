@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""/proc/kpageflags and /proc/kpagecount: 64 bits for each page frame (fs/proc/page.c, 6.18).
+"""/proc/kpageflags, kpagecount and kpagecgroup: 64 bits for each page frame (fs/proc/page.c, 6.18).
 
-Both are made for just the frames that are read, straight from the memory map: no text, no snapshot. As on Linux a read
+They are made for just the frames that are read, straight from the memory map: no text, no snapshot. As on Linux a read
 must begin and end at a multiple of 8, frames that do not exist have KPF_NOPAGE alone, and the files end where the last
 section of memory (128 MiB) does.
 
@@ -10,7 +10,12 @@ COMPOUND_TAIL saying which it is. BUDDY is on every page of a free block, MMAP o
 anywhere.
 
 A large folio's mappings are counted for the folio, not for each of its pages (CONFIG_NO_PAGE_MAPCOUNT), so kpagecount
-shows the average, rounded, but at least 1. /proc/kpagecgroup is not there: it comes with CONFIG_MEMCG.
+shows the average, rounded, but at least 1.
+
+There is one memory cgroup, the root of the hierarchy, whose inode number is 1. Nobody can make another, so kpagecgroup
+says who is charged for a page, 1, or that nobody is, 0. Charged are the folios of processes and of the page cache. In
+the root kernel memory is not accounted (obj_cgroup_from_current()), hugetlb pages are not without
+memory_hugetlb_accounting.
 """
 
 from collections.abc import Callable
@@ -23,10 +28,13 @@ from kernelsim.jit import njit, u64
 from kernelsim.mmzone import MAX_PAGE_ORDER, Mem
 from kernelsim.page import (
     Pages,
+    PG_anon,
     PG_buddy,
     PG_head,
     PG_held,
+    PG_huge,
     PG_isolated,
+    PG_lru,
     PG_mlocked,
     PG_mmap,
     PG_nopage,
@@ -42,6 +50,8 @@ PAGES_PER_SECTION = 1 << 15
 KPF_RESERVED, KPF_MLOCKED, KPF_PRIVATE = 32, 33, 35
 _OURS = PG_reserved | PG_mlocked | PG_private | PG_isolated | PG_held  # kept where kpageflags has no bits, or others
 _OF_THE_FOLIO = ~(_OURS | PG_head | PG_tail | PG_buddy | PG_mmap | PG_swapcache) & 0xFFFFFFFF
+ROOT_CGROUP_INO = 1
+_CHARGED = PG_lru | PG_isolated | PG_anon
 _SWAPCACHE = PG_swapbacked | PG_swapcache
 
 
@@ -117,11 +127,24 @@ def kpagecount_read(pages: Pages, nr_pages: int, first: int, out: NDArray[np.uin
             out[i] = u64(folio_average_page_mapcount(pages, compound_head(pages, pfn)))
 
 
+@njit
+def kpagecgroup_read(pages: Pages, nr_pages: int, first: int, out: NDArray[np.uint64]) -> None:
+    """Inode number of the cgroup that is charged for each of the frames from `first` on; 0: none."""
+    for i in range(len(out)):
+        pfn = first + i
+        out[i] = u64(0)
+        if pfn < nr_pages and pages[pfn].flags & PG_nopage == 0:
+            flags = pages[compound_head(pages, pfn)].flags
+            if flags & _CHARGED and flags & PG_huge == 0:
+                out[i] = u64(ROOT_CGROUP_INO)
+
+
 class PageMonitor(Kobject):
     """CONFIG_PROC_PAGE_MONITOR's files that tell of physical pages."""
 
     kpageflags = Attr(Entries(), mode=0o400, doc="64 flags of each page frame (admin-guide/mm/pagemap.rst).")
     kpagecount = Attr(Entries(), mode=0o400, doc="How often each page frame is mapped.")
+    kpagecgroup = Attr(Entries(), mode=0o400, doc="Inode number of the memory cgroup charged for each page frame.")
 
     def __init__(self, mem: Mem) -> None:
         self.mem = mem
@@ -133,6 +156,10 @@ class PageMonitor(Kobject):
     @kpagecount.read
     def _kpagecount(self, pos: int, size: int, _nonblock: bool) -> bytes:
         return self._read(kpagecount_read, pos, size)
+
+    @kpagecgroup.read
+    def _kpagecgroup(self, pos: int, size: int, _nonblock: bool) -> bytes:
+        return self._read(kpagecgroup_read, pos, size)
 
     def _read(self, fill: Callable[[Pages, int, int, NDArray[np.uint64]], None], pos: int, size: int) -> bytes:
         first, nr = _ENTRIES.span(pos, size)

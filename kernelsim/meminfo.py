@@ -2,7 +2,9 @@
 """/proc/meminfo and node*/meminfo (fs/proc/meminfo.c, drivers/base/node.c).
 
 Only lines that this emulation has something to say about. There is no swap and there are no block devices, so
-SwapTotal, SwapFree, SwapCached and Buffers are truly 0. A kernel without CONFIG_HUGETLB_PAGE has no hugetlb lines.
+SwapTotal, SwapFree, SwapCached, Buffers, Dirty and Writeback are truly 0 (what no device is behind is not counted as
+dirty, noop_dirty_folio()). Nothing shrinks slab pages, so all of them are SUnreclaim. A kernel without
+CONFIG_HUGETLB_PAGE has no hugetlb lines.
 """
 
 from collections.abc import Iterator
@@ -43,10 +45,17 @@ def _lru_lines(nodes: Any) -> Iterator[tuple[str, int]]:
     yield "Unevictable", unevictable
 
 
+def _slab_lines(nodes: Any) -> Iterator[tuple[str, int]]:
+    nr_slab = int(nodes["nr_slab"])
+    yield "Slab", nr_slab
+    yield "SReclaimable", 0
+    yield "SUnreclaim", nr_slab
+
+
 class Meminfo(Kobject):
     """The whole machine's."""
 
-    meminfo = Attr(Text(), doc="Memory in kB by use.")
+    meminfo = Attr(Text(), doc="Memory in kB by use.", kept=True)
 
     def __init__(self, mem: Mem, overcommit: Overcommit, hugetlb: HugetlbPool | None, thp: bool) -> None:
         self.mem = mem
@@ -70,9 +79,11 @@ class Meminfo(Kobject):
         yield "Mlocked", int(zones["nr_mlock"])
         yield "SwapTotal", 0
         yield "SwapFree", 0
+        yield "Dirty", 0
+        yield "Writeback", 0
         yield "AnonPages", int(nodes["nr_anon_pages"])
         yield "Mapped", int(nodes["nr_mapped"])
-        yield "Slab", int(nodes["nr_slab"])
+        yield from _slab_lines(nodes)
         yield "PageTables", int(nodes["nr_page_table_pages"])
         yield "CommitLimit", self.overcommit.vm_commit_limit()
         yield "Committed_AS", self.overcommit.vm_committed_as
@@ -109,11 +120,13 @@ def node_meminfo(mem: Mem, hugetlb: HugetlbPool | None, nid: int, thp: bool) -> 
         ("MemUsed", total - free),
         *_lru_lines(node),
         ("Mlocked", int(zones["nr_mlock"])),
+        ("Dirty", 0),
+        ("Writeback", 0),
         ("FilePages", int(node["nr_file_pages"])),
         ("Mapped", int(node["nr_mapped"])),
         ("AnonPages", int(node["nr_anon_pages"])),
         ("PageTables", int(node["nr_page_table_pages"])),
-        ("Slab", int(node["nr_slab"])),
+        *_slab_lines(node),
         *([("AnonHugePages", int(node["nr_anon_thps"]))] if thp else []),
     ]
     text = "".join(f"Node {nid} {name + ':':<16s}{pages * _KB:8d} kB\n" for name, pages in lines)

@@ -47,7 +47,7 @@ def _populated(mem: Mem) -> Any:
 class MemoryBlocks(Kobject):
     """The directory of all blocks."""
 
-    block_size_bytes = Attr(Text(), doc="Size of a block, hexadecimal.", mode=0o444)
+    block_size_bytes = Attr(Text(), doc="Size of a block, hexadecimal.", mode=0o444, kept=True)
 
     def __init__(self, size_bytes: int) -> None:
         self.size_bytes = size_bytes
@@ -60,12 +60,14 @@ class MemoryBlocks(Kobject):
 class MemoryBlock(Kobject):
     """One block's directory."""
 
-    state = Attr(Text(), doc="online: the memory is in use.", mode=0o444)
-    online = Attr(Text(), doc="1: the memory is in use.", mode=0o444)
-    phys_index = Attr(Text(), doc="Number of the block: its address by the size of a block, hexadecimal.", mode=0o444)
-    phys_device = Attr(Text(), doc="0: the platform says nothing about devices.", mode=0o444)
-    removable = Attr(Text(), doc="1: the kernel could try to take it offline.", mode=0o444)
-    valid_zones = Attr(Text(), doc="Zone that the block is in; none: in several.", mode=0o444)
+    state = Attr(Text(), doc="online: the memory is in use.", mode=0o444, kept=True)
+    online = Attr(Text(), doc="1: the memory is in use.", mode=0o444, kept=True)
+    phys_index = Attr(
+        Text(), doc="Number of the block: its address by the size of a block, hexadecimal.", mode=0o444, kept=True
+    )
+    phys_device = Attr(Text(), doc="0: the platform says nothing about devices.", mode=0o444, kept=True)
+    removable = Attr(Text(), doc="1: the kernel could try to take it offline.", mode=0o444, kept=True)
+    valid_zones = Attr(Text(), doc="Zone that the block is in; none: in several.", mode=0o444, kept=True)
 
     def __init__(self, mem: Mem, index: int, zones: list[int]) -> None:
         self.mem, self.index, self.zones = mem, index, zones

@@ -17,11 +17,11 @@ from kernelsim.vmstat import format_items, node_items, zone_items
 class Nodes(Kobject):
     """The directory of all nodes."""
 
-    online = Attr(Text(), doc="Nodes that are there.", mode=0o444)
-    possible = Attr(Text(), doc="Nodes that could be there.", mode=0o444)
-    has_cpu = Attr(Text(), doc="Nodes with CPUs.", mode=0o444)
-    has_memory = Attr(Text(), doc="Nodes with memory.", mode=0o444)
-    has_normal_memory = Attr(Text(), doc="Nodes with memory that the kernel can use itself.", mode=0o444)
+    online = Attr(Text(), doc="Nodes that are there.", mode=0o444, kept=True)
+    possible = Attr(Text(), doc="Nodes that could be there.", mode=0o444, kept=True)
+    has_cpu = Attr(Text(), doc="Nodes with CPUs.", mode=0o444, kept=True)
+    has_memory = Attr(Text(), doc="Nodes with memory.", mode=0o444, kept=True)
+    has_normal_memory = Attr(Text(), doc="Nodes with memory that the kernel can use itself.", mode=0o444, kept=True)
 
     def __init__(self, mem: Mem, cpus: Sequence[Sequence[int]]) -> None:
         self.mem = mem
@@ -55,12 +55,12 @@ class Nodes(Kobject):
 class Node(Kobject):
     """One node's directory; compact_dpu is added by dpu_compact_hook.py."""
 
-    cpulist = Attr(Text(), doc="The node's CPUs as a list.")
-    cpumap = Attr(Text(), doc="The node's CPUs as a bit mask.")
-    distance = Attr(Text(), doc="Distance to each node; 10 is local.")
-    meminfo = Attr(Text(), doc="The node's memory in kB by use.")
-    numastat = Attr(Text(), doc="Allocations by whether the node was the intended one.")
-    vmstat = Attr(Text(), doc="The node's page counters.")
+    cpulist = Attr(Text(), doc="The node's CPUs as a list.", kept=True)
+    cpumap = Attr(Text(), doc="The node's CPUs as a bit mask.", kept=True)
+    distance = Attr(Text(), doc="Distance to each node; 10 is local.", kept=True)
+    meminfo = Attr(Text(), doc="The node's memory in kB by use.", kept=True)
+    numastat = Attr(Text(), doc="Allocations by whether the node was the intended one.", kept=True)
+    vmstat = Attr(Text(), doc="The node's page counters.", kept=True)
 
     def __init__(
         self, mem: Mem, hugetlb: HugetlbPool | None, nid: int, cpus: Sequence[int], nr_cpus: int, kconfig: Kconfig

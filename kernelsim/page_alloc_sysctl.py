@@ -18,7 +18,9 @@ _DROP_PAGECACHE, _DROP_SLAB, _DROP_SILENTLY = 1, 2, 4
 class PageAllocSysctl(Kobject):
     """The watermark sysctls recompute every zone's watermarks (setup_per_zone_wmarks)."""
 
-    min_free_kbytes = Attr(Int(), doc="Memory in kB that the zones' min watermarks share; low and high follow.")
+    min_free_kbytes = Attr(
+        Int(), doc="Memory in kB that the zones' min watermarks share; low and high follow.", kept=True
+    )
     watermark_scale_factor = Attr(
         Int(1, 3000), 10, doc="Distance between the watermarks, in 10000ths of a zone (if more than min / 4)."
     )
@@ -27,7 +29,9 @@ class PageAllocSysctl(Kobject):
         DEFAULT_RESERVE_RATIO,
         doc="By zone: it keeps 1/N of the zones above back from requests that could be met there; 0: nothing.",
     )
-    numa_zonelist_order = Attr(Text(), doc="Zonelists go by node: `Node` is shown, and all that can be written.")
+    numa_zonelist_order = Attr(
+        Text(), doc="Zonelists go by node: `Node` is shown, and all that can be written.", kept=True
+    )
     stat_refresh = Attr(Text(), mode=0o600, doc="Brings counters up to date, which they always are.")
     drop_caches = Attr(
         Int(1, 4),

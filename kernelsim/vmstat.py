@@ -205,11 +205,11 @@ _BUDDYINFO = "%6d " * NR_PAGE_ORDERS + "\n"
 class VmstatFiles(Kobject):
     """Files of /proc that count pages."""
 
-    buddyinfo = Attr(Text(), doc="Free blocks of each zone by order.")
+    buddyinfo = Attr(Text(), doc="Free blocks of each zone by order.", kept=True)
     pagetypeinfo = Attr(
-        Text(), mode=0o400, doc="Free blocks by zone, migratetype and order; pageblocks by migratetype."
+        Text(), mode=0o400, doc="Free blocks by zone, migratetype and order; pageblocks by migratetype.", kept=True
     )
-    vmstat = Attr(Text(), doc="Page counters and event counters, one `name value` a line.")
+    vmstat = Attr(Text(), doc="Page counters and event counters, one `name value` a line.", kept=True)
 
     def __init__(self, mem: Mem, events: Events, kconfig: Kconfig) -> None:
         self.mem = mem

@@ -100,7 +100,7 @@ def _look_at_pages(machine: Machine, pid: str) -> None:
     for name in ("smaps", "smaps_rollup", "numa_maps", "status"):
         machine.registry.read(f"/proc/{pid}/{name}")
     machine.registry.write(f"/proc/{pid}/clear_refs", "1")
-    for path in ("/proc/kpageflags", "/proc/kpagecount", f"/proc/{pid}/pagemap"):
+    for path in ("/proc/kpageflags", "/proc/kpagecount", "/proc/kpagecgroup", f"/proc/{pid}/pagemap"):
         file = machine.registry.nodes[path]
         assert isinstance(file, File)
         complete(file.attr.read_stream(file.kobj, 0, PAGE_SIZE, False))

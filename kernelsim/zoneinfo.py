@@ -55,7 +55,7 @@ class Zoneinfo(Kobject):
     took several times as long, and monitors read this file often.
     """
 
-    zoneinfo = Attr(Text(), doc="Size, watermarks, counters and per-CPU lists of each zone.")
+    zoneinfo = Attr(Text(), doc="Size, watermarks, counters and per-CPU lists of each zone.", kept=True)
 
     def __init__(self, mem: Mem, nr_cpus: int, kconfig: Kconfig, hopeless: Callable[[int], bool]) -> None:
         self.mem = mem

@@ -4,6 +4,7 @@
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from dpud.gpu.compression.codec import names
 from dpud.gpu.configfs import Buffer
 from dpud.gpu.migration import MigrationFiles
 from dpud.gpu.migration.converge import Strategy
+from dpud.gpu.qos.files import ClientBandwidth
+from dpud.gpu.qos.policy import POLICIES
 from dpud.gpu.swap import prefetch
 from dpud.gpu.swap.files import TierFiles
 from kernelsim.dpu_compact_inject import KINDS
@@ -59,7 +62,16 @@ def test_the_guide_s_configuration_is_the_default() -> None:
 
 def test_the_guide_s_configuration_leaves_no_key_out() -> None:
     text = block(GUIDE, "toml")
-    for table in (config.Machine, config.Node, config.Memory, config.Dpu, config.Gpu, config.Mount):
+    for table in (
+        config.Machine,
+        config.Node,
+        config.Memory,
+        config.Dpu,
+        config.Gpu,
+        config.Mount,
+        config.Log,
+        config.Step,
+    ):
         for key in set(table.__struct_fields__) - {"nodes"}:
             assert re.search(rf"^{key} = ", text, re.MULTILINE), key
 
@@ -98,6 +110,35 @@ def test_the_guide_s_swap_program_runs() -> None:
     _, _, rest = GUIDE.read_text().partition("    from dpud.gpu.clock import")
     program = "from dpud.gpu.clock import" + rest.partition("\n\n")[0].replace("\n    ", "\n")
     exec(compile(program, "guide.md", "exec"), {})
+
+
+def test_the_guide_knows_every_promise_of_a_client_and_every_policy() -> None:
+    promises = {attr.name for attr in ClientBandwidth.attrs}
+    section = GUIDE.read_text().split("## Bandwidth of GPU clients\n")[1].split("\n## ")[0]
+    tables = "\n".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`([^`]+)`", tables)) == promises | set(POLICIES)
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_guide_s_bandwidth_commands_do_what_they_say() -> None:
+    text = GUIDE.read_text().split("## Bandwidth of GPU clients\n")[1]
+    commands = re.search(r"only counted\.\n\n((?:    .*\n)+)", text)
+    assert commands is not None
+    script = "set -e\n" + textwrap.dedent(commands[1]) + "cat train/qos_* 2>/dev/null || true\n"
+    command = [sys.executable, "-m", "dpud", "exec", "--", "sh", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\nok\n" in done.stdout
+    assert done.stdout.endswith(f"{500 << 20}\n2\n{200 << 20}\n100\n")
+
+
+def test_the_guide_s_bandwidth_program_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = GUIDE.read_text().split("## Bandwidth of GPU clients\n")[1]
+    program = re.search(r"waiting takes none:\n\n((?:    .*\n)+)", text)
+    assert program is not None
+    exec(compile(textwrap.dedent(program[1]), "guide.md", "exec"), {})
+    assert float(capsys.readouterr().out) == pytest.approx(1e9 * ((64 << 20) - 10_000_000) / 500_000_000, rel=0.02)
 
 
 def test_the_guide_s_gpu_program_runs() -> None:

@@ -19,17 +19,20 @@ CORE_MAY_IMPORT = """
     dis fnmatch llvmlite numba numba.core numba.extending numpy numpy.typing types
 """
 MAY_IMPORT = {
-    "kernelsim/attr.py": tuple(f"kernelsim.{name}" for name in ("attr_node", "kinds", "operation", "wait")),
+    "kernelsim/attr.py": tuple(
+        f"kernelsim.{name}" for name in ("attr_check", "attr_node", "kinds", "operation", "wait")
+    ),
+    "kernelsim/attr_check.py": ("kernelsim.attr", "kernelsim.kinds"),
     "kernelsim/attr_node.py": ("kernelsim.attr", "kernelsim.kinds"),
     "kernelsim/kinds.py": (),
     "kernelsim/operation.py": ("kernelsim.wait",),
     "kernelsim/wait.py": (),
     "kernelsim": ("kernelsim",),
-    "fs": ("fs", "kernelsim.attr", "kernelsim.kinds", "kernelsim.operation"),
+    "fs": ("fs", "kernelsim.attr", "kernelsim.kinds", "kernelsim.operation", "kernelsim.jit"),
     "dpud/gpu": (
         "dpud.gpu",
         "dpud.errors",
-        *(f"kernelsim.{name}" for name in ("attr", "kinds", "operation", "wait", "jit")),
+        *(f"kernelsim.{name}" for name in ("attr", "fault_inject", "kinds", "operation", "wait", "jit")),
     ),
     "dpud": ("dpud", "fs", "kernelsim"),
 }

@@ -9,10 +9,11 @@ timing on somebody's laptop decides nothing.
 
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from dpud import namespace
 from dpud.errors import UserError
@@ -32,6 +33,7 @@ BENCHMARKS: Mapping[str, str] = {
     "terabyte": "terabyte",
     "gpu": "gpu",
     "storm": "storm",
+    "service": "service",
     "soak": "soak",
 }
 """Name on the command line -> module of this package."""
@@ -51,17 +53,22 @@ def run(
     *,
     seed: int | None = None,
     ops: int | None = None,
+    traces: Sequence[Path] = (),
 ) -> int:
     """Run the benchmarks named (all if none is), print their tables, and write them to `write` as Markdown.
 
-    Behind a benchmark of TAKES_FOLDERS, words that name no benchmark are its folders. `seed` and `ops` are for soak.
+    Behind a benchmark of TAKES_FOLDERS, words that name no benchmark are its folders. `seed` and `ops` are for soak,
+    `traces` are logs for gpu overcommit.
     Returns the exit code. Raises UserError.
     """
     usual = [name for name in BENCHMARKS if name not in ON_REQUEST]
     wanted = _parse([names] if isinstance(names, str) else list(names or usual))
-    options = {key: value for key, value in (("seed", seed), ("ops", ops)) if value is not None}
+    options: dict[str, Any] = {key: value for key, value in (("seed", seed), ("ops", ops)) if value is not None}
     if options and wanted != [("soak",)]:
         raise UserError(f"--{next(iter(options))} is for soak alone")
+    if traces and wanted != [("gpu", "overcommit")]:
+        raise UserError("--trace is for gpu overcommit alone")
+    options |= {"traces": traces} if traces else {}
     signal.signal(signal.SIGTERM, _terminated)
     with suppress(namespace.NamespaceError):  # without one, mounts are only as private as their place
         namespace.enter()
@@ -88,7 +95,7 @@ def _terminated(signum: int, _frame: object) -> None:
     raise SystemExit(128 + signum)
 
 
-def _run(wanted: list[tuple[str, ...]], write: Path | None, options: Mapping[str, int]) -> int:
+def _run(wanted: list[tuple[str, ...]], write: Path | None, options: Mapping[str, Any]) -> int:
     """After `enter()`, which wants a process with one thread: importing numpy starts some."""
     from rich.console import Console
 

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Small reads and writes through FUSE against Debian's lxcfs, which serves a /proc/meminfo of its own the same way; and
-/proc/kpageflags read whole against the real file."""
+/proc/kpageflags read whole against the real file.
+
+A text is made once and kept until something may have changed it. So there are two kinds of figures: of files that are
+read again and again, as monitors do on a machine where little happens, and of files that were changed before each read.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -27,6 +31,7 @@ _READ_SIZE = 1 << 16
 _PIECE = 1 << 20
 _WAKE_UP_NS = 1_000_000_000
 _FILES = ("proc/meminfo", "proc/buddyinfo", "proc/zoneinfo", "proc/sys/vm/extfrag_threshold")
+_CHANGED = ("proc/buddyinfo", "proc/zoneinfo")
 _NODE_FILE = "sys/devices/system/node/node0/distance"
 _WRITTEN = "proc/sys/vm/dpu_compact_enabled"
 _PEER = "lxcfs"
@@ -56,12 +61,15 @@ def whole(path: str) -> int:
     return nr
 
 
-def latencies(operation: Operation, path: str, duration_ns: int = ROUND_NS) -> list[int]:
-    """How long `operation(path)` took, in ns, each time that it was done in so long."""
+def latencies(operation: Operation, path: str, changed: str = "", duration_ns: int = ROUND_NS) -> list[int]:
+    """How long `operation(path)` took, in ns, each time that it was done in so long; first the file `changed` is."""
     begin = now = perf_counter_ns()
     taken = []
     while now - begin < duration_ns:
         before = now
+        if changed:
+            echo(changed)
+            before = perf_counter_ns()
         operation(path)
         now = perf_counter_ns()
         taken.append(now - before)
@@ -76,11 +84,20 @@ class Job:
     operation: Operation
     path: str
     nr: int
+    server: int
+    """pid of who serves the file."""
+    changed: str = ""
+    """What is written to before each read."""
+    cpu_ns: int = 0
+    """CPU time that the server used meanwhile."""
     rates: list[float] = field(default_factory=list)
     taken_ns: list[int] = field(default_factory=list)
 
     def round(self, pool: Pool, duration_ns: int = ROUND_NS) -> None:
-        results = pool.starmap(latencies, [(self.operation, self.path, duration_ns)] * self.nr, chunksize=1)
+        before_ns = host.cpu_time_ns(self.server)
+        each = (self.operation, self.path, self.changed, duration_ns)
+        results = pool.starmap(latencies, [each] * self.nr, chunksize=1)
+        self.cpu_ns += host.cpu_time_ns(self.server) - before_ns
         self.rates.append(sum(len(taken) * 1e9 / sum(taken) for taken in results))
         self.taken_ns += [ns for taken in results for ns in taken]
 
@@ -94,10 +111,12 @@ class Job:
 
 
 def _jobs(mount: Path, peer: Path | None, nr: int) -> list[Job]:
-    jobs = [Job(name, cat, str(mount / name), nr) for name in (*_FILES, _NODE_FILE)]
-    jobs.append(Job(f"echo into {_WRITTEN}", echo, str(mount / _WRITTEN), nr))
+    ours, written = host.server_of(mount), str(mount / _WRITTEN)
+    jobs = [Job(name, cat, str(mount / name), nr, ours) for name in (*_FILES, _NODE_FILE)]
+    jobs += [Job(f"{name} after a change", cat, str(mount / name), nr, ours, written) for name in _CHANGED]
+    jobs.append(Job(f"echo into {_WRITTEN}", echo, written, nr, ours))
     if peer is not None:
-        jobs.append(Job(_PEER, cat, str(peer / "proc/meminfo"), nr))
+        jobs.append(Job(_PEER, cat, str(peer / "proc/meminfo"), nr, host.server_of(peer)))
     return jobs
 
 
@@ -105,7 +124,7 @@ def _measure(jobs: list[Job], nr: int) -> None:
     """All in turns, so that what else the machine does hits all alike."""
     with get_context("fork").Pool(nr) as pool:
         for job in jobs:
-            pool.apply(latencies, (job.operation, job.path, _WAKE_UP_NS // 4))
+            pool.apply(latencies, (job.operation, job.path, job.changed, _WAKE_UP_NS // 4))
         for _ in range(NR_ROUNDS):
             for job in jobs:
                 job.round(pool)
@@ -116,9 +135,21 @@ def _figures(jobs: list[Job], where: str) -> Iterator[Figure]:
     for job in jobs:
         what = f"{job.what}, {job.nr} reader{'s' * (job.nr > 1)}, {where}"
         if job is not peer:
-            limit = TARGET * peer.rate if peer and job.operation is cat else None
+            limit = TARGET * peer.rate if peer else None
             yield Figure(what, job.rate, "/s", limit, f"{TARGET:g} x lxcfs", more=True)
         yield Figure(f"{what}: p99", job.p99_us, "us")
+        if not job.changed:
+            yield Figure(f"{what}: CPU time of the server", job.cpu_ns / 1000 / len(job.taken_ns), "us")
+
+
+@contextmanager
+def _fair_daemon() -> Iterator[Path]:
+    """One that does not go before its peer when both want a CPU."""
+    with TemporaryDirectory(prefix="dpud-bench-") as folder:
+        config = Path(folder, "config.toml")
+        config.write_text("[mount]\nnice = 0\n")
+        with host.daemon("--config", str(config)) as mount:
+            yield mount
 
 
 @contextmanager
@@ -155,15 +186,16 @@ def run() -> Report:
         "fuse",
         "reads and writes of small files through the mount",
         f"open+read+close of each file, rates and p99 of {NR_ROUNDS} rounds of {ROUND_NS / 1e9} s, in turns with "
-        f"{_PEER}'s proc/meminfo. Unpinned with 1 and 8 readers, and with reader and both servers on one CPU, where "
-        "what counts is CPU time and not how fast another CPU wakes up.",
+        f"{_PEER}'s proc/meminfo. `After a change`: a sysctl was written just before. Unpinned with 1 and 8 readers, "
+        "and with reader and both servers on one CPU, where what counts is CPU time and not how fast another CPU "
+        "wakes up.",
     )
     figures: list[Figure] = []
     for where, place, readers in (
         ("unpinned", nullcontext(), NR_READERS),
         ("one CPU", host.pinned_to({max(os.sched_getaffinity(0))}), (1,)),
     ):
-        with place, host.daemon() as mount, host.lxcfs() as peer:
+        with place, _fair_daemon() as mount, host.lxcfs() as peer:
             for nr in readers:
                 jobs = _jobs(mount, peer, nr)
                 _measure(jobs, nr)

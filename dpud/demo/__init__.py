@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`dpud demo`: what the project is for, shown with the commands that a user would type.
 
-Each scene (scenes.py) is a process of its own under `dpud exec`, so the paths it uses are the real ones.
+Each scene is a process of its own under `dpud exec`, so the paths it uses are the real ones. The scenes of GPU memory
+virtualization are modules of their names here, each with a function `play(console)`, and with the machine that it needs
+in a NAME.toml beside it if that is not the default.
 """
 
 import os
@@ -13,24 +15,21 @@ from dpud.demo.second import OTHER, second_daemon
 from dpud.errors import UserError
 
 CAPTURE, PROCESS = "capture", "process"
-COMPRESSION, OVERCOMMIT, SWAP, UNIFIED = "compression", "overcommit", "swap", "unified"
-MIGRATION = "migration"
 SCENES = (CAPTURE, PROCESS)
-GPU_SCENES = (COMPRESSION, OVERCOMMIT, SWAP, UNIFIED, MIGRATION)
-"""Of GPU memory virtualization: only played when named."""
+MIGRATION = "migration"
+GPU_SCENES = ("compression", "fault", MIGRATION, "overcommit", "qos", "swap", "unified")
+"""Only played when named."""
+ALL = "all"
 _CAPTURED = Path(__file__).parent.parent / "data" / "captures" / "demo"  # capture.DEMO, without loading numba
-_TWO_GPUS = Path(__file__).with_name("unified.toml")
-_NO_SWAP = Path(__file__).with_name("overcommit.toml")
-_MIGRATION = Path(__file__).with_name("migration.toml")
-_SMALL_TIERS = Path(__file__).with_name("swap.toml")
 
 
 def run(name: str | None) -> int:
-    """Play one scene, or all of SCENES -> exit code. Raises UserError for a name that is none."""
-    if name is not None and name not in (known := (*SCENES, *GPU_SCENES)):
+    """Play one scene, all of SCENES, or really ALL -> exit code. Raises UserError for a name that is none."""
+    if name is not None and name not in (known := (*SCENES, *GPU_SCENES, ALL)):
         raise UserError(f'there is no demo "{name}"; there are: {", ".join(known)}')
-    for scene in [name] if name else SCENES:
-        if code := _play(scene):
+    scenes = {None: SCENES, ALL: SCENES + GPU_SCENES}.get(name, (name,))
+    for scene in scenes:
+        if code := _play(str(scene)):
             return code
     return 0
 
@@ -38,17 +37,12 @@ def run(name: str | None) -> int:
 def _play(scene: str) -> int:
     if scene != MIGRATION:
         return subprocess.run(_command(scene)).returncode
-    with second_daemon(_MIGRATION) as mount:
+    with second_daemon(Path(__file__).with_name("migration.toml")) as mount:
         return subprocess.run(_command(scene), env=os.environ | {OTHER: str(mount)}).returncode
 
 
 def _command(scene: str) -> list[str]:
     python = [sys.executable, "-P", "-m"]
-    source = {
-        CAPTURE: ["--from", str(_CAPTURED)],
-        OVERCOMMIT: ["--config", str(_NO_SWAP)],
-        SWAP: ["--config", str(_SMALL_TIERS)],
-        MIGRATION: ["--config", str(_MIGRATION)],
-        UNIFIED: ["--config", str(_TWO_GPUS)],
-    }.get(scene, [])
+    config = Path(__file__).with_name(f"{scene}.toml")
+    source = ["--from", str(_CAPTURED)] if scene == CAPTURE else ["--config", str(config)] if config.exists() else []
     return [*python, "dpud", "exec", *source, "--", *python, "dpud.demo", scene]

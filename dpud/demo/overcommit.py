@@ -21,7 +21,7 @@ def play(console: Console) -> None:
 def _promise(shell: Shell) -> None:
     shell.say(
         "A simulated GPU of 256 MiB, with a pool of 512 MiB behind it. What can be promised is what can hold bytes: "
-        "free memory and room in the pool, at the compressibility that was measured. A batch job is granted 600 MiB, "
+        "free memory and room in the pool, if nothing compresses. A batch job is granted 600 MiB, "
         "and writes 100 MiB of them."
     )
     shell.cd(FOLDER)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The scenes of `dpud demo`, played under `dpud exec`."""
 
+import importlib
 from contextlib import closing
 
 from rich.box import SIMPLE_HEAD
@@ -8,20 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from dpud.demo import (
-    CAPTURE,
-    COMPRESSION,
-    MIGRATION,
-    OVERCOMMIT,
-    PROCESS,
-    SWAP,
-    UNIFIED,
-    compression,
-    migration,
-    overcommit,
-    swap,
-    unified,
-)
+from dpud.demo import CAPTURE, GPU_SCENES, PROCESS
 from dpud.demo.blockmap import LEGEND, BlockMap
 from dpud.demo.cost import LIMIT, Cost
 from dpud.demo.shell import Shell
@@ -45,9 +33,10 @@ ALL = 20_000
 def play(name: str) -> None:
     """Play one scene on stdout."""
     console = Console(highlight=False)
-    scenes = {CAPTURE: capture, PROCESS: process, COMPRESSION: compression.play, OVERCOMMIT: overcommit.play}
-    scenes |= {SWAP: swap.play, UNIFIED: unified.play, MIGRATION: migration.play}
-    scenes[name](console)
+    if name in GPU_SCENES:
+        importlib.import_module(f"dpud.demo.{name}").play(console)
+    else:
+        {CAPTURE: capture, PROCESS: process}[name](console)
 
 
 # A captured machine.

@@ -10,7 +10,7 @@
 Every failure is a `DpuError` with the SDK's text. A DPU binary is a Python program (binaries.py, tasklet.py); C and
 assembly sources cannot be compiled here. Ranks come from $DPUD_RANKS (1), profiles from properties.py.
 
-Not here: WRAM FIFOs, and of a checkpoint what belongs to instructions (checkpoint.py).
+Not here: of a checkpoint what belongs to instructions (checkpoint.py). WRAM FIFOs the SDK has in C only (dpu_fifo.py).
 """
 
 import os

@@ -2,8 +2,7 @@
 """The host API, shaped like the SDK's `dpu_*` functions over a `dpu_set_t`.
 
 Names, arguments and errors follow the C API (reference dpu.md 1.2) without the `dpu_` prefix; a call that would not
-return DPU_OK raises `DpuError`. Transfers are in dpu_xfer.py, checkpoints in checkpoint.py. WRAM FIFOs are left out: no
-documented program here uses them.
+return DPU_OK raises `DpuError`. Transfers are in dpu_xfer.py, WRAM FIFOs in dpu_fifo.py, checkpoints in checkpoint.py.
 
 A set that came from `alloc` owns whole ranks until `free`; `ranks()` and `dpus()` give views of it.
 
@@ -20,7 +19,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from dpud.dpu.dpu_xfer import DpuTransfers, Part
+from dpud.dpu.dpu_fifo import DpuFifos
+from dpud.dpu.dpu_xfer import Part
 from dpud.dpu.dpu_xfer import XferDirection as XferDirection
 from dpud.dpu.dpu_xfer import XferFlags as XferFlags
 from dpud.dpu.errors import DpuErr, DpuError, DpuJob
@@ -49,7 +49,7 @@ def _wanted(number: int) -> int | None:
     return None if number == DPU_ALLOCATE_ALL else number
 
 
-class DpuSet(DpuTransfers):
+class DpuSet(DpuFifos):
     """Some DPUs of some ranks. Make one with `alloc` or `alloc_ranks`."""
 
     def __init__(self, pool: RankPool, parts: list[Part], owner: Self | None = None) -> None:

@@ -16,7 +16,9 @@
             t.printf(f"[{t.me():02}] checksum {total:#x}")
 
 Inside a program a variable is its address. Tasklets run one after the other; where `main` is a generator, each `yield`
-is a barrier of all tasklets, so there are no mutexes.
+is a barrier of all tasklets, so there are no mutexes. So do DPUs, but for programs with FIFOs (dpu_fifo.py): their DPUs
+go on from barrier to barrier side by side, since the host talks to all of them while they run. A program that waits for
+the host yields.
 
 What a DPU would not do ends it with a fault, which the host sees as "dpu is in fault" and finds in a checkpoint:
 a DMA outside 8 to 2048 bytes, not a multiple of 8, or outside MRAM or WRAM is a DMA fault; an address that is no
@@ -28,14 +30,16 @@ the caller.
 modelled, because there are none.
 """
 
-from collections.abc import Generator
+import time
+from collections.abc import Generator, Mapping
 from enum import IntEnum
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dpud.dpu import move
+from dpud.dpu.dpu_fifo import HEADER_BYTES, FifoShape, get, put
 from dpud.dpu.faults import FaultKind
 from dpud.dpu.move import I64
 from dpud.dpu.profile import Dma, load_profile
@@ -46,6 +50,8 @@ DMA_MIN_BYTES, DMA_MAX_BYTES = 8, 2048
 ALIGNMENT_BYTES = 8
 PRINT_BYTES = move.PRINT_WORDS * 8
 MRAM_BYTES = move.MRAM_WORDS * 8
+TURN_S = 0.00005
+"""Programs with FIFOs give the host that long after each barrier: it needs the interpreter too."""
 
 
 class BkpFault(IntEnum):
@@ -98,18 +104,44 @@ class Wram(Variable):
     space = Space.WRAM
 
 
+class Fifo(Wram):
+    """A queue to or from the host: INPUT_FIFO_INIT or OUTPUT_FIFO_INIT with `nr_elements`, a power of two."""
+
+    is_input: ClassVar[bool]
+
+    def __init__(self, nr_elements: int, element_bytes: int) -> None:
+        if nr_elements < 1 or nr_elements & (nr_elements - 1) or element_bytes < 1 or element_bytes % ALIGNMENT_BYTES:
+            raise ValueError(f"a FIFO of {nr_elements} elements of {element_bytes} bytes")
+        super().__init__(HEADER_BYTES + nr_elements * element_bytes)
+        self.nr_elements, self.element_bytes = nr_elements, element_bytes
+
+    @property
+    def shape(self) -> FifoShape:
+        return FifoShape(self.address, self.is_input, self.nr_elements, self.element_bytes)
+
+
+class InputFifo(Fifo):
+    is_input = True
+
+
+class OutputFifo(Fifo):
+    is_input = False
+
+
 class Program:
     """Base of all programs; `symbols` by name is what the host can reach."""
 
     nr_tasklets: ClassVar[int] = 11
     iram_bytes: ClassVar[int] = 4096
     symbols: ClassVar[dict[str, Symbol]] = {}
+    fifos: ClassVar[dict[str, FifoShape]] = {}
     heap_start: ClassVar[int] = 0
     """Where in WRAM mem_alloc begins."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         ends = {Space.WRAM: ALIGNMENT_BYTES, Space.MRAM: PRINT_BYTES}
+        cls.fifos = {}
         symbols = {
             PRINT_LENGTH: Symbol(Space.WRAM, 0, ALIGNMENT_BYTES),
             PRINT_BUFFER: Symbol(Space.MRAM, 0, PRINT_BYTES),
@@ -119,6 +151,8 @@ class Program:
                 variable.address = ends[variable.space]
                 symbols[variable.name] = Symbol(variable.space, variable.address, variable.nr_bytes)
                 ends[variable.space] += -(-variable.nr_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            if isinstance(variable, Fifo):
+                cls.fifos[variable.name] = variable.shape
         left = max(MRAM_BYTES - ends[Space.MRAM], 0)
         symbols[DPU_MRAM_HEAP_POINTER_NAME] = Symbol(Space.MRAM, ends[Space.MRAM], left, True)
         cls.symbols, cls.heap_start = symbols, ends[Space.WRAM]
@@ -135,6 +169,7 @@ class Dpu:
         self.wram: NDArray[np.uint8] = rank.bytes_of(Space.WRAM)[dpu, : rank.size_of(Space.WRAM)]
         self.mram: NDArray[np.uint8] = rank.bytes_of(Space.MRAM)[dpu, : rank.size_of(Space.MRAM)]
         self.heap_start = self.heap = program.heap_start
+        self.fifos = {shape.address: shape for shape in program.fifos.values()}
         self.printed = bytearray()
         self.dma_cycles = 0.0
 
@@ -194,6 +229,20 @@ class Tasklet:
         if min(mram, wram) < 0 or mram + nr_bytes > len(self._dpu.mram) or wram + nr_bytes > len(self._dpu.wram):
             raise _Stopped("dma")
 
+    def input_fifo_pop(self, fifo: int) -> NDArray[np.uint8] | None:
+        """The oldest element that the host pushed, taken out; None where there is none yet."""
+        return get(self._dpu.wram, self._shape(fifo, is_input=True))
+
+    def output_fifo_push(self, fifo: int, data: Any) -> bool:
+        """One element of bytes more for the host; False where there is no room until it takes some."""
+        return put(self._dpu.wram, self._shape(fifo, is_input=False), data)
+
+    def _shape(self, fifo: int, *, is_input: bool) -> FifoShape:
+        shape = self._dpu.fifos[fifo]
+        if shape.is_input != is_input:
+            raise ValueError("a FIFO of the other direction")
+        return shape
+
     def printf(self, text: str) -> None:
         """Print; the host reads it with log_read."""
         self._dpu.printed += text.encode()
@@ -227,26 +276,38 @@ class Binary:
         assert isinstance(dma, Dma)
         self._dma = dma
 
+    @property
+    def fifos(self) -> dict[str, FifoShape]:
+        """What the host can link, by name."""
+        return self._program.fifos
+
     def main(self, rank: Rank, dpus: I64) -> FaultKind | None:
         """Run on each DPU; those that stop early are noted in `rank.dpu_faults`."""
-        faulted = False
         for number in dpus.tolist():
             rank.dpu_faults.pop(number, None)
-            dpu = Dpu(rank, number, self._program)
-            try:
-                fault = self._run(dpu)
-            finally:
-                dpu.flush()
-            if fault:
-                rank.dpu_faults[number] = fault
-                faulted = True
-        return FaultKind.DPU_FAULT if faulted else None
+        runs = {number: self._run(Dpu(rank, number, self._program)) for number in dpus.tolist()}
+        faults = self._side_by_side(runs) if self.fifos else {number: _ended(run) for number, run in runs.items()}
+        found = {number: fault for number, fault in faults.items() if fault}
+        rank.dpu_faults.update(found)
+        return FaultKind.DPU_FAULT if found else None
 
-    def _run(self, dpu: Dpu) -> DpuFault | None:
-        """All tasklets, from barrier to barrier."""
-        waiting: dict[int, Generator[None, None, None]] = {}
+    def _side_by_side(self, runs: Mapping[int, "Run"]) -> dict[int, DpuFault | None]:
+        """All DPUs to their next barrier, again and again. The host gets its turn in between."""
+        faults: dict[int, DpuFault | None] = {}
+        while len(faults) < len(runs):
+            for number in runs.keys() - faults.keys():
+                try:
+                    next(runs[number])
+                except StopIteration as stop:
+                    faults[number] = stop.value
+            time.sleep(TURN_S)
+        return faults
+
+    def _run(self, dpu: Dpu) -> "Run":
+        """All tasklets, from barrier to barrier -> what stopped them early."""
         number = 0
         try:
+            waiting: dict[int, Generator[None, None, None]] = {}
             for number in range(self.nr_tasklets):
                 started = self._program.main(Tasklet(dpu, number, self._dma))
                 if isinstance(started, Generator):
@@ -255,10 +316,26 @@ class Binary:
                 for number, tasklet in list(waiting.items()):
                     if next(tasklet, "ended") is not None:
                         del waiting[number]
+                yield
         except _Stopped as stopped:
             return DpuFault(stopped.kind, number, stopped.bkp_id)
         except ZeroDivisionError:
             return DpuFault("bkp", number, BkpFault.DIVISION_BY_ZERO)
         except AssertionError:
             return DpuFault("bkp", number, BkpFault.ASSERT)
+        finally:
+            dpu.flush()
         return None
+
+
+Run: TypeAlias = Generator[None, None, DpuFault | None]
+
+
+def _ended(run: Run) -> DpuFault | None:
+    """Run it to its end."""
+    while True:
+        try:
+            next(run)
+        except StopIteration as stop:
+            fault: DpuFault | None = stop.value
+            return fault

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from dpud.gpu.address_space.frames import FREE
 from dpud.gpu.address_space.pagetable import PTE_PRESENT, PTE_WRITE, frames_of, locations_of
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.memory import GpuMemory
+from dpud.gpu.qos.module import QosModule
 
 Longs = NDArray[np.int64]
 
@@ -27,6 +27,8 @@ def violations(memory: GpuMemory) -> list[str]:
         found += _entries(memory, region)
         found += _stored(memory, region)
         found += _migrating(region)
+    if isinstance(memory.residency.traffic, QosModule):
+        found += [f"qos: {problem}" for problem in memory.residency.traffic.violations()]
     return found
 
 
@@ -52,7 +54,7 @@ def _ownership(memory: GpuMemory) -> Iterator[str]:
                 yield f"{place.name}: pages of {region.va:#x} do not own their frames"
         if nr_used.max(initial=0) > 1:
             yield f"{place.name}: two pages own one frame"
-        if ((nr_used == 0) != (owner == FREE)).any():
+        if ((nr_used == 0) != (owner < 0)).any():
             yield f"{place.name}: frames are owned by nobody who lives"
         if nr_may_go != len(place.policy):
             yield f"{place.name}: the policy knows {len(place.policy)} pages, {nr_may_go} may go"

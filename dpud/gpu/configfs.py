@@ -27,6 +27,8 @@ from dpud.gpu.files import check_name, settle
 from dpud.gpu.memory import HOST, GpuMemory
 from dpud.gpu.overcommit import Admission as Overcommit
 from dpud.gpu.overcommit.files import ClientPromises
+from dpud.gpu.qos.files import ClientBandwidth
+from dpud.gpu.qos.module import QosModule
 from kernelsim.attr import (
     Attr,
     Bytes,
@@ -173,6 +175,7 @@ class Buffer(Kobject):
         pieces = []
         end = min(pos + size, self.region.nr_bytes)
         while pos < end:
+            yield from self.memory.residency.traffic.admission(self.client, min(_PIECE_BYTES, end - pos))
             region, nr = self._allocated(), min(_PIECE_BYTES, end - pos)
             if self.memory.gate is not None:
                 yield from self.memory.gate(region, pos, nr, False)
@@ -189,6 +192,7 @@ class Buffer(Kobject):
         done = 0
         while done < len(view):
             piece = view[done : done + _PIECE_BYTES]
+            yield from self.memory.residency.traffic.admission(self.client, len(piece))
             if self.memory.gate is not None:
                 yield from self.memory.gate(self._allocated(), pos + done, len(piece), True)
             try:
@@ -342,6 +346,14 @@ class AdmittedClientFiles(ClientFiles, ClientPromises):
         self.admission = admission
 
 
+class PacedClientFiles(AdmittedClientFiles, ClientBandwidth):
+    """The same, whose bytes are paced, too."""
+
+    def __init__(self, memory: GpuMemory, name: str, admission: Overcommit, qos: QosModule) -> None:
+        super().__init__(memory, name, admission)
+        self.qos = qos
+
+
 class ClientGroup(ConfigGroup):
     """The clients of one device. Names are unique over all devices."""
 
@@ -358,7 +370,10 @@ class ClientGroup(ConfigGroup):
     def files_of(self, name: str) -> ClientFiles:
         """The directory of a client that is there."""
         admission = self.memory.accounting.admission
+        qos = self.memory.residency.traffic
         if isinstance(admission, Overcommit):
+            if isinstance(qos, QosModule):
+                return PacedClientFiles(self.memory, name, admission, qos)
             return AdmittedClientFiles(self.memory, name, admission)
         return ClientFiles(self.memory, name)
 

@@ -23,6 +23,11 @@ class DirtyLog:
         """How many pages there are to take."""
         return int(np.count_nonzero(self._dirty))
 
+    def has(self, pages: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these pages there are to take."""
+        found: NDArray[np.bool_] = self._dirty[pages]
+        return found
+
     def take(self, limit: int | None = None) -> NDArray[np.int64]:
         """The pages, lowest first and at most `limit`, which are clean from now on."""
         pages = np.flatnonzero(self._dirty)[:limit]

@@ -10,6 +10,7 @@ EIO        the bytes are lost, and known to be: a checksum, a torn slot, a vanis
 ENOSPC     a store behind the device is full
 EAGAIN     less was done than was asked for
 ETIMEDOUT  waited for, in vain
+ENODEV     the device is gone
 
 Of migrations besides: EPROTO (the other side said what makes no sense), ECONNRESET (it is gone), ESTALE (the client
 has other memory than at first), ECANCELED, EEXIST, ENOENT, ENODATA, ESRCH.
@@ -34,3 +35,11 @@ class CorruptPage(GpuError):
     def __init__(self, key: int, why: str) -> None:
         super().__init__(errno.EIO, f"page {key:#x}: {why}")
         self.key = key
+
+
+class UncorrectableError(GpuError):
+    """ECC found more wrong in a frame of a memory than it can correct. Nothing was handed out."""
+
+    def __init__(self, location: int, frame: int) -> None:
+        super().__init__(errno.EIO, f"uncorrectable error in frame {frame:#x} of location {location}")
+        self.location, self.frame = location, frame

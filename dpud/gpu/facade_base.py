@@ -38,6 +38,10 @@ behind: dict[str, Any] = {}
 """Constructor arguments of GpuMemory (codec, pool, swap, new_policy, prefetcher, admission) that others have made."""
 
 
+attachments: dict[str, Callable[[GpuMemory], None]] = {}
+"""By module: who is to be told of a memory that is made after them."""
+
+
 def last_error() -> int:
     """errno of the last call that failed."""
     return _Program.last_error
@@ -57,6 +61,9 @@ def has_memory() -> bool:
 def use_memory(memory: GpuMemory | None) -> None:
     """What the next calls work on; None after cleanup."""
     _Program.memory = memory
+    if memory is not None:
+        for attach in attachments.values():
+            attach(memory)
 
 
 def c_int(function: Callable[P, object]) -> Callable[P, int]:

@@ -62,6 +62,9 @@ class Watcher(Protocol):
     def prefetched(self, keys: Collection[int], /) -> None: ...
 
 
+PREFETCH_BYTES = 2 << 20
+"""Brought in unasked with one access, at most: the driver's block. Whoever caused it waits for all of it."""
+
 THROTTLE_NS = 500_000
 PIN_NS = 300 * THROTTLE_NS
 """How long a thrashing page's user waits, and how long a page that goes on thrashing stays. NVIDIA's driver has the
@@ -106,6 +109,9 @@ class FaultService:
         Reading never written pages leaves them alone. Raises GpuError: ENOMEM, EIO.
         """
         state = region.state[pages]
+        if len(pages) == 1 and not write:  # most faults
+            self._serve_read(region, pages, at, int(state[0]), busy)
+            return
         overwritten = whole & write
         self._refuse_corrupt(pages[(state == PageState.CORRUPT) & ~overwritten])
         self._bring_in(region, pages[(state == PageState.STORED) & ~overwritten], at, busy)
@@ -115,23 +121,43 @@ class FaultService:
             self._populate(region, pages[fresh], at, overwritten[fresh], busy)
             self._make_writable(region, pages, at)
 
+    def _serve_read(self, region: Region, page: Pages, at: int, state: int, busy: Busy) -> None:
+        if state == PageState.STORED:
+            self._bring_in(region, page, at, busy)
+        elif state == PageState.RESIDENT:
+            self._come_closer(region, page, at, False, busy)
+        elif state == PageState.CORRUPT:
+            self._refuse_corrupt(page)
+
     def populate(self, region: Region) -> None:
         """Give every page of a region a zeroed frame. Raises GpuError(ENOMEM), and has given none."""
         pages = np.arange(region.nr_pages)
         self._populate(region, pages, self.host, np.zeros(len(pages), dtype=np.bool_), ())
 
     def write_back(self, region: Region, pages: Pages) -> int:
-        """Put what the stores do not have of resident pages there, and keep the pages -> how many."""
+        """Put what the stores do not have of resident pages there, and keep the pages -> how many.
+
+        Raises GpuError: ENOSPC; EIO where a page could not be read any more, when the others are there.
+        """
+        lost = self._newly_lost(region, pages)
         dirty = pages[(region.state[pages] == PageState.RESIDENT) & ~region.backed[pages]]
         for location in self.locations:
             here = dirty[region.home[dirty] == location.number]
             if len(here):
                 self.residency.charge(region, Cause.SWAP, here, location)
                 rows = location.load_pages(region.frame[here], region.page_bytes)
-                self.residency.store.put((region.first_key + here).tolist(), [row.data for row in rows])
+                self.residency.store.put((region.first_key + here).tolist(), [row.data for row in rows], region.client)
                 region.backed[here] = True
                 self.space.write_protect(region, here)
+        self._refuse_corrupt(lost)
         return len(dirty)
+
+    def _newly_lost(self, region: Region, pages: Pages) -> Pages:
+        """Pages that turn out to be lost now that somebody wants to read them."""
+        known = region.state[pages] == PageState.CORRUPT
+        self.residency.examine(region, pages)
+        lost: Pages = pages[(region.state[pages] == PageState.CORRUPT) & ~known]
+        return lost
 
     def follow_advice(self, region: Region, pages: Pages, advice: Advice, location: int) -> None:
         """What advice changes at once; the rest shows at the next fault."""
@@ -143,6 +169,7 @@ class FaultService:
 
     def prefetch_to(self, region: Region, pages: Pages, to: int) -> int:
         """Bring pages to a location before they are used there -> how many came. Raises GpuError."""
+        self.residency.examine(region, pages)
         nr, per_batch = 0, max(1, self.locations[to].frames.nr_frames >> region.order >> 2)
         for start in range(0, len(pages), per_batch):
             batch = pages[start : start + per_batch]
@@ -193,7 +220,8 @@ class FaultService:
         resident = ResidentPages(region)
         for page in pages.tolist():
             wanted.update(self.prefetcher.on_fault(region.first_key, region.nr_pages, page, resident))
-        found = np.array(sorted(page for page in wanted if region.state[page] == PageState.STORED), dtype=np.int64)
+        nearest = sorted(wanted, key=lambda page: abs(page - int(pages[0])))[: PREFETCH_BYTES >> region.page_shift]
+        found = np.array(sorted(page for page in nearest if region.state[page] == PageState.STORED), dtype=np.int64)
         for location, group in self._by_target(region, found, at):
             reserve = location.frames.nr_frames * self.residency.watermarks.low // 100
             room = max(0, location.frames.nr_free - reserve) >> region.order
@@ -211,6 +239,8 @@ class FaultService:
 
     def _come_closer(self, region: Region, pages: Pages, at: int, write: bool, busy: Busy) -> None:
         """Pages that are in some memory: those at `at` or reached from there already are left alone."""
+        if not len(pages):
+            return
         reached = self.space.table.ptes[at, region.leaf + pages] != 0
         pages = pages[~reached]
         elsewhere = region.home[pages] != at
@@ -345,6 +375,10 @@ class FaultService:
                 self.space.map_pages(region, np.array([page]), at, at, frame, write=False)
             pages, shared = pages[~copied], shared[~copied]
             shared = shared | np.isin(pages, list(region.replicas))
+        if len(pages) == 1:  # most faults
+            home, write = int(region.home[pages[0]]), not shared[0]
+            self.space.map_pages(region, pages, at, home, region.frame[pages], write=write)
+            return
         homes = region.home[pages]
         for number in range(len(self.locations)):
             for write in (False, True):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dpud.gpu.address_space.frames import FramePool
 from dpud.gpu.address_space.pagetable import FRAME_BYTES
 from dpud.gpu.hal.interface import Bytes, Device
-from dpud.gpu.policy import NewPolicy
+from dpud.gpu.policy import ClientPolicies, NewPolicy
 
 Frames = NDArray[np.int64]
 
@@ -26,10 +26,15 @@ class Location:
         self.name = name
         self.hardware = hardware
         self.frames = FramePool(hardware.memory_bytes)
-        self.policy = new_policy()
+        self.policy = ClientPolicies(new_policy)
         self._stream = hardware.create_stream()
         self._buffer = hardware.allocate(hardware.memory_bytes, self._stream)
         self._stream.sync()
+
+    @property
+    def is_lost(self) -> bool:
+        """Its device answers nobody any more."""
+        return self.hardware.lost
 
     def load_pages(self, frames: Frames, page_bytes: int) -> Bytes:
         """Bytes of pages, [page, byte]."""
@@ -63,6 +68,9 @@ class Location:
 
 def _runs(frames: Frames, page_bytes: int, offset: int, nr_bytes: int) -> Iterator[tuple[int, int, int]]:
     """(byte in memory, bytes, bytes before) for each run of adjacent frames."""
+    if len(frames) == 1:  # most faults
+        yield int(frames[0]) * FRAME_BYTES + offset, min(page_bytes - offset, nr_bytes), 0
+        return
     breaks = np.flatnonzero(np.diff(frames) != page_bytes // FRAME_BYTES) + 1
     starts = [0, *breaks.tolist()]
     done, skip = 0, offset

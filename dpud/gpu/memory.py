@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from dpud.gpu.accounting import Accounting, Admission, PressureStall, Stalls
 from dpud.gpu.address_space.advice import Advice
-from dpud.gpu.address_space.pagetable import PTE_PRESENT, PTE_WRITE, frames_of, locations_of
+from dpud.gpu.address_space.pagetable import PTE_PRESENT, PTE_WRITE, frames_of, location_of, locations_of
 from dpud.gpu.address_space.permissions import READ, WRITE, Permission
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.address_space.space import DEFAULT_BYTES, AddressSpace, Pages
@@ -54,6 +54,7 @@ HOST = -1
 DEFAULT_PAGE_BYTES = 4096
 EXCHANGE_BYTES = 1 << 20
 """An access is done in spans of at most this, whose pages have to be in memory at once."""
+_MAX_FAULTS = 16
 
 HOST_PROFILE = DeviceProfile("host", 1 << 30, 25_600_000_000, 100, 25_600_000_000, 100)
 """Host memory: one channel of DDR4-3200 (3200 MT/s x 8 bytes, JEDEC JESD79-4); its latency is uncalibrated."""
@@ -98,12 +99,14 @@ class GpuMemory:
         self.accounting = Accounting(*parts, admission, self.span_bytes)
         self.stalls = Stalls(self.space, pressure)
         if admission is not None:
-            self.residency.reclaim_order = admission.reclaim_order
+            self.residency.follow(admission.reclaim_order)
         self.watcher: Watcher | None = None
         self.migration: Any = None
         """migration.MigrationModule, if there is one."""
         self.gate: Gate | None = None
         """Who lets a file's reader or writer wait while its region is handed over, or still on its way."""
+        self.fault: Any = None
+        """fault.FaultModule, where there is one."""
         self.on_short: Callable[[], None] = lambda: None
         """Called when an access left a location below its low watermark: for whoever runs `background`."""
 
@@ -126,6 +129,11 @@ class GpuMemory:
         for region in self.space.regions:
             region.permissions.pop(name, None)
         self.accounting.forget(name)
+        self.residency.traffic.forget(name)
+        if self.fault is not None:
+            self.fault.forget(name)
+        for location in self.locations:
+            location.policy.forget(name)
 
     # Allocation.
 
@@ -180,6 +188,8 @@ class GpuMemory:
         where = owner.device if device is None else device
         if not 0 <= where < self.nr_devices:
             raise GpuError(errno.EINVAL, f"no device {where}")
+        if self.locations[where].is_lost:
+            raise GpuError(errno.ENODEV, f"{self.locations[where].name} is lost")
         grant = yield from self.accounting.request(client, type, size, priority, timeout_ns, where)
         try:
             region = self._new_region(client, size, type, page_size, where)
@@ -229,31 +239,34 @@ class GpuMemory:
         """Bytes at an address. Raises GpuError: EFAULT, EACCES, EIO (lost), ENOMEM (no room to bring them in)."""
         at, region = self._checked(client, va, nr_bytes, READ, at)
         out = np.empty(nr_bytes, dtype=np.uint8)
-        for first, nr_pages, offset, span in self._spans(region, va, nr_bytes):
-            entries = self._reach(client, region, first, nr_pages, at, None)
-            self._load(client, region, entries, offset, out[span])
+        with self.stalls.access(client):
+            for first, nr_pages, offset, span in self._spans(region, va, nr_bytes):
+                entries = self._reach(client, region, first, nr_pages, at, None)
+                self._load(client, region, entries, offset, out[span])
         return out.tobytes()
 
     def write(self, client: str, va: int, data: bytes | bytearray | memoryview, at: int | None = None) -> None:
         """Put bytes at an address. Raises as `read` does; `nr_done` of the error says how many are there."""
         at, region = self._checked(client, va, len(data), WRITE, at)
         source = np.frombuffer(data, dtype=np.uint8)
-        for first, nr_pages, offset, span in self._spans(region, va, len(data)):
-            whole = _whole(region, nr_pages, offset, span.stop - span.start)
-            try:
-                entries = self._reach(client, region, first, nr_pages, at, whole)
-            except GpuError as error:
-                error.nr_done = span.start
-                raise
-            self._store(client, region, entries, offset, source[span])
-            self.space.set_dirty(region, first, nr_pages, at)
+        with self.stalls.access(client):
+            for first, nr_pages, offset, span in self._spans(region, va, len(data)):
+                whole = _whole(region, nr_pages, offset, span.stop - span.start)
+                try:
+                    entries = self._reach(client, region, first, nr_pages, at, whole)
+                except GpuError as error:
+                    error.nr_done = span.start
+                    raise
+                self._store(client, region, entries, offset, source[span])
+                self.space.set_dirty(region, first, nr_pages, at)
 
     def access(self, client: str, va: int, permissions: Permission, at: int | None = None) -> Window:
         """From `va` to the end of its region, once the first page is there. Raises as `read` and `write` do."""
         at, region = self._checked(client, va, 1, permissions, at)
         first, _ = self.space.page_range(region, va, 1)
         whole = np.zeros(1, dtype=np.bool_) if permissions & WRITE else None
-        self._reach(client, region, first, 1, at, whole)
+        with self.stalls.access(client):
+            self._reach(client, region, first, 1, at, whole)
         return Window(self, client, va, region.va + region.nr_bytes - va, at)
 
     def sync(self, client: str, va: int, nr_bytes: int) -> int:
@@ -273,6 +286,8 @@ class GpuMemory:
         if not -1 <= at <= self.nr_devices or nr_bytes < 0:
             raise GpuError(errno.EINVAL, f"{nr_bytes} bytes from location {at}")
         at = self.nr_devices if at == HOST else at
+        if self.locations[at].is_lost:
+            raise GpuError(errno.ENODEV, f"{self.locations[at].name} is lost")
         region = self.space.check_access(client, va, nr_bytes, wanted, at)
         if region.held:
             raise GpuError(errno.EBUSY, f"{region.client} is being handed over")
@@ -294,16 +309,28 @@ class GpuMemory:
         """Entries of pages, once they can be read, or written (`whole` says which of them are overwritten whole)."""
         if region.arrival is not None:
             region.arrival.bring(first, nr_pages, whole)
-        entries = self.space.entries(region, first, nr_pages, at)
-        needed = PTE_PRESENT if whole is None else PTE_PRESENT | PTE_WRITE
-        lacking = entries & needed != needed
-        self._touch(region, first, entries)
-        if lacking.any():
-            self._fault(client, region, first, at, whole, lacking)
+        pages: Pages = np.arange(first, first + nr_pages)
+        for attempt in range(_MAX_FAULTS):
+            self.residency.examine(region, pages)  # again after each fault: what came in may lie in broken cells
             entries = self.space.entries(region, first, nr_pages, at)
+            lacking = self._lacking(region, pages, entries, whole is not None)
+            if not attempt:
+                self._touch(region, first, entries)
+            if not lacking.any():
+                break
+            self._fault(client, region, first, at, whole, lacking)
+        else:
+            raise GpuError(errno.EIO, f"no frame holds what is put into pages of {region.va:#x}")
         if self.watcher is not None:
             self.watcher.accessed(at, range(region.first_key + first, region.first_key + first + nr_pages))
         return entries
+
+    @staticmethod
+    def _lacking(region: Region, pages: Pages, entries: NDArray[np.uint64], write: bool) -> NDArray[np.bool_]:
+        """Pages that cannot be reached as they have to be. Those never written are read as they are."""
+        needed = PTE_PRESENT | PTE_WRITE if write else PTE_PRESENT
+        lacking: NDArray[np.bool_] = entries & needed != needed
+        return lacking if write else lacking & (region.state[pages] != PageState.UNTOUCHED)
 
     def _fault(
         self,
@@ -334,9 +361,13 @@ class GpuMemory:
 
     def _touch(self, region: Region, first: int, entries: NDArray[np.uint64]) -> None:
         """Tell the policies which of the pages were there; those that were not are inserted by the fault."""
+        if len(entries) == 1:  # most accesses
+            if (place := location_of(int(entries[0]))) is not None:
+                self.locations[place].policy.of(region.client).access(region.first_key + first)
+            return
         present = np.flatnonzero(entries & PTE_PRESENT)
         for location in np.unique(locations_of(entries[present])).tolist():
-            access = self.locations[location].policy.access
+            access = self.locations[location].policy.of(region.client).access
             here = present[locations_of(entries[present]) == location]
             for key in (region.first_key + first + here).tolist():
                 access(key)
@@ -458,6 +489,9 @@ def _whole(region: Region, nr_pages: int, offset: int, nr_bytes: int) -> NDArray
 
 def _stretches(entries: NDArray[np.uint64]) -> Iterator[tuple[int | None, int, int]]:
     """(location, first, end) of entries that lie side by side in one memory; None for pages without a frame."""
+    if len(entries) == 1:  # most accesses
+        yield location_of(int(entries[0])), 0, 1
+        return
     places = np.where(entries & PTE_PRESENT != 0, locations_of(entries), -1)
     breaks = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
     for start, end in pairwise(breaks):

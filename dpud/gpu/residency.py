@@ -11,6 +11,10 @@ Theory of operation
     stays, and it is the one who asked for a frame that gets ENOMEM. A page whose bytes the stores have already
     (`backed`) is unmapped and freed without a copy.
 
+    An access that has to wait for eviction evicts `cluster_bytes`, so that the next few need not: what is written
+    together costs half as much. Those pages leave earlier than they would one by one. With `cluster_bytes` 0 a page's
+    turn comes only when its frame is needed, and what leaves is what the policy alone would have chosen.
+
     `background` keeps free memory between watermarks, so that accesses rarely wait: below `low` it evicts until `high`.
 
 Invariants
@@ -23,6 +27,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
 
 import numpy as np
 
@@ -32,12 +38,13 @@ from dpud.gpu.address_space.space import AddressSpace, Pages
 from dpud.gpu.errors import GpuError
 from dpud.gpu.location import Frames, Location
 from dpud.gpu.performance import performance
+from dpud.gpu.policy import ClientPolicies
 from dpud.gpu.store import BackingStore, Place
 from dpud.gpu.traffic import Cause, Traffic, TrafficCounts
 
 _BATCH_FRAMES = (4 << 20) // FRAME_BYTES
-_CLUSTER_FRAMES = (128 << 10) // FRAME_BYTES
-"""An access that has to wait for eviction evicts this much, so that the next few need not (SWAP_CLUSTER_MAX pages)."""
+CLUSTER_BYTES = 128 << 10
+"""SWAP_CLUSTER_MAX pages of 4 KiB (include/linux/swap.h)."""
 
 _ANY_PRIORITY = 1 << 30
 
@@ -50,6 +57,15 @@ ReclaimOrder = Callable[[int, int], Sequence[tuple[str, int]]]
 """overcommit.Admission.reclaim_order: (bytes needed, for which priority) -> (client, bytes to take) in order."""
 
 log = logging.getLogger("dpud.gpu.address_space")
+
+
+class Examiner(Protocol):
+    """fault.Recovery, as far as the data path goes."""
+
+    def examine(self, region: Region, pages: Pages, /) -> int: ...
+    def unreadable(self, region: Region, pages: Pages, /) -> Pages: ...
+    def are_fit(self, location: Location, firsts: Frames, order: int, /) -> bool: ...
+    def screen(self, location: Location, firsts: Frames, order: int, /) -> None: ...
 
 
 @dataclass
@@ -69,27 +85,61 @@ class Residency:
         self._reclaiming: set[int] = set()
         self._held: dict[int, int] = {}  # key -> until when, in ns
         self.traffic: Traffic = TrafficCounts()
+        self.cluster_bytes = CLUSTER_BYTES
         self.reclaim_order: ReclaimOrder | None = None
         """Whose pages go first; without it, the policy's order decides alone."""
+        self.examiner: Examiner | None = None
+        """Who makes good what ECC finds, where faults are reckoned with."""
         self.events: Counter[str] = Counter(
             dict.fromkeys(("evicted", "evicted_clean", "evicted_copies", "refused", "corrupt", "blocks_emptied"), 0)
         )
+
+    def examine(self, region: Region, pages: Pages) -> int:
+        """Make good what ECC would refuse to read of these pages -> how many are elsewhere now, or CORRUPT.
+
+        For who is about to read them and has not looked yet where they are. A read that meets such a page without
+        raises UncorrectableError.
+        """
+        return 0 if self.examiner is None else self.examiner.examine(region, pages)
+
+    def follow(self, order: ReclaimOrder) -> None:
+        """Somebody says whose pages go first: each client has a list of its own. Before there are any pages."""
+        self.reclaim_order = order
+        for location in self.locations:
+            assert not len(location.policy), "pages are on lists already"
+            location.policy = ClientPolicies(location.policy.new_policy, self._client_of)
+
+    def _client_of(self, key: int) -> str:
+        return self.space.regions.page_of(key)[0].client
 
     # Frames.
 
     def take_frames(self, region: Region, pages: Pages, location: Location, busy: Busy) -> Frames:
         """A frame for each page. Raises GpuError(ENOMEM), and has taken none."""
         keys = region.first_key + pages
-        taken = location.frames.alloc(region.order, keys)
+        if region.type is not RegionType.PINNED:
+            policy = location.policy.of(region.client)
+            for key in keys.tolist():
+                policy.miss(key)
+        taken = self._alloc(location, region.order, keys)
         if len(taken) < len(keys):
             busy = {*busy, *keys.tolist()}
         while (nr := len(taken)) < len(keys):
             self._make_room(region, len(keys) - nr, location, busy)
-            taken = np.concatenate((taken, location.frames.alloc(region.order, keys[nr:])))
+            taken = np.concatenate((taken, self._alloc(location, region.order, keys[nr:])))
             if len(taken) == nr:
                 self.give_frames(region, pages[:nr], location, taken)
                 raise GpuError(errno.ENOMEM, f"{location.name} is full and nothing on it can be evicted")
         return taken
+
+    def _alloc(self, location: Location, order: int, keys: Pages) -> Frames:
+        """Blocks for as many pages as there are, none of them known to be broken."""
+        while True:
+            taken = location.frames.alloc(order, keys)
+            if self.examiner is None or self.examiner.are_fit(location, taken, order):
+                return taken
+            location.frames.free(taken, order, keys[: len(taken)])
+            self.examiner.screen(location, taken, order)
 
     def give_frames(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
         """Give frames back."""
@@ -114,15 +164,17 @@ class Residency:
     def _make_room(self, region: Region, nr_blocks: int, location: Location, busy: Busy) -> None:
         """Evict for so many blocks; where that does not give even one, empty one."""
         order = region.order
-        lacking = (nr_blocks << order) - location.frames.nr_free
+        lacking = (nr_blocks << order) - location.frames.nr_free_for(order)
         if lacking > 0:
-            wanted = max(lacking, min(_CLUSTER_FRAMES, location.frames.nr_frames >> 4))
+            wanted = max(lacking, min(self.cluster_bytes // FRAME_BYTES, location.frames.nr_frames >> 4))
             freed = self._evict_in_order(location, wanted, busy, region.priority)
             freed += self.evict(location, wanted - freed, busy)
             if freed < lacking and self._held:
                 self._held.clear()
-                self.evict(location, lacking - freed, busy)
-        if location.frames.nr_free >= 1 << order and not any(location.frames.free_blocks()[order:]):
+                freed += self.evict(location, lacking - freed, busy)
+            if freed < lacking:
+                self._evict_clean(location, lacking - freed, busy)
+        if location.frames.nr_free_for(order) >= 1 << order and not any(location.frames.free_blocks()[order:]):
             self._empty_a_block(order, location, busy)
 
     def _evict_in_order(self, location: Location, nr_frames: int, busy: Busy, priority: int) -> int:
@@ -133,24 +185,8 @@ class Residency:
                 lacking = nr_frames - (location.frames.nr_free - before)
                 if lacking <= 0:
                     break
-                self.evict_client(location, client, min(lacking, -(-nr_bytes // FRAME_BYTES)), busy)
+                self.evict(location, min(lacking, -(-nr_bytes // FRAME_BYTES)), busy, client)
         return location.frames.nr_free - before
-
-    def evict_client(self, location: Location, client: str, nr_frames: int, busy: Busy = ()) -> None:
-        """Take pages of one client out of a location's memory: those first that were not accessed of late."""
-        for region in self.space.regions:
-            if region.client != client or nr_frames <= 0:
-                continue
-            here = np.flatnonzero((region.state == PageState.RESIDENT) & (region.home == location.number))
-            cold_first = here[np.argsort(self.space.accessed(region)[here], kind="stable")]
-            keys = [key for key in (region.first_key + cold_first).tolist() if self._may_go(key, busy)]
-            keys = keys[: -(-nr_frames >> region.order)]
-            for key in keys:
-                location.policy.remove(key)
-            before = location.frames.nr_free
-            for key in self._evict_keys(location, keys):
-                location.policy.insert(key)
-            nr_frames -= location.frames.nr_free - before
 
     def _empty_a_block(self, order: int, location: Location, busy: Busy) -> None:
         """There is enough free memory, but nowhere in one piece."""
@@ -175,12 +211,13 @@ class Residency:
 
     # Out.
 
-    def evict(self, location: Location, nr_frames: int, busy: Busy = ()) -> int:
-        """Take pages out of a location's memory until so many frames are free that were not -> how many were."""
+    def evict(self, location: Location, nr_frames: int, busy: Busy = (), client: str | None = None) -> int:
+        """Take pages, or a client's, out of a location's memory until so many frames are free that were not -> how many
+        were."""
         before, skipped, nr_refused = location.frames.nr_free, list[int](), 0
         begin_ns = self.space.clock.now_ns()
         while (freed := location.frames.nr_free - before) < nr_frames and nr_refused < _MAX_REFUSALS:
-            keys = self._pick(location, min(nr_frames - freed, _BATCH_FRAMES), busy, skipped)
+            keys = self._pick(location, min(nr_frames - freed, _BATCH_FRAMES), busy, skipped, client)
             if not keys:
                 break
             kept = self._evict_keys(location, keys)
@@ -191,6 +228,20 @@ class Residency:
         freed = location.frames.nr_free - before
         performance(log, f"evict {location.name}", freed * FRAME_BYTES, begin_ns, self.space.clock.now_ns())
         return freed
+
+    def _evict_clean(self, location: Location, nr_frames: int, busy: Busy) -> None:
+        """The stores are full: pages of which they have a copy leave, whoever's turn it is."""
+        for region in self.space.regions:
+            here = region.backed & (region.state == PageState.RESIDENT) & (region.home == location.number)
+            clean = (key for key in (region.first_key + np.flatnonzero(here)).tolist() if self._may_go(key, busy))
+            keys = list(islice(clean, -(-nr_frames >> region.order)))
+            for key in keys:
+                location.policy.remove(key)
+            before = location.frames.nr_free
+            self._evict_keys(location, keys)
+            nr_frames -= location.frames.nr_free - before
+            if nr_frames <= 0:
+                return
 
     def evict_pages(self, region: Region, pages: Pages) -> int:
         """Take these pages out of memory, copies too, where they are there and may go -> how many left."""
@@ -213,9 +264,9 @@ class Residency:
         evicted = 0
         for location in self.locations:
             frames = location.frames
-            if frames.nr_free * 100 < frames.nr_frames * self.watermarks.low:
+            if frames.nr_free * 100 < frames.nr_usable * self.watermarks.low:
                 self._reclaiming.add(location.number)
-            lacking = frames.nr_frames * self.watermarks.high // 100 - frames.nr_free
+            lacking = frames.nr_usable * self.watermarks.high // 100 - frames.nr_free
             if lacking <= 0 or location.number not in self._reclaiming:
                 self._reclaiming.discard(location.number)
                 continue
@@ -231,12 +282,14 @@ class Residency:
     def is_short(self) -> bool:
         """Whether `background` has something to do."""
         low = self.watermarks.low
-        return any(place.frames.nr_free * 100 < place.frames.nr_frames * low for place in self.locations)
+        return any(place.frames.nr_free * 100 < place.frames.nr_usable * low for place in self.locations)
 
-    def _pick(self, location: Location, nr_frames: int, busy: Busy, skipped: list[int]) -> list[int]:
+    def _pick(
+        self, location: Location, nr_frames: int, busy: Busy, skipped: list[int], client: str | None
+    ) -> list[int]:
         keys: list[int] = []
         nr = 0
-        while nr < nr_frames and (key := location.policy.victim()) is not None:
+        while nr < nr_frames and (key := location.policy.victim(client)) is not None:
             if key in busy or self._is_held(key):
                 skipped.append(key)
                 continue
@@ -250,16 +303,22 @@ class Residency:
         for key in keys:
             region, page = self.space.regions.page_of(key)
             if region.home[page] != location.number:
-                self._drop_copy(region, page, location)
+                self.drop_copy(region, page, location)
             else:
                 by_region.setdefault(region, []).append(page)
         kept = []
         for region, numbers in by_region.items():
             pages = np.array(numbers, dtype=np.int64)
-            for page in self._evict_pages(region, pages, location).tolist():
+            bad = self._unreadable(region, pages)
+            kept += (region.first_key + bad).tolist()
+            for page in self._evict_pages(region, np.setdiff1d(pages, bad), location).tolist():
                 kept.append(region.first_key + page)
         self.events["refused"] += len(kept)
         return kept
+
+    def _unreadable(self, region: Region, pages: Pages) -> Pages:
+        """What ECC would refuse stays until somebody makes it good; what the stores have need not be read."""
+        return pages[:0] if self.examiner is None else self.examiner.unreadable(region, pages[~region.backed[pages]])
 
     def _evict_pages(self, region: Region, pages: Pages, location: Location) -> Pages:
         """Evict pages of one region -> those that stay."""
@@ -320,15 +379,19 @@ class Residency:
         except GpuError:
             self.give_frames(region, pages, location, frames)
             raise
-        good = np.array([key not in bad for key in keys], dtype=np.bool_)
-        location.store_pages(frames[good], rows[good])
-        self.give_frames(region, pages[~good], location, frames[~good])
-        self.settle(region, pages[good], location, frames[good])
+        lost = pages[:0]
+        if bad:
+            good = np.array([key not in bad for key in keys], dtype=np.bool_)
+            lost = pages[~good]
+            self.give_frames(region, lost, location, frames[~good])
+            self._mark_corrupt(region, lost)
+            pages, frames, rows, keys = pages[good], frames[good], rows[good], [key for key in keys if key not in bad]
+        location.store_pages(frames, rows)
+        self.settle(region, pages, location, frames)
         region.backed[pages] = [self.store.place(key) is Place.SWAP for key in keys]
-        self._mark_corrupt(region, pages[~good])
-        nr_bytes = int(np.count_nonzero(good)) << region.page_shift
+        nr_bytes = len(pages) << region.page_shift
         performance(log, f"bring in {location.name}", nr_bytes, begin_ns, self.space.clock.now_ns())
-        return pages[~good]
+        return lost
 
     def settle(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
         """Pages are in these frames from now on; nobody reaches them yet."""
@@ -337,8 +400,9 @@ class Residency:
         region.frame[pages] = frames
         region.backed[pages] = False
         if region.type is not RegionType.PINNED:
+            policy = location.policy.of(region.client)
             for key in (region.first_key + pages).tolist():
-                location.policy.insert(key)
+                policy.insert(key)
 
     def _mark_corrupt(self, region: Region, pages: Pages) -> None:
         region.state[pages] = PageState.CORRUPT
@@ -355,11 +419,12 @@ class Residency:
         for page in pages.tolist() if region.replicas else ():
             for number in list(region.replicas.get(page, ())):
                 self.locations[number].policy.remove(region.first_key + page)
-                self._drop_copy(region, page, self.locations[number])
+                self.drop_copy(region, page, self.locations[number])
                 nr += 1
         return nr
 
-    def _drop_copy(self, region: Region, page: int, location: Location) -> None:
+    def drop_copy(self, region: Region, page: int, location: Location) -> None:
+        """Drop the copy that a location has; its policy does not know it any more."""
         frame = region.replicas[page].pop(location.number)
         if not region.replicas[page]:
             del region.replicas[page]

@@ -7,6 +7,7 @@
 /sys/kernel/config/gpu_memvirt/gpuN/clients   who uses it
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,10 @@ from pathlib import Path
 from dpud.gpu.blob import PageCodec
 from dpud.gpu.clock import Clock, Debt, ManualClock
 from dpud.gpu.compression import CompressedPool, CompressionFiles, CompressionSystem
+from dpud.gpu.compression.dictionary import Dictionaries
 from dpud.gpu.configfs import ClientGroup, show_client
+from dpud.gpu.fault.files import CheckpointFiles, FaultFiles
+from dpud.gpu.fault.module import FaultModule
 from dpud.gpu.files import AddressSpaceFiles, MemoryFiles, settle
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
@@ -23,6 +27,9 @@ from dpud.gpu.migration import MigrationFiles, MigrationModule
 from dpud.gpu.overcommit import Admission
 from dpud.gpu.overcommit.files import OvercommitFiles
 from dpud.gpu.overcommit.predictor import SAMPLE_NS
+from dpud.gpu.qos.files import LevelFiles, QosFiles
+from dpud.gpu.qos.flow import NR_LEVELS
+from dpud.gpu.qos.module import QosModule
 from dpud.gpu.store import HostPool, Pool
 from dpud.gpu.swap.files import SwapFiles, TierFiles
 from dpud.gpu.swap.module import SwapModule
@@ -34,6 +41,11 @@ CLASS_PATH = "/sys/class/gpu_memvirt"
 CONFIG_PATH = "/sys/kernel/config/gpu_memvirt"
 
 _SLICE_BYTES = 1 << 20
+_SCRUB_NS = 250_000_000
+_LOOK_NS = 500_000_000
+"""How often somebody looks whether a checkpoint is due."""
+
+log = logging.getLogger("dpud.gpu.fault")
 
 
 @dataclass(frozen=True)
@@ -45,10 +57,14 @@ class GpuConfig:
     host_bytes: int = 1 << 30
     pool_bytes: int = 512 << 20
     compression: bool = True
+    algorithm: str = "adaptive"
+    quality: str = "balanced"
     tiers: Mapping[str, int] = field(default_factory=dict)
     """Of swap: kind -> size, fastest first."""
     swap_folder: Path | None = None
     """Where the tiers' temporary files are; the system's folder for such if None."""
+    checkpoint_folder: Path | None = None
+    """Where checkpoints are, and stay; a temporary one if None."""
 
 
 def build(
@@ -79,10 +95,19 @@ def build(
         admission=admission,
         pressure=admission.pressure,
     )
+    QosModule(clock).attach(memory)
     if swap is not None:
         swap.attach(memory)
     (migration or MigrationModule()).attach(memory)
+    FaultModule(memory, _checkpoint_codec(config), config.checkpoint_folder)
     return memory
+
+
+def _checkpoint_codec(config: GpuConfig) -> PageCodec | None:
+    """One without dictionaries: a file has to be readable in another program."""
+    if not config.compression:
+        return None
+    return CompressionSystem(dictionaries=Dictionaries(enabled=False), regret_every=0)
 
 
 def _compression(config: GpuConfig) -> tuple[PageCodec | None, Pool | None]:
@@ -91,7 +116,7 @@ def _compression(config: GpuConfig) -> tuple[PageCodec | None, Pool | None]:
         return None, None
     if not config.compression:
         return None, HostPool(config.pool_bytes)
-    system = CompressionSystem()
+    system = CompressionSystem(config.algorithm, config.quality)
     return system, CompressedPool(config.pool_bytes, system)
 
 
@@ -104,6 +129,11 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
     admission = memory.accounting.admission
     if isinstance(admission, Admission):
         yield "overcommit", OvercommitFiles(admission, memory.accounting.tell)
+    qos = memory.residency.traffic
+    if isinstance(qos, QosModule):
+        yield "qos", QosFiles(qos)
+        for number in range(NR_LEVELS):
+            yield f"qos/levels/{number}", LevelFiles(qos, number)
     swap = memory.watcher
     if isinstance(swap, SwapModule):
         yield "swap", SwapFiles(swap)
@@ -111,6 +141,12 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
             yield f"swap/tiers/{tier.name}", TierFiles(swap, tier)
     if memory.migration is not None:
         yield "migration", MigrationFiles(memory.migration)
+    fault = memory.fault
+    if isinstance(fault, FaultModule):
+        yield "fault", FaultFiles(fault)
+        yield "fault/checkpoint", CheckpointFiles(fault)
+        for name, point in fault.fail_points.points.items():
+            yield f"fault/{name}", point
 
 
 def add_files(registry: Registry, memory: GpuMemory) -> None:
@@ -144,3 +180,21 @@ def sampler(memory: GpuMemory) -> Operation[None]:
     while True:
         memory.accounting.tell()
         yield Debt(memory.clock.now_ns() + SAMPLE_NS)
+
+
+def scrubber(fault: FaultModule) -> Operation[None]:
+    """The same: scrubs memory, as fast as `scrub_rate` says."""
+    while True:
+        yield Debt(fault.memory.clock.now_ns() + _SCRUB_NS)
+        fault.scrubber.scrub(fault.scrubber.bytes_per_s * _SCRUB_NS // 1_000_000_000)
+
+
+def checkpointer(fault: FaultModule) -> Operation[None]:
+    """The same: makes checkpoints of all clients, where that is asked for, as often as it is worth it."""
+    while True:
+        yield Debt(fault.memory.clock.now_ns() + _LOOK_NS)
+        for client in fault.checkpoints.due():
+            try:
+                yield from fault.checkpoints.creation(client)
+            except OSError as error:
+                log.warning("no checkpoint of %s: %s", client, error)

@@ -3,13 +3,20 @@
 
 The path calls `charge` before it moves bytes, so that whoever limits bandwidth can let time pass (on the path's clock)
 first. Accesses are charged to the client that makes them, all else to the owner of the pages.
+
+Who can wait without holding the machine (a file's operation) asks for `admission` before it begins; then `charge` takes
+what was admitted, and lets no time pass.
 """
 
 from collections import Counter
 from enum import StrEnum
 from typing import Protocol
 
+from dpud.gpu.enums import plain_members
+from kernelsim.operation import Operation
 
+
+@plain_members
 class Cause(StrEnum):
     """Why bytes move."""
 
@@ -22,6 +29,8 @@ class Cause(StrEnum):
     """Within a memory, to put free frames together."""
     CHECKPOINT = "checkpoint"
     """Into a checkpoint and back."""
+    EXTERNAL = "external"
+    """By a client itself, which asks before it moves them."""
 
 
 class Traffic(Protocol):
@@ -29,6 +38,14 @@ class Traffic(Protocol):
 
     def charge(self, client: str, cause: Cause, nr_bytes: int, location: int, /) -> None:
         """`nr_bytes` are about to be read from, or written to, a location's memory."""
+        ...
+
+    def admission(self, client: str, nr_bytes: int, /, cause: Cause = Cause.ACCESS) -> Operation[None]:
+        """Wait until so many bytes may move."""
+        ...
+
+    def forget(self, client: str, /) -> None:
+        """A client is gone."""
         ...
 
 
@@ -40,3 +57,9 @@ class TrafficCounts:
 
     def charge(self, client: str, cause: Cause, nr_bytes: int, location: int) -> None:
         self.nr_bytes[client, cause] += nr_bytes
+
+    def admission(self, client: str, nr_bytes: int, /, cause: Cause = Cause.ACCESS) -> Operation[None]:
+        yield from ()
+
+    def forget(self, client: str) -> None:
+        """Counters only grow: they stay."""

@@ -21,7 +21,20 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_command() -> None:
     done = command("--help")
     assert done.returncode == 0
-    for name in ("run", "exec", "shell", "snapshot", "record", "replay", "status", "demo", "bench"):
+    for name in (
+        "run",
+        "exec",
+        "shell",
+        "snapshot",
+        "record",
+        "replay",
+        "status",
+        "demo",
+        "bench",
+        "config",
+        "scenarios",
+        "reload",
+    ):
         assert f" {name} " in done.stdout
 
 
@@ -41,6 +54,11 @@ def test_help_does_not_wait_for_numba_or_numpy() -> None:
         (["run", "--config", "/nonexistent/x.toml"], "/nonexistent/x.toml: No such file or directory"),
         (["exec", "--config", "/nonexistent/x.toml", "true"], "/nonexistent/x.toml: No such file or"),
         (["exec", "--mount", "/nonexistent", "true"], "no dpud answers at /nonexistent: No such file"),
+        (["run", "--scenario", "web"], "no scenario web: there are cma-camera, gpu-inference, "),
+        (["exec", "--scenario", "/nonexistent/x.toml", "true"], "/nonexistent/x.toml: No such file or"),
+        (["reload", "--mount", "/nonexistent"], "no dpud answers at /nonexistent: No such file"),
+        (["service-mount", "/nonexistent"], "service-mount is for ExecStartPre= of a unit"),
+        (["exec", "--mount", "/", "--scenario", "web-server", "true"], "--mount uses a daemon that is running"),
         (["exec", "--mount", "/", "--from", "host", "true"], "--mount uses a daemon that is running"),
         (["status", "--mount", "/tmp"], "no dpud answers at /tmp: No such file or directory"),
         (["snapshot", "/nonexistent/a/b"], "/nonexistent/a/b: "),

@@ -2,13 +2,20 @@
 """The configuration file: what it gives, and the one line that each mistake gives."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpud.config import Config, ConfigError, Size, load, parse, parse_size
+from dpud.config import Config, ConfigError, Gpu, Size, load, parse, parse_size
+from dpud.daemon import gpu_config
+from dpud.gpu.compression import CompressedPool
+from dpud.gpu.compression.system import QUALITIES, algorithms
+from dpud.gpu.store import HostPool
+from dpud.gpu.system import build
 
 GIB = 1024**3
 
@@ -47,6 +54,7 @@ def test_every_key_is_taken() -> None:
         [mount]
         path = "/mnt/x"
         allow_other = false
+        nice = 3
     """)
     assert (config.machine.cpus, config.machine.debug_vm) == (6, True)
     assert [int(node.memory) for node in config.machine.nodes] == [67108864, 268435456]
@@ -55,7 +63,7 @@ def test_every_key_is_taken() -> None:
     assert (config.dpu.ranks, config.dpu.dpus_per_rank, config.dpu.profile) == (2, 8, "seed")
     assert (config.dpu.properties, config.dpu.backend) == ("disabledMask=0x3", "dpu")
     assert config.dpu.binary == "build/dpu_compact"
-    assert (config.mount.path, config.mount.allow_other) == ("/mnt/x", False)
+    assert (config.mount.path, config.mount.allow_other, config.mount.nice) == ("/mnt/x", False, 3)
     assert config.memory.bytes == "stamp"
     asked = ("CONFIG_DPU_COMPACTION", "CONFIG_HUGETLB_PAGE", "CONFIG_DEBUG_VM")
     assert [config.kernel.IS_ENABLED(name) for name in asked] == [True, False, True]
@@ -70,21 +78,21 @@ def test_every_key_is_taken() -> None:
         ('[dpu]\nbackend = "gpu"', "f.toml:2: dpu.backend: Invalid enum value 'gpu'"),
         ("[npu]\nx = 1", "f.toml:1: npu: unknown key"),
         ('[machine]\n\ncpus = "x"', "f.toml:3: machine.cpus: Expected int, got str"),
-        ("[[machine.nodes]]\ndistance = [10, 20]", "f.toml: machine: distance has 1 numbers for each node"),
+        ("[[machine.nodes]]\ndistance = [10, 20]", "f.toml:1: machine: distance has 1 numbers for each node"),
         ("[[machine.nodes]]\ndistance = [9]", "f.toml:2: machine.nodes[0].distance[0]: Expected int >= 10"),
         ("[machine]\ncpus = 0", "f.toml:2: machine.cpus: Expected int >= 1"),
         ("[machine]\nnodes = []", "f.toml:2: machine.nodes: Expected array of length >= 1"),
         (
             '[[machine.nodes]]\nmemory = "4G"\n[[machine.nodes]]\nmemory = "1M"',
-            "f.toml:3: machine.nodes[1]: a node of 1M is too small: at least 32M",
+            "f.toml:4: machine.nodes[1].memory: memory = 1M is too small: at least 32M",
         ),
-        ('[[machine.nodes]]\nmemory = "33M"', "f.toml:1: machine.nodes[0]: a node of 33M does not end"),
+        ('[[machine.nodes]]\nmemory = "33M"', "f.toml:2: machine.nodes[0].memory: memory = 33M does not end"),
         ('[[machine.nodes]]\nmemory = "4X"', "f.toml:2: machine.nodes[0].memory: '4X' is not a size"),
         ("[[machine.nodes]]\nmemory = -4", "f.toml:2: machine.nodes[0].memory: -4 is not a size"),
-        ('[[machine.nodes]]\nmemory = "100T"', "f.toml: machine.nodes: 100T of memory is more than"),
+        ('[[machine.nodes]]\nmemory = "100T"', "f.toml:1: machine.nodes: 100T of memory is more than"),
         ('[memory]\nbytes = "some"', "f.toml:2: memory.bytes: Invalid enum value 'some'"),
         ("[dpu]\ndpus_per_rank = 65", "f.toml:2: dpu.dpus_per_rank: Expected int <= 64"),
-        ('[gpu]\nmemory = "1M"', "f.toml:1: gpu: memory = 1M is not a multiple of 2M, at least 8M"),
+        ('[gpu]\nmemory = "1M"', "f.toml:2: gpu.memory: memory = 1M is not a multiple of 2M, at least 8M"),
         ('[kconfig]\nCONFIG_FOO = "y"', "f.toml:2: kconfig.CONFIG_FOO: no such option here"),
         ('[kconfig]\n\nCONFIG_NUMA = "n"', "f.toml:3: kconfig.CONFIG_NUMA: is needed for 2 nodes"),
         ("[kconfig]\nCONFIG_DEBUG_FS = true", 'f.toml:2: kconfig.CONFIG_DEBUG_FS: must be "y" or "n"'),
@@ -92,7 +100,18 @@ def test_every_key_is_taken() -> None:
             '[kconfig]\nCONFIG_COMPACTION = "n"\nCONFIG_DPU_COMPACTION = "y"',
             "f.toml:3: kconfig.CONFIG_DPU_COMPACTION: depends on CONFIG_COMPACTION",
         ),
-        ("x =", "f.toml: Invalid value"),
+        ("x =", "f.toml:1: Invalid value"),
+        ("[machine]\n\ncpus = = 3", "f.toml:3: Invalid value"),
+        ("machine.cpus = 0", "f.toml:1: machine.cpus: Expected int >= 1"),
+        ("[gpu]\n[machine]\ncpus = 2\ndebug_vm = 1", "f.toml:4: machine.debug_vm: Expected bool"),
+        ("\nmachine = { cpus = 0 }", "f.toml:2: machine.cpus: Expected int >= 1"),
+        ('[log]\nlevel = "loud"', "f.toml:2: log.level: Invalid enum value 'loud'"),
+        ("[sysctl]\nvm.x = 1\nvm.y = [1]", "f.toml:3: sysctl.vm.y: [1] is no text or number"),
+        ("[sysctl]\n'vm.x' = 1.5", "f.toml:2: sysctl.vm.x: 1.5 is no text or number"),
+        ('[files]\n"proc/x" = 1', "f.toml:2: files.proc/x: does not begin with /"),
+        ('[[workload]]\n[[workload]]\ndirectory = "x"', "f.toml:3: workload[1].directory: directory = 'x' does"),
+        ("[[workload]]\n[[workload]]\n[workload.write]\nx = [1]", "f.toml:2: workload[1]: x: [1] is no text"),
+        ("[[workload]]\nwirte = { x = 1 }", "f.toml:2: workload[0].wirte: unknown key"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(text: str, line: str) -> None:
@@ -146,3 +165,17 @@ def test_a_size_reads_back_what_it_prints(value: int) -> None:
 def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
     with suppress(ConfigError):
         parse(text)
+
+
+def test_compression_of_gpu_memory_is_as_the_file_says() -> None:
+    """All that compression/algorithm and compression/quality take, and `none` for no compression."""
+    algorithm, quality = (get_type_hints(Gpu)[name] for name in ("algorithm", "quality"))
+    assert {*get_args(algorithm)} == {*algorithms(), "none"}
+    assert {*get_args(quality)} == {*QUALITIES}
+    config = parse('[gpu]\nalgorithm = "zstd"\nquality = "best"\npool = "32M"\nmemory = "8M"\nhost_memory = "8M"')
+    memory = build(replace(gpu_config(config.gpu), tiers={}))
+    pool = memory.store.pool
+    assert isinstance(pool, CompressedPool)
+    assert (pool.system.algorithm, pool.system.quality, pool.limit_bytes) == ("zstd", "best", 32 << 20)
+    plain = parse('[gpu]\nalgorithm = "none"\npool = "32M"\nmemory = "8M"\nhost_memory = "8M"')
+    assert isinstance(build(replace(gpu_config(plain.gpu), tiers={})).store.pool, HostPool)

@@ -151,7 +151,7 @@ def test_systemd_is_told(place: Path, tmp_path_factory: pytest.TempPathFactory) 
         notify.settimeout(TIMEOUT_S)
         patch.setenv("NOTIFY_SOCKET", address)
         with running(place / "new"):
-            assert notify.recv(100) == b"READY=1"
+            assert notify.recv(100).split(b"\n")[0] == b"READY=1"
 
 
 def test_status_reads_a_running_daemon(place: Path) -> None:
@@ -160,6 +160,18 @@ def test_status_reads_a_running_daemon(place: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for word in ("Node 0", "dpu_compact_enabled", "pages_moved"):
         assert word in done.stdout
+
+
+def test_a_daemon_goes_before_others_if_it_may(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What nice(1) gets is what it may have."""
+    config = tmp_path_factory.mktemp("nice") / "config.toml"
+    config.write_text("[mount]\nnice = 5\n")
+    with running(place / "mnt") as daemon, running(place / "other", "--config", str(config)) as modest:
+        allowed = subprocess.run(["nice", "-n", "-10", "nice"], capture_output=True, text=True, check=False).stdout
+        assert os.getpriority(os.PRIO_PROCESS, daemon.pid) == int(allowed)
+        assert os.getpriority(os.PRIO_PROCESS, modest.pid) == 5
+        group = Path(f"/proc/{daemon.pid}/autogroup")  # not of a session of its own, so that is left alone
+        assert not group.exists() or group.read_text() == Path("/proc/self/autogroup").read_text()
 
 
 def test_exec_runs_the_seed_s_lines(place: Path) -> None:

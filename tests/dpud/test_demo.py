@@ -2,7 +2,9 @@
 """The demo: its arithmetic, its picture, its shell session; and, mounted, that it plays to its end."""
 
 import io
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,7 +133,7 @@ def test_a_command_that_fails_ends_the_demo() -> None:
 
 
 def test_an_unknown_demo_is_the_user_s_mistake() -> None:
-    names = "capture, process, compression, overcommit, swap, unified, migration"
+    names = "capture, process, compression, fault, migration, overcommit, qos, swap, unified, all"
     with pytest.raises(UserError, match=f'no demo "fragment"; there are: {names}'):
         demo.run("fragment")
 
@@ -250,3 +252,45 @@ def test_the_migration_demo_moves_every_byte_to_another_gpu_and_another_daemon()
     picture = re.search(r"picture:\s+(\S+)", done.stdout)
     assert picture is not None
     assert Path(picture[1]).read_text().count("<circle") > 15
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_qos_demo_keeps_its_promises_and_draws_them() -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "qos"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "write error: Device or resource busy\n" in done.stdout
+    serve, train = (re.findall(rf"^{name}: ([\d.]+) MB/s$", done.stdout, re.MULTILINE) for name in ("serve", "train"))
+    assert len(serve) == len(train) == 5
+    assert all(float(one) + float(other) < 110 for one, other in zip(serve, train, strict=True))
+    assert float(train[2]) < 11  # limited to 10
+    assert done.stdout.count("\nok\n") == 1
+    chart = Path(re.findall(r"^.* (/\S+/bandwidth\.html)$", done.stdout.replace(":\n", ": "), re.MULTILINE)[0])
+    assert chart.read_text().count("<polyline") == 2
+    shutil.rmtree(chart.parent)
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_fault_demo_gets_every_byte_back_or_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "fault"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"^the same$", done.stdout, re.MULTILINE)) == 7
+    assert "Input/output error" in done.stdout
+    counts = dict(re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE))
+    assert int(counts["corrected"]) == 200
+    assert (counts["retried"], counts["remapped"]) == ("3", "3")
+    assert int(counts["rollbacks"]) == 1
+    assert re.search(r"^device0 max=\d+ high=\d+ partial=\d+ low=\d+ none=1$", done.stdout, re.MULTILINE)
+    assert "device1\n" in done.stdout
+    assert "rolled_back=16" in done.stdout
+    assert re.search(r"^ok$", done.stdout, re.MULTILINE)
+    (picture,) = tmp_path.glob("dpud-demo-fault-*/fault.html")
+    text = picture.read_text()
+    assert text.count("<rect") > 60
+    assert "dbe" in text

@@ -95,7 +95,8 @@ def test_facts_are_on_the_pages(page: str, words: tuple[str, ...]) -> None:
 def test_every_key_of_the_configuration_is_described() -> None:
     text = (MAN / "dpud-config.5").read_text()
     tags = re.findall(r"^\.TP\n\\fB(.*)\\fR$", text, re.MULTILINE)
-    for struct in (config.Machine, config.Node, config.Memory, config.Dpu, config.Gpu, config.Mount):
+    tables = (config.Machine, config.Node, config.Memory, config.Dpu, config.Gpu, config.Mount, config.Log, config.Step)
+    for struct in tables:
         for key in struct.__struct_fields__:
             assert key in tags
             entry = text.partition(f".TP\n\\fB{key}\\fR\n")[2]
@@ -119,7 +120,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 CASES = [
-    (["dpud", "re"], {"record", "replay"}),
+    (["dpud", "re"], {"record", "reload", "replay"}),
     (["dpud", "--ver"], {"--version"}),
     (["dpud", "run", "--m"], {"--mount"}),
     (["dpud", "replay", "--t"], {"--traditional"}),
@@ -129,6 +130,8 @@ CASES = [
     (["dpud", "snapshot", "--fragment", "r"], {"random", "runs"}),
     (["dpud", "run", "--from", "h"], {"host", "hostdir"}),
     (["dpud", "replay", "m"], {"my trace.txt", "mydir"}),
+    (["dpud", "run", "--scenario", "gpu"], {"gpu-inference"}),
+    (["dpud", "run", "--scenario", "my"], {"my trace.txt", "mydir"}),
     (["dpud", "run", "--config", "my"], {"my trace.txt", "mydir"}),
     (["dpud", "record", "my"], {"mydir"}),
     (["dpud", "exec", "--", "mandoc_like_comm"], {"mandoc_like_command"}),

@@ -4,6 +4,7 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +81,21 @@ def _read_in_chunks(path: Path) -> tuple[int, list[bytes]]:
         nr_reads += len(parts)
         texts.append(b"".join(parts))
     return nr_reads, texts
+
+
+def test_who_has_written_or_was_told_reads_no_older_value(dpud: Emulated) -> None:
+    """Two readers of each value: the writer itself, and a process that hears of it through a pipe. Several at once."""
+    knobs = ("extfrag_threshold", "dpu_compact_min_fragments", "max_map_count", "overcommit_ratio")
+    script = Path(__file__).with_name("write_and_tell.py")
+    pairs = [
+        subprocess.Popen(
+            [sys.executable, "-P", str(script), str(dpud.mnt / "proc/sys/vm" / knob)], text=True, stdout=-1
+        )
+        for knob in knobs
+    ]
+    seen = [pair.communicate()[0].split() for pair in pairs]
+    assert [stale for stale, _ in seen] == ["0"] * len(knobs)
+    assert all(int(nr) >= 1000 for _, nr in seen)
 
 
 def test_a_reader_of_a_removed_file_is_told(dpud: Emulated) -> None:

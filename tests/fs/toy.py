@@ -246,7 +246,9 @@ def serve(mountpoint: str) -> None:
     if "--debug" in sys.argv and server is fuse_ops:
         binding = fuse_ops.load_binding()
         binding.FUSE = partial(binding.FUSE, debug=True)
-    tree = Tree(Toy().registry, Owner().call)
+    registry, owner = Toy().registry, Owner()
+    owner.changes = registry.changes
+    tree = Tree(registry, owner.call, owner.look)
     server.mount(tree, mountpoint, allow_other=True, on_ready=lambda: print("ready", flush=True))
 
 

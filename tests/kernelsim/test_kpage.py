@@ -77,6 +77,19 @@ def test_flags_tell_what_the_counters_count(lab: Lab, flags: U64) -> None:
     assert (has(flags, "MMAP") & ~has(flags, "ANON")).sum() == vmstat["nr_mapped"]
 
 
+def test_the_root_cgroup_is_charged_for_what_processes_and_the_page_cache_have(lab: Lab, flags: U64) -> None:
+    """As a 6.18 kernel shows it of what belongs to no other cgroup: each page on an LRU list, tails as their heads;
+    page tables, free and hugetlb pages never."""
+    cgroup = lab.read_numbers("/proc/kpagecgroup")
+    assert set(np.unique(cgroup)) == {0, 1}
+    assert len(cgroup) == len(flags)
+    vmstat = lab.vmstat()
+    lists = ("inactive_anon", "active_anon", "inactive_file", "active_file", "unevictable")
+    assert cgroup.sum() == sum(vmstat[f"nr_{name}"] for name in lists)
+    assert (has(flags, "LRU") == (cgroup == 1)).all()
+    assert (has(flags, "THP") <= (cgroup == 1)).all()
+
+
 def test_the_map_ends_with_its_section_and_holes_have_no_page(lab: Lab, flags: U64) -> None:
     assert len(flags) == NR_SECTION  # 96 MiB are less than one of 128 MiB
     assert flags[0] == BITS["NOPAGE"]  # as this emulation lays memory out

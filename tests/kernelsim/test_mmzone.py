@@ -79,7 +79,16 @@ def test_watermarks_and_reserves_are_the_real_kernels(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("lowmem_kbytes", "expected"),
-    [(0, 128), (1 << 10, 128), (1 << 20, 4096), (4 << 20, 8192), (16 << 20, 16384), (1 << 40, 262144)],
+    [
+        (0, 128),
+        (512, 128),
+        (1 << 10, 128),
+        (16 << 10, 512),
+        (1 << 20, 4096),
+        (4 << 20, 8192),
+        (16 << 20, 16384),
+        (1 << 40, 262144),
+    ],
 )
 def test_min_free_kbytes_of_common_machines(lowmem_kbytes: int, expected: int) -> None:
     """int_sqrt(16 * lowmem) between 128 and 262144; 1 GiB makes 4096, 16 GiB 16384."""

@@ -5,12 +5,18 @@
 about what it says.
 """
 
+import fcntl
 import json
 import os
+import pty
 import re
+import select
 import shutil
+import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -255,6 +261,94 @@ def test_top_and_ps(dpud: Emulated) -> None:
     total = float(re.search(r"Mem *: +([\d.]+) total", text)[1])  # type: ignore[index]
     assert abs(total - meminfo(dpud)["MemTotal"] / 1024) < 1
     assert re.search(r"^ *1 ", dpud.out("ps", "-eo", "pid,comm"), re.M)
+
+
+# Monitors
+
+
+def on_screen(dpud: Emulated, *command: str) -> str:
+    """What a program that fills the screen has put there in two seconds, without the terminal's codes."""
+    words = [*DPUD, "exec", "--mount", str(dpud.mnt), "--", *command]
+    pid, terminal = pty.fork()
+    if not pid:
+        os.environ |= {"TERM": "xterm", "LC_ALL": "C"}
+        os.execv(words[0], words)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
+    out, end = b"", time.monotonic() + 2
+    try:
+        while left := max(end - time.monotonic(), 0):
+            if select.select([terminal], [], [], left)[0]:
+                out += os.read(terminal, 65536)
+                end = end if b"Mem" in out or b"Cache" in out else time.monotonic() + 2  # it has not begun
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.close(terminal)
+        os.waitpid(pid, 0)
+    return re.sub(rb"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-Z0-9]|[=>])", b" ", out).decode(errors="replace")
+
+
+@needs("htop")
+def test_htop(dpud: Emulated) -> None:
+    shown = " ".join(on_screen(dpud, "htop").split())
+    total = re.search(r"Mem \[.*?[\d.]+[KMG]/([\d.]+)M", shown)
+    assert total, shown[:1000]
+    assert abs(float(total[1]) - meminfo(dpud)["MemTotal"] / 1024) < 1
+    cpus = re.findall(r"(?:^| )(\d) \[", shown[: total.start()])
+    assert sorted(map(int, cpus)) == list(range(NR_CPUS))
+
+
+@needs("slabtop")
+def test_slabtop(dpud: Emulated) -> None:
+    (dpud.mnt / "sys/kernel/config/kernelsim/mm/slabtop").mkdir()
+    try:
+        lines = [line.split() for line in dpud.out("slabtop", "-o").splitlines()]
+    finally:
+        (dpud.mnt / "sys/kernel/config/kernelsim/mm/slabtop").rmdir()
+    active = {line[-1]: int(line[1]) for line in lines if len(line) == 8 and line[0].isdigit()}
+    assert active["mm_struct"] == 1
+    assert "mm_struct" in on_screen(dpud, "slabtop")
+
+
+@needs("smem")
+def test_smem_of_the_whole_system(dpud: Emulated) -> None:
+    lines = dpud.out("smem", "-w").splitlines()
+    used = {line[:24].strip(): numbers(line[24:]) for line in lines[1:]}
+    kb = meminfo(dpud)
+    assert used["free memory"] == [kb["MemFree"], kb["MemFree"], 0]
+    assert sum(row[0] for row in used.values()) == kb["MemTotal"]
+
+
+@needs("nmon")
+def test_nmon_records(dpud: Emulated, tmp_path: Path) -> None:
+    """nmon goes on in the background, and counts processes in /proc, which are the host's."""
+    file = tmp_path / "nmon.csv"
+    dpud.sh(f"nmon -F {file} -s 1 -c 1 -p | {{ read -r pid; while [ -d /proc/$pid ]; do sleep 0.1; done; }}")
+    records = [line.split(",") for line in file.read_text().splitlines()]
+    (mem,) = (record for record in records if record[:2] == ["MEM", "T0001"])
+    kb = meminfo(dpud)
+    assert abs(float(mem[2]) - kb["MemTotal"] / 1024) < 1
+    assert abs(float(mem[6]) - kb["MemFree"] / 1024) < 1
+    assert sum(record[0].startswith("CPU0") and record[1] == "T0001" for record in records) == NR_CPUS
+
+
+@needs("iostat")
+def test_iostat_shows_the_cpus(dpud: Emulated) -> None:
+    lines = dpud.out("iostat", "-c").splitlines()
+    assert lines[0].endswith(f"({NR_CPUS} CPU)")
+    user, nice, system, iowait, steal, idle = (float(word) for word in lines[3].split())
+    assert (user, nice, iowait, steal) == (0, 0, 0, 0)
+    assert system + idle == pytest.approx(100, abs=0.02)
+
+
+@needs("hugeadm")
+def test_hugeadm_lists_pools(dpud: Emulated) -> None:
+    dpud.sh("echo 3 > /proc/sys/vm/nr_hugepages")
+    try:
+        pools = [line.split() for line in dpud.out("hugeadm", "--pool-list").splitlines()[1:]]
+    finally:
+        dpud.sh("echo 0 > /proc/sys/vm/nr_hugepages")
+    assert pools[0] == ["2097152", "3", "3", "3", "*"]
+    assert {int(pool[0]) for pool in pools} == {2 << 20, 1 << 30}
 
 
 # Collectors

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`dpud bench gpu [NAME]`: the modules of GPU memory virtualization, each beside something real that does the same."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from dpud.bench.report import Report
 from dpud.errors import UserError
@@ -11,18 +12,28 @@ BENCHMARKS: Mapping[str, str] = {
     "address_space": "address_space",
     "compression": "compression",
     "migration": "migration",
+    "fault": "fault",
     "overcommit": "overcommit",
+    "qos": "qos",
     "swap": "swap",
 }
 """Name on the command line -> module of this package, which has `run() -> Report`."""
 
 
-def run(*names: str) -> Report:
-    """The benchmarks named, or all. Raises UserError for a name that is none."""
+def run(*names: str, traces: Sequence[Path] = ()) -> Report:
+    """The benchmarks named, or all; `traces` are for overcommit. Raises UserError for a name that is none."""
     for name in names:
         if name not in BENCHMARKS:
             raise UserError(f"no benchmark gpu {name}: there are {', '.join(BENCHMARKS)}")
+    if traces:
+        return overcommit_of(traces)
     reports = [import_module(f"dpud.bench.gpu.{BENCHMARKS[name]}").run() for name in names or BENCHMARKS]
     first: Report = reports[0]
     first.parts += reports[1:]
     return first
+
+
+def overcommit_of(traces: Sequence[Path]) -> Report:
+    """Peak prediction on a user's own logs."""
+    report: Report = import_module("dpud.bench.gpu.overcommit").run(traces)
+    return report

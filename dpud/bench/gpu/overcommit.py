@@ -6,15 +6,16 @@ granted less that, as a share of what is granted; a violation is a sample at whi
 oracle knows the future: it says just what will be used.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from dpud.bench.gpu.usage import FAMILIES, NR_CLIENTS, NR_SAMPLES, Trace, trace
+from dpud.bench.gpu.usage import FAMILIES, NR_CLIENTS, NR_SAMPLES, Trace, trace, trace_of_logs
 from dpud.bench.report import Figure, Line, Report
 from dpud.gpu.clock import ManualClock
 from dpud.gpu.errors import GpuError
@@ -44,15 +45,17 @@ Predict: TypeAlias = Callable[[Trace], Series]
 """Trace -> what all clients together will use, at the end of each sample from WINDOW_SAMPLES on."""
 
 
-def run() -> Report:
-    traces = {family: trace(family, SEED) for family in FAMILIES}
+def run(logs: Sequence[Path] = ()) -> Report:
+    """On generated use, or on that of RMM logs. Raises UserError for a file that is none."""
+    traces = {"RMM logs": trace_of_logs(logs)} if logs else {family: trace(family, SEED) for family in FAMILIES}
+    use = f"{len(logs)} clients, each with the peak of its log granted" if logs else f"{NR_CLIENTS} clients"
     report = Report(
         "gpu overcommit",
         "memory promised to others, by prediction",
-        f"{NR_CLIENTS} clients, {NR_SAMPLES} samples of generated use; predictions hold for {HORIZON_SAMPLES} samples. "
-        "Savings in percent of what the oracle saves, violations in percent of samples.",
+        f"{use}, {NR_SAMPLES} samples of {'logged' if logs else 'generated'} use; predictions hold for "
+        f"{HORIZON_SAMPLES} samples. Savings in percent of what the oracle saves, violations in percent of samples.",
     )
-    report.headings = ("Policy", *FAMILIES, "Verdict")
+    report.headings = ("Policy", *traces, "Verdict")
     report.figures = []
     for name, predict in policies():
         report.figures = [*report.figures, _row(name, [judge(each, predict(each)) for each in traces.values()])]
@@ -90,7 +93,8 @@ def policies() -> Iterator[tuple[str, Predict]]:
 def judge(each: Trace, predicted: Series) -> tuple[float, float]:
     """(savings in percent of the oracle's, violations in percent)."""
     granted, truth = each.granted.sum(), oracle(each)
-    saved = (granted - np.minimum(predicted, granted)).sum() / (granted - truth).sum()
+    could_save = (granted - truth).sum()
+    saved = (granted - np.minimum(predicted, granted)).sum() / could_save if could_save else 1.0
     return 100 * float(saved), 100 * float((predicted < truth * (1 - 1e-9)).mean())
 
 
@@ -145,7 +149,10 @@ class _Device:
     def free_bytes(self, _location: int) -> int:
         return max(0, self.nr_bytes - self.nr_used)
 
-    def store_bytes(self, _compressibility: float) -> int:
+    def swap_bytes(self) -> int:
+        return 0
+
+    def pool_bytes(self, _nr_new_bytes: int = 0) -> int:
         return 0
 
 
@@ -160,6 +167,7 @@ def beyond(each: Trace) -> int:
     admission.connect(device)
     nr_beyond = 0
     ask = device.nr_bytes // 50
+    nr_clients = len(each.use)
     for sample in range(WARM_UP_SAMPLES * 8):
         clock.advance(SAMPLE_NS)
         used = each.use[:, sample].astype(np.int64).tolist()
@@ -171,7 +179,7 @@ def beyond(each: Trace) -> int:
         admission.pump()
         free = device.free_bytes(0)
         try:
-            nr_beyond += complete(admission.request(str(sample % NR_CLIENTS), ask)).nr_bytes > free
+            nr_beyond += complete(admission.request(str(sample % nr_clients), ask)).nr_bytes > free
         except GpuError:
             continue
     return nr_beyond

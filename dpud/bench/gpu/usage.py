@@ -17,11 +17,14 @@ RMM's columns are Thread,Time,Action,Pointer,Size,Stream; Time is HH:MM:SS:us, i
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dpud.errors import UserError
 
 NR_CLIENTS = 24
 NR_SAMPLES = 4000
@@ -96,12 +99,16 @@ def trace(family: str, seed: int) -> Trace:
 # RMM logs.
 
 _TIME = re.compile(r"(\d+):(\d+):(\d+)[:.](\d{1,6})")
+_DAY = 24 * 3600 * 1_000_000
 _HEAD = "Thread,Time,Action,Pointer,Size,Stream\n"
 
 
 def use_of_rmm_log(text: str, nr_samples: int) -> Use:
-    """Highest use in each of `nr_samples` equal parts of the log's time, in bytes. ValueError for a wrong time."""
-    times, deltas = zip(*_changes(text), strict=True)
+    """Highest use in each of `nr_samples` equal parts of the log's time, in bytes. ValueError for what is no log."""
+    changes = list(_changes(text))
+    if not changes:
+        raise ValueError("nothing is allocated in it")
+    times, deltas = zip(*changes, strict=True)
     at, held = np.array(times), np.cumsum(deltas)
     span = max(1, at[-1] - at[0] + 1)
     sample = (at - at[0]) * nr_samples // span
@@ -116,16 +123,38 @@ def use_of_rmm_log(text: str, nr_samples: int) -> Use:
     return np.maximum(use, carried)
 
 
+def trace_of_logs(paths: Sequence[Path]) -> Trace:
+    """One client for each log, granted the most that it ever used. Raises UserError for a file that is no RMM log."""
+    use = np.array([_use_of_file(path) for path in paths])
+    return Trace(use, use.max(axis=1))
+
+
+def _use_of_file(path: Path) -> Use:
+    try:
+        return use_of_rmm_log(path.read_text(encoding="utf-8"), NR_SAMPLES)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: no log of RMM's: {error}") from error
+
+
 def _changes(text: str) -> Iterator[tuple[int, int]]:
-    """(microseconds, bytes more) of each action."""
+    """(microseconds, bytes more) of each action. ValueError for what is no log."""
     sizes: dict[str, int] = {}
-    for row in csv.DictReader(io.StringIO(text)):
-        action, pointer = row["Action"], row["Pointer"]
+    rows = csv.DictReader(io.StringIO(text))
+    if missing := {"Time", "Action", "Pointer", "Size"} - set(rows.fieldnames or ()):
+        raise ValueError(f"it has no column {', '.join(sorted(missing))}")
+    now = days = 0
+    for row in rows:
+        action, pointer, size, time = (row[name] or "" for name in ("Action", "Pointer", "Size", "Time"))
+        at = _microseconds(time)
+        days += at + days * _DAY < now - _DAY // 2  # the log knows no dates
+        now = max(now, at + days * _DAY)
         if action == "allocate":
-            sizes[pointer] = int(row["Size"])
-            yield _microseconds(row["Time"]), sizes[pointer]
+            sizes[pointer] = int(size)
+            yield now, sizes[pointer]
         elif action == "free" and pointer in sizes:
-            yield _microseconds(row["Time"]), -sizes.pop(pointer)
+            yield now, -sizes.pop(pointer)
 
 
 def _microseconds(text: str) -> int:

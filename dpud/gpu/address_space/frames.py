@@ -4,11 +4,12 @@
 Theory of operation
     A page of 2^order frames is an aligned block (2 KiB: order 0, 4 KiB: 1, 64 KiB: 5, 2 MiB: 10). Free blocks of an
     order form a doubly linked list through `next` and `prev`; `order_of` of a free block's first frame is its order,
-    and -1 everywhere else. `owner` is the key of the page that has a frame, in each of its frames, or FREE.
+    and -1 everywhere else. `owner` is the key of the page that has a frame, in each of its frames, or FREE; RETIRED
+    are frames that nobody gets any more (fault/), until they are given back.
 
 Invariants
-    - A frame is either in exactly one free block or owned by exactly one page. (The page's own entry points back; the
-      address space's checks compare both.)
+    - A frame is in exactly one free block, owned by exactly one page, or retired. (The page's own entry points back;
+      the address space's checks compare both.)
     - No two free buddies of one order exist side by side.
 """
 
@@ -21,7 +22,7 @@ from dpud.gpu.address_space.pagetable import FRAME_BYTES, FRAME_SHIFT
 from kernelsim.jit import njit
 
 MAX_ORDER = 10
-FREE = -1
+FREE, RETIRED = -1, -2
 
 Longs: TypeAlias = NDArray[np.int64]
 Orders: TypeAlias = NDArray[np.int8]
@@ -114,6 +115,7 @@ class FramePool:
     def __init__(self, nr_bytes: int) -> None:
         self.nr_frames = nr_bytes >> FRAME_SHIFT
         self.nr_free = 0
+        self.nr_retired = 0
         self.owner: Longs = np.full(self.nr_frames, FREE, dtype=np.int64)
         self._heads: Longs = np.full(MAX_ORDER + 1, -1, dtype=np.int64)
         self._nexts: Longs = np.zeros(self.nr_frames, dtype=np.int64)
@@ -148,16 +150,63 @@ class FramePool:
         assert nr_wrong == 0, "frames of another page"
         self.nr_free += len(frames) << order
 
+    @property
+    def nr_usable(self) -> int:
+        """Frames that are not retired."""
+        return self.nr_frames - self.nr_retired
+
+    def nr_free_for(self, order: int) -> int:
+        """Free frames that are, or could become, part of a whole block of an order: no frame of it is retired."""
+        if not self.nr_retired:
+            return self.nr_free
+        owners = self.owner[: self.nr_frames >> order << order].reshape(-1, 1 << order)
+        whole = ~(owners == RETIRED).any(axis=1)
+        return int(np.count_nonzero(owners[whole] == FREE))
+
+    def retire(self, frame: int) -> None:
+        """Let nobody have a free frame any more."""
+        assert self.owner[frame] == FREE, "a frame in use"
+        order = next(k for k in range(MAX_ORDER + 1) if self._order_of[frame >> k << k] == k)
+        block = frame >> order << order
+        _unlink(*self._lists, block)
+        while order:
+            order -= 1
+            half = 1 << order
+            upper = block + half
+            _push(*self._lists, block if frame >= upper else upper, order)
+            block = upper if frame >= upper else block
+        self.owner[frame] = RETIRED
+        self.nr_free -= 1
+        self.nr_retired += 1
+
+    def retire_free(self) -> None:
+        """Retire all free frames."""
+        self.owner[self.owner == FREE] = RETIRED
+        self._heads[:] = -1
+        self._order_of[:] = -1
+        self.nr_retired += self.nr_free
+        self.nr_free = 0
+
+    def unretire(self, frame: int) -> None:
+        """It may be used again."""
+        assert self.owner[frame] == RETIRED, "a frame that is not retired"
+        self.owner[frame] = FREE
+        free_frame(*self._lists, frame, 0)
+        self.nr_free += 1
+        self.nr_retired -= 1
+
     def owners(self, frame: int, order: int) -> list[int]:
         """Keys of the pages in a block, each once."""
         keys = np.unique(self.owner[frame : frame + (1 << order)])
-        return [int(key) for key in keys if key != FREE]
+        return [int(key) for key in keys if key >= 0]
 
     def blocks_by_use(self, order: int) -> list[int]:
-        """First frames of all whole blocks of an order, least used first."""
+        """First frames of all whole blocks of an order without retired frames, least used first."""
         nr_blocks = self.nr_frames >> order
-        used = (self.owner[: nr_blocks << order] != FREE).reshape(nr_blocks, -1).sum(axis=1)
-        return [int(block) << order for block in np.argsort(used, kind="stable")]
+        owners = self.owner[: nr_blocks << order].reshape(nr_blocks, -1)
+        used = (owners != FREE).sum(axis=1)
+        whole = ~(owners == RETIRED).any(axis=1)
+        return [int(block) << order for block in np.argsort(used, kind="stable") if whole[block]]
 
     def free_blocks(self) -> list[int]:
         """Number of free blocks of each order, as buddyinfo shows them."""
@@ -175,6 +224,8 @@ class FramePool:
                     wrong.append(f"buddies {frame} and {buddy} of order {order} are both free")
         if not np.array_equal(covered, (self.owner == FREE).astype(np.int64)):
             wrong.append("free lists and owners disagree")
+        if int(np.count_nonzero(self.owner == RETIRED)) != self.nr_retired:
+            wrong.append(f"{self.nr_retired} frames counted retired, which is wrong")
         if int(covered.sum()) != self.nr_free:
             wrong.append(f"{self.nr_free} frames counted free, {int(covered.sum())} are")
         return wrong

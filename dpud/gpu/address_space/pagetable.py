@@ -114,6 +114,11 @@ def frames_of(ptes: Ptes) -> NDArray[np.int64]:
     return (ptes >> _PTE_FRAME_SHIFT).astype(np.int64)
 
 
+def location_of(pte: int) -> int | None:
+    """Location of one entry, as a Python int; None of one that is not present."""
+    return pte >> int(_LOCATION_SHIFT) & int(_LOCATION_MASK) if pte & int(PTE_PRESENT) else None
+
+
 def locations_of(ptes: Ptes) -> NDArray[np.int64]:
     """Locations of an array of entries."""
     return ((ptes >> _LOCATION_SHIFT) & _LOCATION_MASK).astype(np.int64)

@@ -28,8 +28,10 @@ from dpud.gpu.address_space.advice import PageAdvice
 from dpud.gpu.address_space.pagetable import CHUNK_BYTES, FRAME_SHIFT
 from dpud.gpu.address_space.permissions import Permission
 from dpud.gpu.dirty import DirtyLog
+from dpud.gpu.enums import plain_members
 
 
+@plain_members
 class RegionType(Enum):
     """Where a region's pages may be."""
 
@@ -43,6 +45,7 @@ class RegionType(Enum):
     """In host memory, and never taken out of it."""
 
 
+@plain_members
 class PageState(IntEnum):
     UNTOUCHED = 0
     RESIDENT = 1
@@ -124,8 +127,12 @@ class Region:
 
     def allowed(self, client: str, first: int, end: int, wanted: Permission) -> bool:
         """Whether a client may do something with all of pages [first, end)."""
-        granted = self.permissions.get(client)
-        return granted is not None and bool((granted[first:end] & wanted == wanted).all())
+        granted, bits = self.permissions.get(client), int(wanted)
+        if granted is None:
+            return False
+        if end - first == 1:
+            return int(granted[first]) & bits == bits
+        return bool((granted[first:end] & bits == bits).all())
 
     def count(self, state: PageState) -> int:
         """Pages in a state."""

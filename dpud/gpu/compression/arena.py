@@ -62,6 +62,14 @@ class Span:
         before, self.top = _host_pages(self.top), self.end
         return _host_pages(self.end) - before
 
+    def trim(self) -> int:
+        """Give the host what lies behind the last object -> host pages."""
+        before, kept = _host_pages(self.top), _host_pages(self.end)
+        if before > kept:
+            self.memory.madvise(mmap.MADV_DONTNEED, kept * mmap.PAGESIZE, (before - kept) * mmap.PAGESIZE)
+            self.top = self.end
+        return before - kept
+
     @property
     def dead(self) -> int:
         return self.end - self.live
@@ -151,8 +159,17 @@ class Arena:
         spans = [*self._spans.values(), *([self._spare] if self._spare else [])]
         return [(span.memory, span.touched) for span in spans]
 
+    @property
+    def unused_bytes(self) -> int:
+        """Host pages of the spare and behind the last object of the open span: most of what `give_back_spare` gives."""
+        spare = self._spare.touched if self._spare is not None else 0
+        last = self._spans.get(self._open)
+        return spare + (last.touched - _host_pages(last.end) * mmap.PAGESIZE if last is not None else 0)
+
     def give_back_spare(self) -> None:
-        """Keep nothing in reserve."""
+        """Keep nothing in reserve: no span, and no host page behind the last object of one."""
+        for span in self._spans.values():
+            self._touched -= span.trim() * mmap.PAGESIZE
         if self._spare is not None:
             self._unmap(self._spare)
             self._spare = None

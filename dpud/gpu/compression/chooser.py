@@ -34,6 +34,7 @@ import numpy as np
 
 from dpud.gpu.blob import RAW
 from dpud.gpu.compression.codec import CODECS, Dictionary, Quality
+from dpud.gpu.compression.statistics import MAX_BYTES, N_LOG_N, WIDTHS, count_neighbours, plane_bits
 
 GROUP_BYTES = 64 << 10
 SAMPLE_BYTES = 4096
@@ -41,13 +42,14 @@ SAMPLE_PIECES = 8
 SURPRISE = 1.15
 STREAK = 4
 PROBE_EVERY = 8
-_WIDTHS = (1, 2, 4, 8)
 _MIN_STATISTICS = 512
 """A sample shorter than this is too small to count in."""
 _UNEVEN = 0.1
 """Five standard deviations of the share of equal neighbours that 512 pairs of text have (20 %)."""
 _MORE_EQUAL = 1.2
 _BY_CHANCE = 1 / 256
+_LIKELY = 1.03
+"""Planes with so much more entropy than others are not probed: less than that is what a sample's entropy is off."""
 MIN_GAIN = 32
 """A page is kept raw unless encoding saves one part in this many: decoding costs too."""
 
@@ -139,17 +141,36 @@ def element_widths(taken: memoryview) -> Widths:
     Where neighbouring bytes are equal more often at some places modulo 8 than at others, it may be any. Else it is that
     distance at which bytes are equal more often than next to each other.
     """
-    found = frozenset(width for width in _WIDTHS if len(taken) % width == 0)
+    found = frozenset(width for width in WIDTHS if len(taken) % width == 0)
     if len(taken) < _MIN_STATISTICS:
         return found
-    values = np.frombuffer(taken, np.uint8)
-    phases = np.add.reduce((values[1:-7] == values[:-8])[: len(taken) - 8 & ~7].reshape(-1, 8), axis=0, dtype=np.int64)
+    counts = np.zeros(8 + len(WIDTHS), np.int64)
+    count_neighbours(np.frombuffer(taken, np.uint8), counts)
+    *phases, equal1, equal2, equal4, equal8 = counts.tolist()
     nr_phase = len(taken) // 8 - 1
-    if int(phases.max()) - int(phases.min()) > _UNEVEN * nr_phase:
+    if max(phases) - min(phases) > _UNEVEN * nr_phase:
         return found
-    floor = _MORE_EQUAL * int(phases.sum()) / (8 * nr_phase) + _BY_CHANCE
-    equal = {w: np.count_nonzero(values[w:] == values[:-w]) / (len(values) - w) for w in found}
-    return frozenset(w for w in found if w == 1 or equal[w] > floor)
+    floor = _MORE_EQUAL * sum(phases) / (8 * nr_phase) + _BY_CHANCE
+    equal = {1: equal1, 2: equal2, 4: equal4, 8: equal8}
+    return frozenset(w for w in found if w == 1 or equal[w] / (len(taken) - w) > floor)
+
+
+def worth_probing(taken: memoryview, widths: Widths) -> Widths:
+    """Of these sizes, the least of those whose planes have little entropy, and 1: that is coded whatever it is.
+
+    Planes of twice the size are the same planes cut in two, and longer planes are coded better.
+    """
+    if len(widths) < 3 or not _MIN_STATISTICS <= len(taken) <= MAX_BYTES:
+        return widths
+    bits = np.zeros(len(WIDTHS))
+    plane_bits(np.frombuffer(taken, np.uint8), np.zeros(256, np.int64), N_LOG_N, bits)
+    by_width = dict(zip(WIDTHS, bits.tolist(), strict=True))
+    least, found = min(by_width[width] for width in widths if width > 1), [1]
+    for width in sorted(widths - {1}):
+        beats = len(found) == 1 or by_width[width] * _LIKELY < by_width[found[-1]]
+        if beats and by_width[width] <= _LIKELY * least:
+            found.append(width)
+    return frozenset(found)
 
 
 def probe(pages: Sequence[memoryview], quality: Quality, dictionary: Dictionary | None) -> Choice:
@@ -161,10 +182,11 @@ def probe(pages: Sequence[memoryview], quality: Quality, dictionary: Dictionary 
 def _probe(
     taken: memoryview, widths: Widths, page_bytes: int, quality: Quality, dictionary: Dictionary | None
 ) -> Choice:
-    best, shortest = RAW, len(taken)
+    best, shortest, likely = RAW, len(taken), worth_probing(taken, widths)
     for codec in CODECS.values():
-        skipped = codec.element_bytes not in widths or (codec.refines is not None and codec.refines != best)
-        if skipped or quality not in codec.candidate or not codec.takes(page_bytes):
+        if quality not in codec.candidate or codec.element_bytes not in likely:
+            continue
+        if (codec.refines is not None and codec.refines != best) or not codec.takes(page_bytes):
             continue
         length = len(codec.encode(taken, codec.level(quality), dictionary if codec.takes_dictionary else None))
         if length < shortest:

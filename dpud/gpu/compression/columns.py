@@ -81,6 +81,10 @@ class Columns:
         """Bytes that `nr` more slots take beyond what is held."""
         return self._missing(nr) * ENTRY_BYTES
 
+    def most(self, nr: int) -> int:
+        """Bytes that `nr` slots in all take beyond what is held, at most, if they come one by one."""
+        return max(0, (nr + max(_MIN_GROWTH, nr // 8)) * ENTRY_BYTES - self.nr_bytes)
+
     def _missing(self, nr: int) -> int:
         """Slots to add; an eighth at least, so that growing costs little on the whole."""
         missing = self.nr_used + nr - len(self.key)

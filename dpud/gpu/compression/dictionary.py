@@ -9,12 +9,13 @@ Theory of operation
     training costs a tenth of a second or so.
 
     A blob may lie in a pool or on a disk for long, so a dictionary is never taken away once it was used; MAX_PER_CLIENT
-    bounds them. They count as overhead of the compressed store (`nr_bytes`).
+    bounds them. They count as overhead of the compressed store (`nr_bytes`), and whoever keeps the store may say how
+    much that may be (`limit`).
 
     Numbers are those in the zstd frames, from the range that is free for private use, so that `zstd -D` finds its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import zstandard
@@ -24,6 +25,8 @@ from dpud.gpu.compression.codec import Dictionary
 MAX_PAGE_BYTES = 16 << 10
 """Larger pages hold enough to learn from by themselves."""
 SAMPLES = 256
+SAMPLE_BYTES = 1 << 20
+"""Whichever is reached first: training on more takes longer than an access should have to wait."""
 SAMPLE_EVERY = 2
 DICTIONARY_BYTES = 32 << 10
 MIN_GAIN = 1.05
@@ -31,6 +34,7 @@ MAX_PER_CLIENT = 4
 FIRST_NUMBER = 1 << 15
 _K, _D = 512, 8  # segment and d-mer length of ZDICT's fast cover algorithm; fixed, so that it does not search for them
 _LEVEL = 1
+_NO_LIMIT = 1 << 62
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +66,8 @@ class Dictionaries:
         self._clients: dict[str, _Client] = {}
         self._by_number: dict[int, Trained] = {}
         self._nr_bytes = 0
+        self.limit: Callable[[], int] = lambda: _NO_LIMIT
+        """What all of them together may take; none is made that would be more."""
 
     def __iter__(self) -> Iterator[Trained]:
         return iter(self._by_number.values())
@@ -93,17 +99,22 @@ class Dictionaries:
         state.nr_seen += 1
         if state.pause:
             state.pause -= 1
-        elif state.nr_trained < MAX_PER_CLIENT and state.nr_seen % SAMPLE_EVERY == 0:
+        elif self._may_train(state) and state.nr_seen % SAMPLE_EVERY == 0:
             state.samples.append(bytes(page))
-            if len(state.samples) == SAMPLES:
+            if len(state.samples) == SAMPLES or len(state.samples) * len(page) >= SAMPLE_BYTES:
                 self.train(client)
+
+    def _may_train(self, state: _Client) -> bool:
+        return state.nr_trained < MAX_PER_CLIENT and self._nr_bytes + DICTIONARY_BYTES <= self.limit()
 
     def train(self, client: str) -> Trained | None:
         """Train on the samples there are; the new dictionary if it is good enough to be used from now on.
 
-        Raises KeyError for a client that was never seen, ValueError if there are too few samples.
+        Raises KeyError for a client that was never seen, ValueError if there are too few samples, or no room for it.
         """
         state = self._clients[client]
+        if self._nr_bytes + DICTIONARY_BYTES > self.limit():
+            raise ValueError(f"dictionaries take {self._nr_bytes} of {self.limit()} bytes")
         if len(state.samples) < 16:
             raise ValueError(f"{len(state.samples)} samples of {client!r} are too few")
         held_out = state.samples[::4]

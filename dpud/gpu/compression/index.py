@@ -14,6 +14,8 @@ _CHUNK = 1 << CHUNK_SHIFT
 _MASK = _CHUNK - 1
 NONE = -1
 _EMPTY = array("i", [NONE]) * _CHUNK
+_DICT_ENTRY_BYTES = 64
+"""Of a dict of CPython 3.11, just after it grew: 60 were measured."""
 _CHUNK_BYTES = sys.getsizeof(_EMPTY[:]) + sys.getsizeof(1 << 40)  # and the number of the chunk, in the dict
 
 
@@ -58,6 +60,11 @@ class Index:
         self._nr[number] -= 1
         if not self._nr[number]:
             del self._chunks[number], self._nr[number]
+
+    def growth(self, nr_keys: int) -> int:
+        """Bytes beyond what is held that as many keys, in runs, may take, if few of each chunk are here."""
+        nr_chunks = nr_keys // _CHUNK + _CHUNK
+        return max(0, nr_chunks * (_CHUNK_BYTES + 2 * _DICT_ENTRY_BYTES) - self.nr_bytes)
 
     @property
     def nr_bytes(self) -> int:

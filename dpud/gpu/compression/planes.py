@@ -17,6 +17,7 @@ Format
 
 import struct
 from abc import abstractmethod
+from functools import cache
 from typing import Any, TypeAlias
 
 import lz4.block
@@ -52,15 +53,15 @@ class Planes(Codec):
         words = self.before(np.frombuffer(page, _WORDS[self.element_bytes]))
         planes = np.ascontiguousarray(words.view(np.uint8).reshape(-1, self.element_bytes).T)
         parts = [self._shorter(plane, level) for plane in planes]
-        return self._lengths(len(page)).pack(*map(len, parts)) + b"".join(parts)
+        return b"".join((_lengths(len(page), self.element_bytes).pack(*map(len, parts)), *parts))
 
-    def _shorter(self, plane: Bytes, level: int) -> bytes:
+    def _shorter(self, plane: Bytes, level: int) -> bytes | memoryview:
         coded = self.encode_plane(plane, level)
-        return coded if len(coded) < len(plane) else plane.tobytes()
+        return coded if len(coded) < len(plane) else plane.data
 
     def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:
         view, nr_bytes = memoryview(data), len(out) // self.element_bytes
-        lengths = self._lengths(len(out))
+        lengths = _lengths(len(out), self.element_bytes)
         if len(view) < lengths.size:
             raise ValueError("planes without their lengths")
         begin = lengths.size
@@ -75,8 +76,10 @@ class Planes(Codec):
         words = self.after(elements.reshape(-1).view(_WORDS[self.element_bytes]))
         out[:] = words.view(np.uint8).data
 
-    def _lengths(self, raw_bytes: int) -> struct.Struct:
-        return struct.Struct("<" + ("H" if raw_bytes // self.element_bytes < 1 << 16 else "I") * self.element_bytes)
+
+@cache
+def _lengths(raw_bytes: int, element_bytes: int) -> struct.Struct:
+    return struct.Struct("<" + ("H" if raw_bytes // element_bytes < 1 << 16 else "I") * element_bytes)
 
 
 class ZstdPlanes(Planes):

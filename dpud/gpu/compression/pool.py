@@ -8,7 +8,8 @@ Theory of operation
     either, is what the coders work with: contexts, and samples for the next dictionary.
 
     Dead bytes are cleaned when they are more than DEAD_SHARE of the arena, and before anything is refused if they are
-    more than WORTH_CLEANING. Cleaning needs room for one span beyond the limit for a moment.
+    more than WORTH_CLEANING; no more than MAX_CLEANED spans at once, so that nobody waits long for it. Cleaning needs
+    room for one span beyond the limit for a moment.
 
     `recompress` gives the pages that were not used for longest to a stronger codec, each once.
 
@@ -20,6 +21,7 @@ Invariants
 
 import errno
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -34,6 +36,15 @@ from dpud.gpu.errors import CorruptPage, GpuError
 DEAD_SHARE = 1 / 8
 WORTH_CLEANING = 1 / 64
 """Less than that is not cleaned to make room: a byte won would cost the copying of 64 others."""
+DICTIONARY_SHARE = 1 / 64
+"""Of the limit, what dictionaries may take at most."""
+MARGIN = 1 / 32
+"""Of the room that is left, what nobody is told of: for dead bytes between those that live."""
+SMALLEST_PAGE_BYTES = 2048
+MAX_CLEANED = 64
+"""Spans that are cleaned at once: what one `put` may have to wait for is the copying of so many MiB."""
+_COLD_BATCH = 4096
+"""Pages that are put in order of age, unless more are asked for: sorting all of a large pool takes long."""
 _RECOMPRESS_BATCH = 1 << 20
 _MIN_GAIN = 32
 
@@ -47,6 +58,7 @@ class CompressedPool:
         self._strong = CompressionSystem(
             quality="best", workers=system.workers, dictionaries=Dictionaries(enabled=False), regret_every=0
         )
+        system.dictionaries.limit = self._dictionary_limit
         self._columns = Columns()
         self._index = Index()
         self._arena = Arena()
@@ -73,6 +85,20 @@ class CompressedPool:
     def used_bytes(self) -> int:
         dictionaries = self.system.dictionaries.nr_bytes
         return self._arena.nr_bytes + self._columns.nr_bytes + self._index.nr_bytes + dictionaries
+
+    def _dictionary_limit(self) -> int:
+        return int(DICTIONARY_SHARE * self.limit_bytes) if self.limit_bytes else 1 << 62
+
+    def raw_room(self, nr_keys: int) -> int:
+        """Bytes of pages that certainly still fit, however small and incompressible they are.
+
+        nr_keys     keys that there may be, in runs: all of them may be here, or few of each of the index's chunks
+        """
+        dead = max(0, self._arena.dead_bytes - int(WORTH_CLEANING * self.limit_bytes))
+        free = self.limit_bytes - self.used_bytes + dead + self._arena.unused_bytes
+        free -= max(0, self._dictionary_limit() - self.system.dictionaries.nr_bytes)
+        free -= self._arena.bound(free) - free + self._index.growth(nr_keys) + self._columns.most(nr_keys)
+        return max(0, int(free * (1 - MARGIN)) // SMALLEST_PAGE_BYTES * SMALLEST_PAGE_BYTES)
 
     @property
     def encoded_bytes(self) -> int:
@@ -194,13 +220,19 @@ class CompressedPool:
 
     def coldest(self, nr_bytes: int) -> list[int]:
         """Keys of the pages not used for longest, as many as hold `nr_bytes` of pool memory, the coldest first."""
-        slots = self._by_age()
+        slots = self._by_age(_COLD_BATCH)
         sums = np.cumsum(self._columns.length[slots].astype(np.int64) + ENTRY_BYTES)
+        if len(slots) < len(self) and (not len(sums) or sums[-1] < nr_bytes):
+            slots = self._by_age()
+            sums = np.cumsum(self._columns.length[slots].astype(np.int64) + ENTRY_BYTES)
         nr = int(np.searchsorted(sums, nr_bytes)) + 1
         return [int(key) for key in self._columns.key[slots[:nr]]]
 
-    def _by_age(self) -> Column:
+    def _by_age(self, nr: int | None = None) -> Column:
+        """Slots, the coldest first: `nr` of them, or all."""
         slots = self._columns.live()
+        if nr is not None and nr < len(slots):
+            slots = slots[np.argpartition(self._columns.stamp[slots], nr - 1)[:nr]]
         ordered: Column = slots[np.argsort(self._columns.stamp[slots], kind="stable")]
         return ordered
 
@@ -248,9 +280,9 @@ class CompressedPool:
         self._arena.count_returned(before)
 
     def _clean(self, min_dead: float, wanted_bytes: int = 1 << 62) -> None:
-        """Empty the spans of which more than that share is dead, until that much was won."""
+        """Empty the spans of which more than that share is dead, until that much was won, or MAX_CLEANED are empty."""
         before = self._arena.nr_bytes
-        for number in list(self._arena.sparse(min_dead)):
+        for number in list(islice(self._arena.sparse(min_dead), MAX_CLEANED)):
             if self._arena.nr_bytes <= before - wanted_bytes:
                 break
             self._empty(number)

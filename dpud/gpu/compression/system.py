@@ -3,9 +3,10 @@
 
 Theory of operation
     A batch of pages is cut into groups of GROUP_BYTES of neighbours of one size, the groups into tasks for the worker
-    threads. Codecs let go of the interpreter's lock while they run, but a hand-over costs as much as compressing some
-    KiB, so a task is never less than GROUP_BYTES. A page that one word fills becomes that word; a page that does not
-    get shorter stays as it is; all others are what the codec made of them. Each blob has a checksum of the raw bytes.
+    threads. Codecs, and what looks at samples, let go of the interpreter's lock while they run, but a hand-over costs
+    as much as compressing some KiB, so a task is never less than GROUP_BYTES. There are several for each worker, since
+    some data take ten times as long as others. A page that one word fills becomes that word; a page that does not get
+    shorter stays as it is; all others are what the codec made of them. Each blob has a checksum of the raw bytes.
 
 Invariants
     - The blobs of a batch depend on the pages, the client and what was encoded before, not on the number of workers or
@@ -29,7 +30,7 @@ from dpud.gpu.compression import lz as lz
 from dpud.gpu.compression import planes as planes
 from dpud.gpu.compression.chooser import GROUP_BYTES, Memory, Regret
 from dpud.gpu.compression.codec import CODECS, Quality, names
-from dpud.gpu.compression.dictionary import Dictionaries
+from dpud.gpu.compression.dictionary import MAX_PAGE_BYTES, Dictionaries
 from dpud.gpu.compression.encoder import Encoded, Group, Rules, decode_blob, encode_group
 from dpud.gpu.compression.stats import CodecStats
 from dpud.gpu.compression.workers import Workers
@@ -37,7 +38,7 @@ from dpud.gpu.errors import CorruptPage
 
 ADAPTIVE = "adaptive"
 REGRET_EVERY = 64
-_TASKS_PER_WORKER = 2
+_TASKS_PER_WORKER = 8
 _HEAP_BYTES = 16 << 20
 
 log = logging.getLogger("dpud.gpu.compression")
@@ -157,15 +158,17 @@ class CompressionSystem:
             begin = end
 
     def _learn(self, client: str, group: Group, done: Encoded) -> None:
-        for codec, nr_pages, raw, stored in _by_codec(done.blobs):
+        counts = _by_codec(done.blobs)
+        for codec, nr_pages, raw, stored in counts:
             self.stats[codec].encoded(nr_pages, raw, stored, done.ns * nr_pages // len(done.blobs))
         for chosen, best in done.regrets:
             self.regret.add(chosen, best)
-        for page, blob in zip(group.pages, done.blobs, strict=True):
-            if blob.codec in CODECS and CODECS[blob.codec].takes_dictionary:
-                self.dictionaries.observe(client, page)
+        if len(group.pages[0]) <= MAX_PAGE_BYTES:
+            for page, blob in zip(group.pages, done.blobs, strict=True):
+                if blob.codec in CODECS and CODECS[blob.codec].takes_dictionary:
+                    self.dictionaries.observe(client, page)
         if self._fixed is None:
-            _remember(self._memories[client], done)
+            _remember(self._memories[client], done, counts)
 
     # Decoding.
 
@@ -225,18 +228,26 @@ def _cut(items: Sequence[T], sizes: Sequence[int], limit: int) -> list[Sequence[
     return [items[begin:end] for begin, end in pairwise(cuts)]
 
 
-def _by_codec(blobs: Sequence[Blob]) -> Iterator[tuple[int, int, int, int]]:
-    """(codec, pages, raw bytes, encoded bytes)."""
+Count: TypeAlias = tuple[int, int, int, int]
+"""(codec, pages, raw bytes, encoded bytes)."""
+
+
+def _by_codec(blobs: Sequence[Blob]) -> list[Count]:
+    if len(blobs) == 1:  # large pages: as many groups as pages
+        (blob,) = blobs
+        return [(blob.codec, 1, blob.raw_bytes, len(blob.data))]
+    counts = []
     for codec in {blob.codec for blob in blobs}:
         alike = [blob for blob in blobs if blob.codec == codec]
-        yield codec, len(alike), sum(blob.raw_bytes for blob in alike), sum(len(blob.data) for blob in alike)
+        counts.append((codec, len(alike), sum(blob.raw_bytes for blob in alike), sum(len(blob.data) for blob in alike)))
+    return counts
 
 
-def _remember(memory: Memory, done: Encoded) -> None:
+def _remember(memory: Memory, done: Encoded, counts: Sequence[Count]) -> None:
     """The group's most frequent codec becomes, or stays, the client's."""
-    coded = [entry for entry in _by_codec(done.blobs) if entry[0] != SAME_FILLED]
+    coded = [count for count in counts if count[0] != SAME_FILLED]
     if coded:
-        codec, _, raw, stored = max(coded, key=lambda entry: (entry[1], entry[0]))
+        codec, _, raw, stored = max(coded, key=lambda count: (count[1], count[0]))
         memory.learn(codec, stored / raw, done.widths)
     if 2 * done.nr_surprised > len(done.blobs):
         memory.streak = 0

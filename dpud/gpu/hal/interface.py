@@ -6,7 +6,8 @@ when the work is queued: bytes are there, and host memory that was handed in may
 """
 
 from abc import ABC, abstractmethod
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,23 @@ from numpy.typing import NDArray
 HostBytes: TypeAlias = bytes | bytearray | memoryview
 Bytes: TypeAlias = NDArray[np.uint8]
 Offsets: TypeAlias = NDArray[np.int64]
+
+
+class Ecc(Protocol):
+    """fault.Cells, as far as a device goes: what every byte passes on its way into a memory's cells and out of them."""
+
+    @property
+    def is_quiet(self) -> bool:
+        """There is nothing to correct anywhere: the device need not ask."""
+        ...
+
+    def read(self, at: int, nr_bytes: int, work: Callable[[], None], /) -> None:
+        """Do `work`, which copies these bytes out. Raises GpuError(EIO) where they cannot be had."""
+        ...
+
+    def write(self, at: int, nr_bytes: int, work: Callable[[], None], /) -> None:
+        """Do `work`, which fills these bytes."""
+        ...
 
 
 class Event(ABC):
@@ -106,6 +124,8 @@ class Device(ABC):
     device_id: int
     name: str
     memory_bytes: int
+    lost = False
+    """It answers nobody any more: whatever is asked of it raises GpuError(ENODEV)."""
 
     @abstractmethod
     def allocate(self, size: int, stream: Stream) -> Buffer:

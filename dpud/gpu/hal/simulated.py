@@ -19,6 +19,7 @@ import errno
 import heapq
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from dpud.gpu.clock import Clock, ManualClock
 from dpud.gpu.errors import GpuError
 from dpud.gpu.hal.engine import CopyEngine, DeviceProfile
 from dpud.gpu.hal.extents import Extents
-from dpud.gpu.hal.interface import Buffer, Bytes, Device, Event, HostBytes, Offsets, Stream
+from dpud.gpu.hal.interface import Buffer, Bytes, Device, Ecc, Event, HostBytes, Offsets, Stream
 
 Work = Callable[[], None]
 
@@ -99,6 +100,8 @@ class SimulatedDevice(Device):
         self._streams: list[SimStream] = []
         self._pending: list[tuple[int, int, Work]] = []
         self._order = itertools.count()
+        self.ecc: Ecc | None = None
+        """What bytes pass, once somebody has put faults into the memory."""
 
     def allocate(self, size: int, stream: Stream) -> "SimBuffer":
         """256-byte aligned, as cudaMalloc's. Raises GpuError(ENOMEM), GpuError(EINVAL) for a size below 1."""
@@ -125,8 +128,10 @@ class SimulatedDevice(Device):
         self.retire()
 
     def submit(self, engine: CopyEngine, nr_bytes: int, stream: Stream, work: Work) -> None:
-        """Queue work that takes an engine for `nr_bytes`; without bytes it takes no time."""
+        """Queue work that takes an engine for `nr_bytes`; without bytes it takes no time. Raises GpuError(ENODEV)."""
         assert isinstance(stream, SimStream)
+        if self.lost:
+            raise GpuError(errno.ENODEV, f"device {self.device_id} has fallen off the bus")
         earliest_ns = max(self.clock.now_ns(), stream.free_at_ns)
         finish_ns = engine.transfer(nr_bytes, earliest_ns) if nr_bytes else earliest_ns
         stream.free_at_ns = finish_ns
@@ -137,6 +142,21 @@ class SimulatedDevice(Device):
         now_ns = self.clock.now_ns()
         while self._pending and self._pending[0][0] <= now_ns:
             heapq.heappop(self._pending)[2]()
+
+    @property
+    def noisy_ecc(self) -> Ecc | None:
+        """The ECC, where it has something to do."""
+        return None if self.ecc is None or self.ecc.is_quiet else self.ecc
+
+    def read(self, at: int, nr_bytes: int, work: Work) -> None:
+        """Work that copies bytes out of the memory, through its ECC."""
+        ecc = self.noisy_ecc
+        work() if ecc is None else ecc.read(at, nr_bytes, work)
+
+    def write(self, at: int, nr_bytes: int, work: Work) -> None:
+        """Work that fills bytes of the memory."""
+        ecc = self.noisy_ecc
+        work() if ecc is None else ecc.write(at, nr_bytes, work)
 
 
 class SimBuffer(Buffer):
@@ -175,19 +195,25 @@ class SimBuffer(Buffer):
         assert not isinstance(src, Buffer), "another backend's buffer"
         into, data = self.bytes, np.frombuffer(src, dtype=np.uint8)
         self._check_size(len(data))
-        return self._upload(self._size, stream, lambda: np.copyto(into, data))
+        return self._upload(self._size, stream, lambda: self._fill(lambda: np.copyto(into, data)))
 
     def copy_to(self, dst: Buffer | bytearray | memoryview, *, stream: Stream) -> None:
         source = self.bytes
         if isinstance(dst, SimBuffer):
             into = dst.bytes
             self._check_size(dst.size)
-            self._copy_to_device(dst, stream, lambda: np.copyto(into, source))
+            self._copy_to_device(dst, stream, lambda: self._drain(lambda: dst._fill(lambda: np.copyto(into, source))))
             return
         assert not isinstance(dst, Buffer), "another backend's buffer"
         out = np.frombuffer(dst, dtype=np.uint8)
         self._check_size(len(out))
-        self._download(self._size, stream, lambda: np.copyto(out, source))
+        self._download(self._size, stream, lambda: self._drain(lambda: np.copyto(out, source)))
+
+    def _drain(self, work: Work) -> None:
+        self.device.read(self._handle, self._size, work)
+
+    def _fill(self, work: Work) -> None:
+        self.device.write(self._handle, self._size, work)
 
     def _copy_to_device(self, dst: "SimBuffer", stream: Stream, work: Work) -> None:
         """Within a device, or from peer to peer: then both links are taken, and it ends when the later one does."""
@@ -204,15 +230,15 @@ class SimBuffer(Buffer):
 
     def fill(self, value: int, *, stream: Stream) -> None:
         into = self.bytes
-        self.device.submit(self.device.local, self._size, stream, lambda: into.fill(value))
+        self.device.submit(self.device.local, self._size, stream, lambda: self._fill(lambda: into.fill(value)))
 
     def gather(self, offsets: Offsets, size: int, out: Bytes, *, stream: Stream) -> None:
         rows = self._rows(offsets, size, out)
-        self._download(out.nbytes, stream, lambda: _gather(rows, offsets, size, out))
+        self._download(out.nbytes, stream, lambda: self._gather(rows, offsets, size, out))
 
     def scatter(self, offsets: Offsets, size: int, data: Bytes, *, stream: Stream) -> None:
         rows = self._rows(offsets, size, data)
-        self._upload(data.nbytes, stream, lambda: _scatter(rows, offsets, size, data))
+        self._upload(data.nbytes, stream, lambda: self._scatter(rows, offsets, size, data))
 
     def close(self, stream: Stream | None = None) -> None:
         assert self._whole is None, "a view is not an allocation"
@@ -238,12 +264,18 @@ class SimBuffer(Buffer):
             raise GpuError(errno.EINVAL, "a piece is outside the buffer")
         return self.bytes
 
+    def _gather(self, source: Bytes, offsets: Offsets, size: int, out: Bytes) -> None:
+        ecc = self.device.noisy_ecc
+        for row, offset in enumerate(offsets.tolist()):
+            if ecc is None:
+                out[row] = source[offset : offset + size]
+            else:
+                ecc.read(self._handle + offset, size, partial(np.copyto, out[row], source[offset : offset + size]))
 
-def _gather(source: Bytes, offsets: Offsets, size: int, out: Bytes) -> None:
-    for row, offset in enumerate(offsets.tolist()):
-        out[row] = source[offset : offset + size]
-
-
-def _scatter(into: Bytes, offsets: Offsets, size: int, data: Bytes) -> None:
-    for row, offset in enumerate(offsets.tolist()):
-        into[offset : offset + size] = data[row]
+    def _scatter(self, into: Bytes, offsets: Offsets, size: int, data: Bytes) -> None:
+        ecc = self.device.noisy_ecc
+        for row, offset in enumerate(offsets.tolist()):
+            if ecc is None:
+                into[offset : offset + size] = data[row]
+            else:
+                ecc.write(self._handle + offset, size, partial(np.copyto, into[offset : offset + size], data[row]))

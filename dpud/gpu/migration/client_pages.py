@@ -40,7 +40,7 @@ def read_pages(memory: GpuMemory, region: Region, pages: Pages) -> tuple[Bytes, 
             rows[here] = location.load_pages(region.frame[pages[here]], region.page_bytes)
     stored = np.flatnonzero(state == PageState.STORED)
     keys = (region.first_key + pages[stored]).tolist()
-    bad = memory.store.peek(keys, [rows[at].data for at in stored.tolist()]) if keys else []
+    bad = memory.store.peek(keys, [rows[at].data for at in stored.tolist()], patient=True) if keys else []
     lost |= np.isin(region.first_key + pages, bad)
     rows[lost] = 0
     return rows, lost

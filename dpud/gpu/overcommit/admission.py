@@ -2,21 +2,27 @@
 """Admission: who is promised memory, and how much more of it than there is.
 
 Theory of operation
-    What can be honoured is what can hold bytes now: free memory, and room in the stores behind it at the
-    compressibility that was measured (`Supply`). From it goes what others are expected to take yet:
+    What can be honoured is what can hold bytes now: free memory, and room in the stores behind it for bytes of which
+    not one compresses (`Supply`): what a new grant will hold is nobody's history. From it goes what others are expected
+    to take yet:
 
         room(priority) = supply - growth of clients of the same or a higher priority, as the policy predicts it
                                 - what is left of the reservations of clients of a lower one
 
-    (Policy `static` makes no such difference: it expects all that was granted to be used, whoever has it.)
+    What of that free memory and swap cannot take goes to the pool, and there takes as much less as pages have been
+    measured to compress. What compression has already saved is room like any other.
+
+    (Policy `static` makes no such differences: it expects all that was granted to be used, whoever has it, and nothing
+    of it to compress.)
 
     A request is granted if it is not more than that, if all grants together stay below `ratio` percent of the devices'
     memory, and the client's below its `limit`. Else it waits its turn (waiting.py), or fails. Bytes that a client has
     written are in no one's room: a higher priority gets a lower one's memory, never its bytes, which go to the stores.
 
-    A prediction can be wrong, and data can begin to compress worse. Then there is less than was promised. `has_room`
-    decides who notices: before a page gets bytes for the first time, it has to fit beside what is left of others'
-    reservations and the growth of higher priorities. So the lowest priority is refused first, and only new pages are.
+    A prediction can be wrong, and what was written can be overwritten with what compresses worse. Then there is less
+    than was promised. `has_room` decides who notices: before a page gets bytes for the first time, it has to fit beside
+    what is left of others' reservations and the growth of higher priorities. So the lowest priority is refused first,
+    and only new pages are.
 
 Invariants
     - a grant, at the moment it is given, is at most the supply less all that is reserved for others;
@@ -60,9 +66,13 @@ class Supply(Protocol):
         """Free memory of one location."""
         ...
 
-    def store_bytes(self, compressibility: float, /) -> int:
-        """Raw bytes that the stores behind it can still take, if pages compress like that. Negative: nothing, and free
-        memory is needed to bring back what they have."""
+    def swap_bytes(self) -> int:
+        """Raw bytes that swap behind it can still take. Negative: nothing, and free memory is needed to bring back what
+        is in the stores."""
+        ...
+
+    def pool_bytes(self, nr_new_bytes: int = 0, /) -> int:
+        """Bytes that the pool can still take if they do not compress at all, once so many more are promised."""
         ...
 
 
@@ -76,7 +86,10 @@ class _Alone:
         used = sum(account.nr_used for account in self._admission.accounts.values())
         return max(0, self._admission.physical_bytes - used)
 
-    def store_bytes(self, _compressibility: float) -> int:
+    def swap_bytes(self) -> int:
+        return 0
+
+    def pool_bytes(self, _nr_new_bytes: int = 0) -> int:
         return 0
 
 
@@ -157,9 +170,18 @@ class Admission:
         return self.physical_bytes * self.ratio_percent // 100
 
     def supply_bytes(self, location: int = 0) -> int:
-        """What can hold bytes now."""
-        store_bytes = self.supply.store_bytes(self.measured_compressibility)
-        return max(0, self.supply.free_bytes(location) + store_bytes)
+        """What can hold bytes now, if they do not compress."""
+        return max(0, self.supply.free_bytes(location) + self.supply.swap_bytes() + self.supply.pool_bytes())
+
+    def _left_bytes(self, location: int, growth: int, *, new: bool) -> int:
+        """What of the supply is left, for a `new` grant or within one, once others have grown. Negative: overdrawn."""
+        flat, pool = self.supply.free_bytes(location) + self.supply.swap_bytes(), self.supply.pool_bytes()
+        if new:
+            pool = self.supply.pool_bytes(max(0, flat) + pool)
+        in_pool: float = max(0, growth - max(0, flat))
+        if self.policy != STATIC:
+            in_pool /= self.measured_compressibility
+        return int(max(0, flat + pool) - min(growth, max(0, flat)) - in_pool)
 
     def room_bytes(self, priority: int, location: int = 0, asker: Account | None = None) -> int:
         """The largest request of that priority that would be granted, but for who waits. Negative: overdrawn.
@@ -173,7 +195,7 @@ class Admission:
         elsewhere = sum(
             max(0, growth - self.supply.free_bytes(place)) for place, growth in expected.items() if place != location
         )
-        return self.supply_bytes(location) - expected[location] - elsewhere
+        return self._left_bytes(location, expected[location] + elsewhere, new=True)
 
     def _expected(self, accounts: list[Account], priority: int, asker: Account | None) -> int:
         """What is not there for a request of that priority: growth, or at least what is reserved."""
@@ -325,7 +347,7 @@ class Admission:
         higher = [account for account in others if account.priority > asker.priority]
         kept = self.together.growth_bytes(higher, self.policy)
         kept += sum(account.reserved_growth_bytes for account in others if account not in higher)
-        return nr_bytes <= self.supply_bytes(location) - kept or nr_bytes <= asker.reserved_growth_bytes
+        return nr_bytes <= self._left_bytes(location, kept, new=False) or nr_bytes <= asker.reserved_growth_bytes
 
     def reclaim_order(self, need_bytes: int, for_priority: int) -> list[tuple[str, int]]:
         """Whose pages are to leave memory, in order: (client, bytes). Together at most `need_bytes`."""

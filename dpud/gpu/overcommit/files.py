@@ -30,11 +30,13 @@ class OvercommitFiles(Kobject):
     )
     policy = Attr(Choice(*POLICIES), HISTORY, doc="How much of what clients were granted they are expected to use.")
     headroom = Attr(Text(), doc="Largest request that would be granted now, for a client of priority 0, in bytes.")
-    supply = Attr(Text(), doc="What can hold bytes now: free memory and room in the stores, at `compressibility`.")
+    supply = Attr(Text(), doc="What can hold bytes now: free memory and room in the stores, if they do not compress.")
     granted_bytes = Attr(Text(), doc="All grants together.")
     used_bytes = Attr(Text(), doc="Of them, what holds bytes, wherever it is.")
     expected_bytes = Attr(Text(), doc="Of them, what the policy expects to be used.")
-    compressibility = Attr(Text(), doc="Raw bytes per byte of the pool that is counted on; measured.")
+    compressibility = Attr(
+        Text(), doc="Raw bytes per byte of the pool, measured: counted on for what clients will write."
+    )
     stat = Attr(Text(), doc="Requests granted, released, queued, refused, timed out, ever: name and count.")
     queue = Attr(Text(), doc="Who waits, in order: client, bytes, priority, rank, ms waited, ms left.")
     clients = Attr(Text(), doc="A line for each client: priority, granted, used, expected, resident, reserved, limit.")

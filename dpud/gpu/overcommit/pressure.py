@@ -3,7 +3,9 @@
 
 Theory of operation
     A client's tasks are accesses that run, and tasks that wait: for admission, for a page to come back, for room to
-    be made. `some` is time in which at least one waits, `full` time in which one waits and none runs. Time is counted
+    be made. An access that waits does not run meanwhile. `some` is time in which at least one waits, `full` time in
+    which one waits and none runs: all that the client wants to do now is stalled (psi.h: a task that is stalled counts
+    as running only for the CPU). Who does nothing at all neither waits nor runs. Time is counted
     in periods of 2 s + 1 tick. At the end of each, the share of it that was spent waiting goes into three averages,
     which forget by a factor of exp(-2s/10s), exp(-2s/60s) and exp(-2s/300s), in fixed point with 11 fraction bits, as
     the load average does. Source: kernel/sched/psi.c (update_averages, calc_avgs, psi_show), kernel/sched/loadavg.c

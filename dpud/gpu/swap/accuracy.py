@@ -6,6 +6,9 @@ coverage   of the pages that were used and were not there, those that had been b
            used / (used + missed)
 
 A page that was brought in and not used yet counts as issued only. Its fate is known when it is used, or missing again.
+
+A window has counts of its own, of the pages that were brought in since it was begun: an older page's use says nothing
+about them.
 """
 
 from collections.abc import Iterable
@@ -15,29 +18,36 @@ class PrefetchAccuracy:
     """Counters."""
 
     def __init__(self) -> None:
-        self._waiting: set[int] = set()
+        self._waiting: dict[int, int] = {}  # key -> window
+        self._window = 0
+        self.nr_window_issued = 0
+        self.nr_window_used = 0
         self.nr_issued = 0
         self.nr_used = 0
         self.nr_wasted = 0
         self.nr_missed = 0
 
+    def begin_window(self) -> None:
+        self._window += 1
+        self.nr_window_issued = self.nr_window_used = 0
+
     def prefetched(self, keys: Iterable[int]) -> None:
         for key in keys:
-            self._waiting.add(key)
+            self._waiting[key] = self._window
             self.nr_issued += 1
+            self.nr_window_issued += 1
 
     def accessed(self, keys: Iterable[int]) -> None:
         if self._waiting:
-            for key in self._waiting.intersection(keys):
-                self._waiting.discard(key)
+            for key in self._waiting.keys() & set(keys):
+                self.nr_window_used += self._waiting.pop(key) == self._window
                 self.nr_used += 1
 
     def missed(self, keys: Iterable[int]) -> None:
         """Somebody waited for these."""
         for key in keys:
             self.nr_missed += 1
-            if key in self._waiting:
-                self._waiting.discard(key)
+            if self._waiting.pop(key, None) is not None:
                 self.nr_wasted += 1
 
     @property

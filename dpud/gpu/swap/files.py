@@ -51,6 +51,7 @@ class SwapFiles(Kobject):
     swap_threshold = Attr(Int(1, 100), doc="Percent of a device in use from which on pages leave it in background.")
     low_watermark = Attr(Int(0, 100), doc="Percent free below which a tier moves its coldest pages down.")
     high_watermark = Attr(Int(0, 100), doc="Percent free at which it stops.")
+    cluster = Attr(Size(), doc="Bytes that an access which has to wait for room evicts at once; 0: what it lacks.")
     thrash_guard = Attr(Bool(), doc="Whether who thrashes is throttled, and pages that go on thrashing are held.")
     stat = Attr(Text(), doc="Pages written, read, moved, lost; prefetching; thrashing: name and count.")
     bd_stat = Attr(Text(), doc="zram's three columns, of all tiers: 4 KiB units in use, read and written, ever.")
@@ -114,6 +115,14 @@ class SwapFiles(Kobject):
     def _high_store(self, percent: int) -> None:
         marks = self.swap.space.marks
         marks.low, marks.high = min(percent, marks.low), percent
+
+    @cluster.show
+    def _cluster_show(self) -> int:
+        return self.swap.memory.residency.cluster_bytes
+
+    @cluster.store
+    def _cluster_store(self, nr_bytes: int) -> None:
+        self.swap.memory.residency.cluster_bytes = nr_bytes
 
     @thrash_guard.show
     def _guard_show(self) -> int:

@@ -16,7 +16,7 @@ from dpud.gpu.clock import Clock
 from dpud.gpu.memory import GpuMemory
 from dpud.gpu.swap.accuracy import PrefetchAccuracy
 from dpud.gpu.swap.gate import Gate
-from dpud.gpu.swap.policy import converted
+from dpud.gpu.swap.policy import kind_of
 from dpud.gpu.swap.prefetch import new_prefetcher
 from dpud.gpu.swap.shadow import ShadowTrace, Verdict
 from dpud.gpu.swap.space import SwapSpace
@@ -76,7 +76,7 @@ class SwapModule:
     def set_policy(self, name: str) -> None:
         """For every location; pages keep their order. Raises KeyError for a name that is none."""
         for location in self.memory.locations:
-            location.policy = converted(location.policy, name)
+            location.policy.convert(kind_of(name))
         self.policy = name
 
     def set_prefetch(self, name: str) -> None:

@@ -14,7 +14,8 @@ A page that leaves `small` goes to `main` if it was used twice there, else out. 
 Each operation is O(1), for `victim` on average: a page is passed over once for each use.
 
 A memory holds pages of several sizes, so how many it holds is not known beforehand. Without a `capacity`, it is taken
-to be the most pages there have been.
+to be the most pages there have been, and at the first eviction, when that is known, pages are dealt out to `small` and
+`main` as they would have been had it been known before.
 """
 
 from collections import OrderedDict
@@ -46,17 +47,14 @@ def names() -> tuple[str, ...]:
     return tuple(_KINDS)
 
 
+def kind_of(name: str) -> Callable[[], ReplacementPolicy]:
+    """Who makes it. Raises KeyError for a name that is none."""
+    return _KINDS[name]
+
+
 def new_policy(name: str) -> ReplacementPolicy:
     """Raises KeyError for a name that is none."""
     return _KINDS[name]()
-
-
-def converted(old: ReplacementPolicy, name: str) -> ReplacementPolicy:
-    """Another policy with the same pages; the first to go go first."""
-    new = new_policy(name)
-    for key in old.victims(len(old)):
-        new.insert(key)
-    return new
 
 
 @register("s3-fifo")
@@ -109,11 +107,19 @@ class S3Fifo:
         self._awaited.discard(key)
 
     def victim(self) -> int | None:
-        self._has_evicted = True
+        if not self._has_evicted:
+            self._begin()
         if len(self._main) > self.main_capacity or not self._small:
             return self._main_victim()
         found = self._small_victim()
         return self._main_victim() if found is None else found
+
+    def _begin(self) -> None:
+        """The first eviction: `small` keeps those that came first."""
+        self._has_evicted = True
+        if not self._fixed:
+            for key in list(self._small)[self.small_capacity :]:
+                self._main[key] = self._small.pop(key)
 
     def _small_victim(self) -> int | None:
         while self._small:
@@ -154,14 +160,12 @@ def misses(policy: ReplacementPolicy, trace: Iterable[int], capacity: int) -> in
     """Misses of a policy on a trace of keys, in a memory of `capacity` pages."""
     held: set[int] = set()
     nr = 0
-    announce = getattr(policy, "miss", None)
     for key in trace:
         if key in held:
             policy.access(key)
             continue
         nr += 1
-        if announce is not None:
-            announce(key)
+        policy.miss(key)
         if len(held) >= capacity and (victim := policy.victim()) is not None:
             held.discard(victim)
         policy.insert(key)

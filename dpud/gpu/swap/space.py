@@ -42,6 +42,8 @@ BATCH_BYTES = 1 << 20
 HOT = 2
 """Reads from a slow tier that make a page move up."""
 _MAX_HEAT = 7
+MAX_LOOKS = 4096
+"""Warm pages that are passed over before the next one goes whatever its heat: who waits for room waits for this."""
 _COUNTERS = ("written", "read", "dropped", "demoted", "promoted", "corrupt", "read_errors", "refused")
 
 Item = tuple[int, Blob]
@@ -82,6 +84,11 @@ class SwapSpace:
     def nr_free_bytes(self) -> int:
         """Of all tiers that take pages; headers and padding come off that."""
         return sum(tier.free_bytes for tier in self.tiers if tier.trouble is None)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Raw bytes of the pages that are here, less the blocks that they take; 0 where that is more."""
+        return max(0, sum(tier.nr_stored_bytes - tier.used_bytes for tier in self.tiers))
 
     @property
     def used_bytes(self) -> int:
@@ -289,14 +296,15 @@ class SwapSpace:
                 order.move_to_end(key, last=False)
 
     def _coldest(self, tier: Tier, nr_bytes: int) -> list[int]:
-        """Keys, coldest first; warm ones get another round."""
-        order, keys, nr, left = self._orders[tier], list[int](), 0, 2 * len(self._orders[tier])
-        while nr < nr_bytes and order and left:
-            left -= 1
+        """Keys, coldest first; warm ones get another round, but no more than MAX_LOOKS of them at once."""
+        order, keys, nr = self._orders[tier], list[int](), 0
+        nr_spared, most = 0, min(len(order), MAX_LOOKS)
+        while nr < nr_bytes and order:
             key = next(iter(order))
             order.move_to_end(key)
             slot = self._slots[key]
-            if slot.heat and left > len(order):
+            if slot.heat and nr_spared < most:
+                nr_spared += 1
                 slot.heat >>= 1
             elif key not in keys[:1]:
                 keys.append(key)

@@ -98,7 +98,7 @@ def test_a_job_s_rate_is_the_sum_of_its_readers(monkeypatch):
             assert len(arguments) == 2
             return [[1_000_000] * 10, [2_000_000] * 5]
 
-    job = fuse.Job("x", fuse.cat, "file", 2)
+    job = fuse.Job("x", fuse.cat, "file", 2, os.getpid())
     job.round(Readers())
     assert job.rate == 1500
     assert job.p99_us == 2000

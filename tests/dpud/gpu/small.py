@@ -30,6 +30,10 @@ class DictSwap:
     def nr_free_bytes(self) -> int:
         return self.limit_bytes - sum(len(blob.data) for blob in self.blobs.values())
 
+    @property
+    def saved_bytes(self) -> int:
+        return sum(blob.raw_bytes - len(blob.data) for blob in self.blobs.values())
+
     def write(self, items: Sequence[tuple[int, Blob]]) -> None:
         if sum(len(blob.data) for _, blob in items) > self.nr_free_bytes:
             raise GpuError(errno.ENOSPC, "swap is full")

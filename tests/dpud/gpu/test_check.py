@@ -36,7 +36,8 @@ def stale_tlb(memory: GpuMemory, region: Region) -> None:
 
 def stale_cache(memory: GpuMemory, region: Region) -> None:
     cache = memory.space.translations[0].deltas
-    cache[next(iter(cache))] += 4096
+    at, delta = next((at, delta) for at, delta in enumerate(cache) if delta is not None)
+    cache[at] = delta + 4096
 
 
 def shared_frame(memory: GpuMemory, region: Region) -> None:

@@ -179,6 +179,7 @@ class Stall:
 
     def __init__(self) -> None:
         self.total_ns = 0
+        self.runs = False
         self._since: int | None = None
 
     def begin(self, now_ns: int) -> None:
@@ -189,6 +190,14 @@ class Stall:
         assert self._since is not None
         self.total_ns += now_ns - self._since
         self._since = None
+
+    def run(self, now_ns: int) -> None:
+        assert not self.runs
+        self.runs = True
+
+    def rest(self, now_ns: int) -> None:
+        assert self.runs
+        self.runs = False
 
 
 def test_waiting_for_memory_is_pressure_and_working_is_not() -> None:

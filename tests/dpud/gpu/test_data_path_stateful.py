@@ -20,6 +20,9 @@ from dpud.gpu.errors import GpuError
 from dpud.gpu.memory import HOST
 from dpud.gpu.migration import MigrationModule
 from dpud.gpu.migration.converge import Strategy
+from dpud.gpu.qos import QosModule
+from dpud.gpu.qos.policy import POLICIES
+from dpud.gpu.qos.replay import replay
 from dpud.gpu.store import HostPool
 
 CLIENTS = ("ann", "bob")
@@ -48,6 +51,9 @@ class Model:
 class Path(RuleBasedStateMachine):
     """The data path beside the models."""
 
+    may_fail: tuple[int, ...] = ()
+    """Errors that can come to any operation, where memory breaks."""
+
     def __init__(self) -> None:
         super().__init__()
         self.memory = small_memory(
@@ -55,6 +61,8 @@ class Path(RuleBasedStateMachine):
         )
         MigrationModule().attach(self.memory)
         self.running: Iterator[object] | None = None
+        self.qos = QosModule(self.memory.clock)
+        self.qos.attach(self.memory)
         self.models: list[Model] = []
         self.rng = np.random.default_rng(7)
 
@@ -70,7 +78,7 @@ class Path(RuleBasedStateMachine):
         try:
             va = self.memory.allocate(owner, size, kind, rights, page_size=page, device=device)
         except GpuError as error:
-            self.expect((error.errno, kind) == (errno.ENOMEM, RegionType.PINNED))
+            self.expect((error.errno, kind) == (errno.ENOMEM, RegionType.PINNED) or error.errno in self.may_fail)
             return
         model = Model(va, owner, page, bytearray(size))
         model.rights[owner] = np.full(-(-size // page), rights.effective())
@@ -127,7 +135,7 @@ class Path(RuleBasedStateMachine):
         if model.allowed(client, start, end, wanted):
             region = self.memory.space.regions.find(model.va)
             assert region is not None
-            assert number == errno.EBUSY if region.held else number in (0, errno.ENOMEM)
+            assert number == errno.EBUSY if region.held else number in (0, errno.ENOMEM, *self.may_fail)
         else:
             assert number == errno.EACCES
             assert self.memory.space.faults.records[-1].client == client
@@ -173,7 +181,8 @@ class Path(RuleBasedStateMachine):
         region = self.memory.space.regions.find(model.va)
         assert region is not None
         number = attempt(self.memory.prefetch, model.owner, model.va + start, end - start, to)
-        assert number in ((0, errno.ENOMEM) if region.type is RegionType.MANAGED else (errno.EINVAL,))
+        good = (0, errno.ENOMEM, *self.may_fail)
+        assert number in (good if region.type is RegionType.MANAGED else (errno.EINVAL,))
 
     @precondition(lambda self: self.models)
     @rule(which=FRACTIONS)
@@ -185,7 +194,7 @@ class Path(RuleBasedStateMachine):
         if region is not None and region.held and readable:
             assert number == errno.EBUSY
             return
-        assert number in ((0, errno.ENOSPC) if readable else (errno.EACCES,))
+        assert number in ((0, errno.ENOSPC, *self.may_fail) if readable else (errno.EACCES, *self.may_fail))
 
     @rule(nr_bytes=st.integers(1, 600 * KIB), location=LOCATIONS)
     def evict(self, nr_bytes: int, location: int) -> None:
@@ -251,19 +260,33 @@ class Path(RuleBasedStateMachine):
         else:
             assert self.memory.translate(va, location) == bulk
 
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        limit=st.sampled_from([0, 100 * KIB, 4 << 20]),
+        reservation=st.sampled_from([0, 50 * KIB]),
+        total=st.sampled_from([0, 300 * KIB]),
+        policy=st.sampled_from(list(POLICIES)),
+    )
+    def promise(self, client: str, limit: int, reservation: int, total: int, policy: str) -> None:
+        """Bandwidth: whatever is promised, bytes are the same, later."""
+        self.qos.set_total(total)
+        self.qos.set_client(client, limit=limit, reservation=reservation)
+        self.qos.set_policy(policy)
+
     @invariant()
     def nothing_is_violated(self) -> None:
         assert violations(self.memory) == []
 
     def teardown(self) -> None:
-        """Everything is given back."""
+        """Everything is given back, and what was decided is decided again."""
         self.migrate_on(100_000)
         assert self.running is None
+        assert replay(self.qos.decisions.text()).difference == ""
         for model in self.models:
             self.memory.free(model.va, model.owner)
         assert violations(self.memory) == []
         for location in self.memory.locations:
-            assert location.frames.nr_free == location.frames.nr_frames
+            assert location.frames.nr_free == location.frames.nr_usable
         assert self.memory.store.pool is not None
         assert self.memory.store.pool.used_bytes == 0
 

@@ -21,9 +21,16 @@ MIB = 1 << 20
 CLIENTS = f"{CONFIG_PATH}/gpu0/clients"
 BUFFER = f"{CLIENTS}/c/buffers/b"
 SPACE = f"{CLASS_PATH}/gpu0/address_space"
-ABI = tomllib.loads((Path(__file__).parents[2] / "abi" / "gpu.toml").read_text())
+ABI = {
+    path: facts
+    for table in ("gpu.toml", "qos.toml")
+    for path, facts in tomllib.loads((Path(__file__).parents[2] / "abi" / table).read_text()).items()
+}
 FACTS: dict[str, dict[str, Any]] = {
-    path.replace("{place}", place): facts for path, facts in ABI.items() for place in ("gpu0", "host")
+    path.replace("{place}", place).replace("{level}", str(level)): facts
+    for path, facts in ABI.items()
+    for place in ("gpu0", "host")
+    for level in range(5)
 }
 
 
@@ -95,7 +102,8 @@ def test_a_client_s_promises(gpu: Gpu) -> None:
 
 
 def test_there_are_these_files_and_no_others(gpu: Gpu) -> None:
-    walked = {path: oct(attr.mode) for path, _, attr in gpu.registry.walk() if "/migration/" not in path}
+    others = "/fault/", "/migration/"  # test_fault_files.py, test_migration_files.py
+    walked = {path: oct(attr.mode) for path, _, attr in gpu.registry.walk() if not any(each in path for each in others)}
     assert walked == {path: oct(facts["mode"]) for path, facts in FACTS.items()}
 
 

@@ -35,9 +35,16 @@ class Supply:
     def free_bytes(self, _location: int) -> int:
         return max(0, PHYSICAL - sum(self.used.values()))
 
-    def store_bytes(self, compressibility: float) -> int:
+    def swap_bytes(self) -> int:
+        return 0
+
+    def pool_bytes(self, _nr_new_bytes: int = 0) -> int:
         stored = max(0, sum(self.used.values()) - PHYSICAL)
-        return max(0, int(self.store_limit * compressibility) - stored)
+        return max(0, self.store_limit - stored)
+
+    @property
+    def can_hold(self) -> int:
+        return self.free_bytes(0) + self.pool_bytes()
 
 
 @dataclass(eq=False)
@@ -84,7 +91,7 @@ class Ledger(RuleBasedStateMachine):
 
     def judge(self, ticket: Ticket) -> None:
         """A grant is about to be given."""
-        can_hold = self.supply.free_bytes(0) + self.supply.store_bytes(self.admission.measured_compressibility)
+        can_hold = self.supply.can_hold
         assert ticket.nr_bytes <= can_hold - self.kept_for_others(ticket.client)
         now = self.clock.now_ns()
         outranked = [w for w in self.waiting if now < w.until and w.rank(now) > ticket.rank(now)]
@@ -136,7 +143,7 @@ class Ledger(RuleBasedStateMachine):
         """First writes, as far as `charge` lets them."""
         granted = sum(g.nr_bytes for g in self.grants if g.client == client)
         more = int(share * (granted - self.supply.used.get(client, 0)))
-        can_hold = self.supply.free_bytes(0) + self.supply.store_bytes(self.admission.measured_compressibility)
+        can_hold = self.supply.can_hold
         if more <= 0 or more > can_hold:
             return
         kept = self.kept_for_others(client)

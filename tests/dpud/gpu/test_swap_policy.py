@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpud.bench.gpu.traces import TRACES
-from dpud.gpu.policy import Lru
+from dpud.gpu.policy import ClientPolicies, Lru
 from dpud.gpu.swap.belady import optimal_misses
-from dpud.gpu.swap.policy import S3Fifo, converted, misses, names, new_policy
+from dpud.gpu.swap.policy import S3Fifo, kind_of, misses, names, new_policy
 from dpud.gpu.swap.shadow import MAX_ACCESSES, MAX_PAGES, ShadowTrace
 
 
@@ -91,12 +91,33 @@ def test_what_is_used_stays_longer_than_a_scan() -> None:
 
 
 def test_a_policy_can_be_changed_and_keeps_the_pages() -> None:
-    old = Lru()
+    policies = ClientPolicies(Lru, lambda key: "odd" if key % 2 else "even")
     for key in range(10):
-        old.insert(key)
-    old.access(0)
-    new = converted(old, "s3-fifo")
-    assert new.victims(10) == [*range(1, 10), 0]
+        policies.insert(key)
+    policies.of("even").access(0)
+    policies.convert(kind_of("s3-fifo"))
+    assert policies.of("even").victims(10) == [2, 4, 6, 8, 0]
+    assert policies.of("odd").victims(10) == [1, 3, 5, 7, 9]
+
+
+def test_each_client_has_its_own_list() -> None:
+    policies = ClientPolicies(Lru, lambda key: "odd" if key % 2 else "even")
+    for key in (1, 2, 3, 4, 5):
+        policies.insert(key)
+    assert policies.victim("even") == 2
+    assert policies.victim() == 1  # of those who have most
+    policies.remove(3)
+    assert len(policies) == 2
+    assert policies.victim("even") == 4
+    policies.forget("even")
+    assert (policies.victim("even"), policies.victim("odd"), policies.victim()) == (None, 5, None)
+
+
+def test_s3_fifo_learns_its_capacity_at_the_first_eviction() -> None:
+    """As if it had been known from the beginning: the misses are the same ones."""
+    trace = TRACES["zipf"](6000, 1000)
+    for capacity in (20, 64, 333):
+        assert misses(S3Fifo(), trace, capacity) == misses(S3Fifo(capacity), trace, capacity)
 
 
 def test_the_shadow_trace_says_how_far_from_the_optimum() -> None:

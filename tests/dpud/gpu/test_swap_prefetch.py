@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What is brought in besides what was missing, how well that is counted, and what thrashes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import MIB, small_memory
 
+from dpud.gpu.clock import ManualClock
+from dpud.gpu.residency import Residency
 from dpud.gpu.swap.accuracy import PrefetchAccuracy
 from dpud.gpu.swap.gate import Gate
+from dpud.gpu.swap.module import SwapModule
 from dpud.gpu.swap.prefetch import DensityTree, Majority, Prefetcher, Stride, names, new_prefetcher, trend
 from dpud.gpu.swap.thrash import ThrashGuard
 
@@ -172,3 +177,37 @@ def test_a_guard_that_is_off_says_nothing() -> None:
     guard = ThrashGuard()
     guard.enabled = False
     assert {guard.fault(1, now) for now in range(50)} == {"ok"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [1.5, 4])
+def test_random_accesses_are_not_slowed_down(share: float) -> None:
+    """Through the path, with free memory to prefetch into: hardly more pages come in than without prefetching."""
+    came = {}
+    for prefetch in ("none", "density"):
+        memory, served = reading(prefetch, share, np.random.default_rng(3).integers(0, int(share * 256), 1200).tolist())
+        came[prefetch] = served["from_store"] + served["prefetched"]
+        assert memory.events["evicted"] > 256
+    assert came["density"] <= 1.1 * came["none"]
+
+
+def test_a_sequence_is_prefetched_through_the_path() -> None:
+    _, served = reading("density", 4, list(range(1024)))
+    assert served["prefetched"] > 4 * served["from_store"]
+
+
+def reading(prefetch: str, share: float, pages: list[int]) -> tuple[Residency, Mapping[str, int]]:
+    """Single reads in a region of `share` times the device, of 256 pages, with background eviction."""
+    swap = SwapModule.with_tiers({"memory": 16 * MIB}, ManualClock())
+    memory = small_memory(MIB, clock=swap.space.clock, swap=swap.space)
+    swap.attach(memory)
+    swap.set_prefetch(prefetch)
+    swap.guard.enabled = False
+    memory.residency.watermarks.low, memory.residency.watermarks.high = 10, 50
+    va = memory.allocate("ann", int(share * MIB))
+    memory.write("ann", va, bytes(int(share * MIB)))
+    memory.space.faults.served.clear()
+    for page in pages:
+        memory.background(MIB)
+        memory.read("ann", va + page * 4096, 1)
+    return memory.residency, memory.space.faults.served

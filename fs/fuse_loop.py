@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The compiled part of fuse_dev: opens, reads and closes that need no Python, answered without it.
+
+Theory of operation
+    Most requests are for a few small files, by programs that read them over and over, and mean open, read, close.
+    Python takes ten times as long to answer those as the kernel takes to bring them, and does it on one CPU only. So
+    each serving thread is in `serve` most of the time, without the interpreter's lock. Requests that a table has the
+    answer to are answered there, on as many CPUs as there are threads; with any other the thread takes the turn and
+    goes back to Python (fuse_dev.py), which fills the table (fuse_table.py).
+
+    The table has three kinds of rows.
+    - A slot is a file that was opened before: who may open it how, and its text if one was made. Where the file's
+      inode number says; a file whose slot another has open is answered by Python.
+    - A file is an open file, the handle its index. Its text is the one its reader began to read.
+    - A text is bytes that Python keeps, and how many slots and files point at it. Only a text without any is dropped.
+
+    A slot holds as long as the names of the registry do, its text as long as no turn of the machine began in which it
+    could have changed (kernelsim.attr.Changes). A turn is counted before anything is changed in it, and nobody hears
+    of a change before the turn in which it was made has begun; so who reads after he was told of a change gets a text
+    from after it. Who reads meanwhile gets the old one or the new one.
+
+    `guard` is held for the table, for no longer than a text takes to copy, and never in a call that could wait; the
+    turn is held while Python answers.
+
+    The table and each thread's buffer are one record each, as what is passed to a compiled function costs by the piece.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
+
+import numba
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from fs import fuse_abi as abi
+from fs.fuse_abi import Opcode
+from kernelsim.jit import F, njit
+
+MAX_TEXT = 1 << 16
+"""Longer texts are answered by Python."""
+MAX_WRITE = 1 << 20
+MAX_REQUEST = MAX_WRITE + (1 << 12)
+QUICK = 1 << 62
+"""Set in the handle of an open file that has a row here."""
+
+NR_SLOTS, NR_FILES = 1024, 1024
+NR_TEXTS = NR_SLOTS + NR_FILES  # each has one at most
+
+slot_dtype = np.dtype(
+    [
+        (name, np.int64)
+        for name in ("nodeid", "names", "turns", "text", "by_owner", "by_anyone", "traits", "nr_open", "nr_readers")
+    ]
+)
+"""names and turns: Changes.counts as of which names, access and text hold. text: its row, or -1. by_owner, by_anyone:
+what may be done with it, READ and WRITE."""
+HIDES_SIZE, ONE_POSITION, TRUNCATABLE = 1, 2, 4
+"""Traits of a file: its text is longer than stat(2) says; all of it is read at position 0; O_TRUNC does something."""
+file_dtype = np.dtype([(name, np.int64) for name in ("slot", "text", "open_flags", "is_quick", "next")])
+text_dtype = np.dtype([(name, np.int64) for name in ("address", "nr_bytes", "nr_users")])
+table_dtype = np.dtype(
+    [
+        ("slots", slot_dtype, (NR_SLOTS,)),
+        ("files", file_dtype, (NR_FILES,)),
+        ("texts", text_dtype, (NR_TEXTS,)),
+        ("free_file", np.int64),
+        ("far_out", np.int64),
+        ("owner_uid", np.int64),
+        ("turn", np.int64, (16,)),  # a pthread_mutex_t has 5 to 6 words; zeros are one that nobody holds
+        ("guard", np.int64, (16,)),
+    ]
+)
+
+_REQUEST, _NOTIFY = MAX_TEXT + 64, MAX_TEXT + 16
+_BODY, _REPLY_BODY = abi.IN_HEADER.size, abi.OUT_HEADER.size
+_FIELDS = {
+    "reply_bytes": ("i4", 0),
+    "reply_error": ("i4", 4),
+    "reply_unique": ("i8", 8),
+    "reply_handle": ("i8", _REPLY_BODY),
+    "reply_flags": ("i8", _REPLY_BODY + 8),
+    "notify_bytes": ("i4", _NOTIFY),
+    "notify_code": ("i4", _NOTIFY + 4),
+    "notify_nodeid": ("i8", _NOTIFY + 16),
+    "notify_position": ("i8", _NOTIFY + 24),
+    "notify_size": ("i4", _NOTIFY + 32),
+    "errno": ("i4", _REQUEST),
+    "opcode": ("i4", _REQUEST + 4),
+    "unique": ("i8", _REQUEST + 8),
+    "nodeid": ("i8", _REQUEST + 16),
+    "uid": ("i4", _REQUEST + 24),
+    "open_flags": ("i4", _REQUEST + _BODY),
+    "handle": ("i8", _REQUEST + _BODY),
+    "offset": ("i8", _REQUEST + _BODY + 8),
+    "size": ("i4", _REQUEST + _BODY + 16),
+}
+"""Of a thread's buffer: of the reply, of a NOTIFY_STORE of one byte, of the request (see fuse_abi.py)."""
+
+READ, WRITE = 4, 2
+_ACCMODE, _O_RDONLY, _O_WRONLY, _O_TRUNC = os.O_ACCMODE, os.O_RDONLY, os.O_WRONLY, os.O_TRUNC
+_OP_OPEN, _OP_READ, _OP_RELEASE = int(Opcode.OPEN), int(Opcode.READ), int(Opcode.RELEASE)
+_OPEN_FLAGS = abi.FOPEN_DIRECT_IO | abi.FOPEN_NOFLUSH
+_NR_OPEN_OUT = abi.OPEN_OUT.size
+_NR_NOTIFY = _REPLY_BODY + abi.NOTIFY_STORE_OUT.size + 1
+
+_address, _size = types.uintp, types.uintp
+_c_read: Callable[..., int] = types.ExternalFunction("read", types.intp(types.int32, _address, _size))
+_c_write: Callable[..., int] = types.ExternalFunction("write", types.intp(types.int32, _address, _size))
+_c_memcpy = types.ExternalFunction("memcpy", types.uintp(_address, _address, _size))
+_c_errno: Callable[[], int] = types.ExternalFunction("__errno_location", types.uintp())
+_c_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(_address))
+_c_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(_address))
+
+Table: TypeAlias = Any
+"""Array of one `table_dtype`."""
+Buffer: TypeAlias = Any
+"""Array of one record of _FIELDS."""
+Counts: TypeAlias = NDArray[np.int64]
+"""Changes.counts: turns, names."""
+
+
+def make_table(owner_uid: int, far_out: int) -> Table:
+    """An empty one. `far_out`: the first position that _extend_cache takes."""
+    table = np.zeros(1, dtype=table_dtype)
+    table["files"]["next"] = [*range(1, NR_FILES), -1]
+    table["slots"]["text"] = -1
+    table["owner_uid"], table["far_out"] = owner_uid, far_out
+    return table
+
+
+def make_buffer() -> tuple[Buffer, memoryview]:
+    """A thread's, and where in it Python finds the request."""
+    formats, offsets = zip(*_FIELDS.values(), strict=True)
+    fields = {"names": list(_FIELDS), "formats": formats, "offsets": offsets, "itemsize": _REQUEST + MAX_REQUEST}
+    buffer: NDArray[Any] = np.zeros(1, dtype=np.dtype(fields))  # type: ignore[call-overload]
+    buffer["notify_bytes"], buffer["notify_code"], buffer["notify_size"] = _NR_NOTIFY, abi.NOTIFY_STORE, 1
+    return buffer, buffer.view(np.uint8).data[_REQUEST:]
+
+
+@njit
+def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool) -> int:
+    """Answer requests until one comes that cannot be answered here -> its bytes; the turn is taken then.
+
+    0, -errno: there are no more to read, or none could be read.
+    """
+    reply = buffer.ctypes.data
+    if has_turn:
+        _c_unlock(table[0].turn.ctypes.data)
+    while True:
+        nr = _c_read(fd, reply + _REQUEST, buffer.itemsize - _REQUEST)
+        if nr < 0:
+            _c_memcpy(reply + _REQUEST, _c_errno(), 4)
+            nr = -int(buffer[0].errno)
+        nr_reply = _answer(fd, buffer, table, counts) if nr > 0 else 0
+        if not nr_reply:
+            _c_lock(table[0].turn.ctypes.data)
+            return nr
+        buffer[0].reply_bytes, buffer[0].reply_error, buffer[0].reply_unique = nr_reply, 0, buffer[0].unique
+        _c_write(fd, reply, nr_reply)
+
+
+def njit_brief(function: F) -> F:
+    """For what Python calls and is over before the interpreter's lock could be dropped and had again: it is kept."""
+    return cast(F, numba.njit(cache=True, _nrt=False)(function))
+
+
+@njit_brief
+def give_turn(table: Table) -> None:
+    """Let another thread have the turn."""
+    _c_unlock(table[0].turn.ctypes.data)
+
+
+@njit
+def _lock(table: Table) -> None:
+    _c_lock(table[0].guard.ctypes.data)
+
+
+@njit
+def _unlock(table: Table) -> None:
+    _c_unlock(table[0].guard.ctypes.data)
+
+
+@njit
+def _answer(fd: int, buffer: Buffer, table: Table, counts: Counts) -> int:
+    """Make the reply to what was read, all but its header -> its bytes; 0: Python has to."""
+    opcode = buffer[0].opcode
+    if opcode == _OP_READ:
+        return _read(buffer, table, counts)
+    if opcode == _OP_OPEN:
+        return _open(fd, buffer, table, counts)
+    if opcode == _OP_RELEASE:
+        return _release(buffer, table)
+    return 0
+
+
+@njit
+def _access(uid: int, slot: Any, table: Table) -> int:
+    """What a user may do with a file."""
+    access: int = slot.by_owner if uid == 0 or uid == table[0].owner_uid else slot.by_anyone
+    return access
+
+
+@njit
+def _open(fd: int, buffer: Buffer, table: Table, counts: Counts) -> int:
+    nodeid, flags = buffer[0].nodeid, int(buffer[0].open_flags)
+    accmode = flags & _ACCMODE
+    access = READ if accmode == _O_RDONLY else WRITE if accmode == _O_WRONLY else READ | WRITE
+    index = nodeid & (NR_SLOTS - 1)
+    slot = table[0].slots[index]
+    _lock(table)
+    known = slot.nodeid == nodeid and slot.names == counts[1] and table[0].free_file >= 0
+    truncates = flags & _O_TRUNC and slot.traits & TRUNCATABLE
+    if not known or access & ~_access(buffer[0].uid, slot, table) or truncates:
+        _unlock(table)
+        return 0
+    buffer[0].reply_handle = QUICK | _take_row(table, index, flags)
+    buffer[0].reply_flags = _OPEN_FLAGS
+    table[0].far_out += 1
+    buffer[0].notify_nodeid, buffer[0].notify_position = nodeid, table[0].far_out
+    _unlock(table)
+    if access & READ and slot.traits & HIDES_SIZE:
+        _c_write(fd, buffer.ctypes.data + _NOTIFY, _NR_NOTIFY)  # fuse_dev.py says why
+    return _REPLY_BODY + _NR_OPEN_OUT
+
+
+@njit
+def _take_row(table: Table, index: int, flags: int) -> int:
+    """A row for an open file of a slot; there is one."""
+    row: int = table[0].free_file
+    file, slot = table[0].files[row], table[0].slots[index]
+    table[0].free_file = file.next
+    file.slot, file.text, file.open_flags, file.is_quick = index, -1, flags, 1
+    slot.nr_open += 1
+    if (flags & _ACCMODE) != _O_WRONLY and slot.traits & HIDES_SIZE:
+        slot.nr_readers += 1
+    return row
+
+
+@njit
+def _read(buffer: Buffer, table: Table, counts: Counts) -> int:
+    handle, offset, size = buffer[0].handle, buffer[0].offset, buffer[0].size
+    if not handle & QUICK:
+        return 0
+    file = table[0].files[handle & (NR_FILES - 1)]
+    _lock(table)
+    slot = table[0].slots[file.slot]
+    nr_reply = 0
+    if file.is_quick and _access(buffer[0].uid, slot, table) & READ:
+        if offset and slot.traits & ONE_POSITION:
+            nr_reply = _REPLY_BODY
+        elif _has_text(file, slot, table, counts, offset):
+            text = table[0].texts[file.text]
+            nr = max(min(size, text.nr_bytes - offset), 0)
+            _c_memcpy(buffer.ctypes.data + _REPLY_BODY, text.address + offset, nr)
+            nr_reply = _REPLY_BODY + nr
+    _unlock(table)
+    return nr_reply
+
+
+@njit
+def _has_text(file: Any, slot: Any, table: Table, counts: Counts, offset: int) -> bool:
+    """Does an open file have the text to read from? From its start that is the slot's, if it still holds."""
+    if offset and file.text >= 0:
+        return True
+    if slot.text < 0 or slot.names != counts[1] or slot.turns != counts[0]:
+        return False
+    _use(file, table, slot.text)
+    return True
+
+
+@njit
+def _use(user: Any, table: Table, text: int) -> None:
+    """Let a slot or a file point at another text, or with -1 at none."""
+    if text >= 0:
+        table[0].texts[text].nr_users += 1
+    if user.text >= 0:
+        table[0].texts[user.text].nr_users -= 1
+    user.text = text
+
+
+@njit
+def _release(buffer: Buffer, table: Table) -> int:
+    handle = buffer[0].handle
+    if not handle & QUICK:
+        return 0
+    row = handle & (NR_FILES - 1)
+    _lock(table)
+    is_quick = table[0].files[row].is_quick
+    if is_quick:
+        _close(table, row)
+    _unlock(table)
+    return _REPLY_BODY if is_quick else 0
+
+
+@njit
+def _close(table: Table, row: int) -> None:
+    file = table[0].files[row]
+    slot = table[0].slots[file.slot]
+    _use(file, table, -1)
+    slot.nr_open -= 1
+    if (file.open_flags & _ACCMODE) != _O_WRONLY and slot.traits & HIDES_SIZE:
+        slot.nr_readers -= 1
+    file.next, file.is_quick = table[0].free_file, 0
+    table[0].free_file = row
+
+
+# What Python does to the table, with the turn.
+
+
+@njit_brief
+def enter(table: Table, nodeid: int, names: int, by_owner: int, by_anyone: int, traits: int, flags: int) -> int:
+    """A file is opened, and its next opens shall be answered here -> the row of this one.
+
+    -1: another file is in its place and open, or all rows are taken.
+    """
+    index, row = nodeid & (NR_SLOTS - 1), -1
+    slot = table[0].slots[index]
+    _lock(table)
+    if (slot.nodeid == nodeid or not slot.nr_open) and table[0].free_file >= 0:
+        if slot.nodeid != nodeid:
+            _use(slot, table, -1)
+        slot.nodeid, slot.names, slot.by_owner, slot.by_anyone, slot.traits = nodeid, names, by_owner, by_anyone, traits
+        row = _take_row(table, index, flags)
+    _unlock(table)
+    return row
+
+
+@njit_brief
+def put_text(table: Table, row: int, turns: int, content: NDArray[np.uint8], nr_bytes: int) -> int:
+    """A reader was given a text, which is the file's as of `turns` (-1: of no more) -> the text's row.
+
+    `content` has to stay where it is until another text gets that row.
+    """
+    file = table[0].files[row]
+    slot = table[0].slots[file.slot]
+    _lock(table)
+    text = 0
+    while table[0].texts[text].nr_users:
+        text += 1
+    table[0].texts[text].address, table[0].texts[text].nr_bytes = content.ctypes.data, nr_bytes
+    _use(file, table, text)
+    _use(slot, table, text)
+    slot.turns = turns
+    _unlock(table)
+    return text
+
+
+@njit_brief
+def hand_over(table: Table, row: int) -> None:
+    """From now on an open file is Python's; its row stays taken."""
+    _lock(table)
+    table[0].files[row].is_quick = 0
+    _unlock(table)
+
+
+@njit_brief
+def close(table: Table, row: int) -> None:
+    """The end of one that was handed over."""
+    _lock(table)
+    _close(table, row)
+    _unlock(table)
+
+
+@njit_brief
+def next_far_out(table: Table) -> int:
+    """A position beyond all that were taken before."""
+    _lock(table)
+    table[0].far_out += 1
+    position: int = table[0].far_out
+    _unlock(table)
+    return position
+
+
+def load() -> None:
+    """Have all of this compiled, or loaded from where it was kept."""
+    table, (buffer, _), counts = make_table(0, 0), make_buffer(), np.zeros(2, dtype=np.int64)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    serve(null, buffer, table, counts, False)  # finds the end of the file
+    os.close(null)
+    give_turn(table)
+    row = enter(table, abi.ROOT_ID, 0, READ, READ, 0, 0)
+    put_text(table, row, 0, np.frombuffer(b"text", dtype=np.uint8), 4)
+    hand_over(table, row)
+    close(table, row)
+    next_far_out(table)

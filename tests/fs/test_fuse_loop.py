@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is answered without Python is what Python would answer: never a text from before a change, never more rights."""
+
+import errno
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from machines import MM_CONFIGFS, NODES_SYSFS, VM, Lab
+from other_side import OtherSide, served
+
+from dpud.owner import Owner
+from fs import fuse_loop as loop
+from fs.kernfs import Tree
+from kernelsim.attr import File
+
+pytestmark = pytest.mark.slow  # a machine, and the loop's loading
+
+KNOB = f"{VM}/extfrag_threshold"
+NODE0 = f"{NODES_SYSFS}/node0"
+NOBODY = 65534
+
+
+@pytest.fixture
+def lab() -> Lab:
+    return Lab((32, 32))
+
+
+@pytest.fixture
+def owner(lab: Lab) -> Owner:
+    owner = Owner()
+    owner.changes = lab.registry.changes
+    return owner
+
+
+@pytest.fixture
+def side(lab: Lab, owner: Owner) -> Iterator[OtherSide]:
+    with served(Tree(lab.registry, owner.call, owner.look)) as other_side:
+        yield other_side
+
+
+def kept_files(lab: Lab) -> list[str]:
+    return [path for path, _, attr in lab.registry.walk() if attr.kept and attr.readable]
+
+
+def assert_fresh(side: OtherSide, lab: Lab) -> None:
+    for path in kept_files(lab):
+        fresh = lab.registry.read(path)
+        assert side.cat(path) == fresh, path
+        assert side.cat(path) == fresh, f"{path}, from the table"
+
+
+def changes(side: OtherSide, lab: Lab, owner: Owner, rng: random.Random) -> None:
+    """One thing that changes some texts, done as a user, a kernel thread or the clock does it."""
+    names = lab.names
+    match rng.randrange(8):
+        case 0 if len(names) < 3:
+            side.mkdir(f"{MM_CONFIGFS}/p{rng.randrange(10**6)}")
+        case 1 if names:
+            side.rmdir(f"{MM_CONFIGFS}/{rng.choice(names)}")
+        case 2 | 3 if names:
+            side.echo(f"{rng.randrange(1, 8)}M", f"{MM_CONFIGFS}/{rng.choice(names)}/{rng.choice(('anon', 'file'))}")
+        case 4 if names:
+            side.echo(f"{rng.randrange(10, 90)} seed={rng.randrange(99)}", f"{MM_CONFIGFS}/{rng.choice(names)}/holes")
+        case 5:
+            side.echo("1", f"{NODES_SYSFS}/node{rng.randrange(2)}/{rng.choice(('compact', 'compact_dpu'))}")
+        case 6:
+            name, values = rng.choice((("extfrag_threshold", 1000), ("nr_hugepages", 4), ("min_free_kbytes", 2000)))
+            side.echo(str(rng.randrange(values)), f"{VM}/{name}")
+        case _:
+            lab.machine.clock.advance(rng.randrange(10**9))  # type: ignore[attr-defined]
+            if rng.randrange(2):
+                owner.call(lab.machine.step, lab.machine.clock.now_ns())
+
+
+def test_a_kept_text_is_what_would_be_made_now(side: OtherSide, lab: Lab, owner: Owner) -> None:
+    seed = random.randrange(10**6)
+    rng = random.Random(seed)
+    try:
+        assert len(kept_files(lab)) > 60
+        assert_fresh(side, lab)
+        for _ in range(40):
+            changes(side, lab, owner, rng)
+            assert_fresh(side, lab)
+    except BaseException:
+        print(f"seed {seed}")
+        raise
+
+
+def is_quick(side: OtherSide, handle: int) -> bool:
+    return bool(handle & loop.QUICK and side.session._quick.table[0]["files"]["is_quick"][handle ^ loop.QUICK])
+
+
+def test_what_is_read_again_does_not_come_to_python(side: OtherSide, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the other tests would be about nothing."""
+    text = side.cat(KNOB), side.cat(f"{NODE0}/vmstat")
+    came: list[int] = []
+    answer = side.session._one_request
+    monkeypatch.setattr(side.session, "_one_request", lambda nr: came.append(nr) or answer(nr))
+    nodeids = [lab.registry.nodes[path].ino for path in (KNOB, f"{NODE0}/vmstat")]
+    monkeypatch.setattr(side, "lookup", lambda path: nodeids[path != KNOB])
+    for _ in range(3):
+        assert (side.cat(KNOB), side.cat(f"{NODE0}/vmstat")) == text
+    assert not came
+
+
+def test_each_open_file_reads_on_in_its_own_text(side: OtherSide) -> None:
+    path = f"{NODE0}/vmstat"
+    texts, parts, handles = [], [], []
+    for number in range(4):
+        side.echo(str(number * 4), f"{VM}/nr_hugepages")
+        texts.append(side.cat(path))
+        handles.append(side.open(path))
+        parts.append(side.read(handles[-1], 100))
+        assert is_quick(side, handles[-1])
+    side.echo("0", f"{VM}/nr_hugepages")
+    for offset in range(100, len(texts[0]) + 100, 100):
+        parts = [part + side.read(handle, 100, offset) for part, handle in zip(parts, handles, strict=True)]
+    assert parts == texts
+    assert len(set(texts)) == 4
+    assert side.read(handles[3]) == side.cat(path) != texts[3], "from the start it is made anew"
+
+
+def test_a_sysctl_is_read_at_its_start_only(side: OtherSide) -> None:
+    for _ in range(2):
+        handle = side.open(KNOB)
+        assert side.read(handle, 1) == b"5"
+        assert side.read(handle, 10, 1) == b""
+        side.release(handle)
+
+
+def test_more_open_files_than_rows(side: OtherSide) -> None:
+    table = side.session._quick.table[0]
+    side.cat(KNOB)
+    handles = [side.open(KNOB) for _ in range(loop.NR_FILES + 5)]
+    assert len(set(handles)) == len(handles)
+    assert {bool(handle & loop.QUICK) for handle in handles} == {True, False}
+    assert {side.read(handle) for handle in handles} == {b"500\n"}
+    for handle in handles:
+        side.release(handle)
+    slots = table["slots"]
+    assert slots["nr_open"].sum() == slots["nr_readers"].sum() == 0
+    assert table["texts"]["nr_users"].sum() == np.count_nonzero(slots["text"] >= 0)
+    assert side.open(KNOB) & loop.QUICK
+
+
+def test_a_file_in_whose_slot_another_is_open(side: OtherSide, lab: Lab) -> None:
+    """As if the second were the 1024th inode after the first."""
+    other = f"{NODE0}/distance"
+    side.cat(KNOB)
+    handle = side.open(KNOB)
+    lab.registry.nodes[other].ino = lab.registry.nodes[KNOB].ino + loop.NR_SLOTS
+    for _ in range(2):
+        assert side.cat(other) == b"10 20\n"
+        assert side.read(handle) == b"500\n"
+    side.release(handle)
+    side.cat(other)
+    assert side.open(other) & loop.QUICK
+
+
+def test_rights_are_those_of_whoever_asks(side: OtherSide) -> None:
+    secret = f"{NODE0}/compact"
+    for _ in range(2):
+        side.release(side.open(secret, os.O_WRONLY))
+        for path, flags, uid in ((secret, os.O_RDONLY, 0), (KNOB, os.O_WRONLY, NOBODY), (secret, os.O_WRONLY, NOBODY)):
+            with pytest.raises(PermissionError):
+                side.open(path, flags, uid)
+        side.release(side.open(KNOB, os.O_RDONLY, NOBODY))
+
+
+def test_a_descriptor_in_other_hands(side: OtherSide) -> None:
+    """sysctl asks at each read who it is; a root-only one must not be read by whoever was given it."""
+    path = f"{VM}/stat_refresh"
+    for _ in range(2):
+        handle = side.open(path)
+        side.read(handle)
+        with pytest.raises(OSError, match="not permitted") as refused:
+            side.read(handle, uid=NOBODY)
+        assert refused.value.errno == errno.EPERM
+
+
+def test_chmod_is_seen_at_once(side: OtherSide) -> None:
+    path = f"{NODE0}/distance"
+    for _ in range(2):
+        side.release(side.open(path, uid=NOBODY))
+        side.chmod(path, 0o400)
+        with pytest.raises(PermissionError):
+            side.open(path, uid=NOBODY)
+        side.chmod(path, 0o444)
+
+
+def test_a_removed_file_is_gone(side: OtherSide, lab: Lab) -> None:
+    home = f"{MM_CONFIGFS}/p"
+    side.mkdir(home)
+    assert [side.cat(f"{home}/node") for _ in range(2)] == [b"0\n"] * 2
+    handle, node = side.open(f"{home}/node"), lab.registry.nodes[f"{home}/node"]
+    assert isinstance(node, File)
+    assert node.attr.kept
+    assert is_quick(side, handle)
+    side.rmdir(home)
+    with pytest.raises(FileNotFoundError):
+        side.read(handle)
+    side.release(handle)
+
+
+def test_what_appends_writes_on(side: OtherSide) -> None:
+    """A sysctl ignores what comes after the first write of an open file; with O_APPEND it counts itself."""
+    side.cat(KNOB)
+    handle = side.open(KNOB, os.O_WRONLY | os.O_APPEND)
+    assert [side.write(handle, data, 4) for data in (b"7\n", b"8\n")] == [2, 2]
+    assert side.cat(KNOB) == b"7\n"
+
+
+def test_readers_move_the_end_of_the_cache(side: OtherSide) -> None:
+    """Each open of a file that hides its size, and of no other."""
+    for nr in (1, 2, 3):
+        side.cat("/proc/buddyinfo")
+        side.cat(f"{NODE0}/distance")
+        assert side.nr_stored == nr

@@ -130,124 +130,20 @@ class BackingStore:
         return bad
 
     def peek(self, keys: Sequence[int], outs: Sequence[memoryview], *, patient: bool = False) -> list[int]:
-        """The same as `fetch`, but what is here stays. With `patient`, raises GpuError of a tier that does not answer at
-        all, whose pages are not lost yet; else they are among the corrupt ones."""
+        """The same as `fetch`, but what is here stays.
+
+        patient     raise GpuError of a tier that does not answer at all: its pages are not lost yet. Else they count
+                    as corrupt.
+        """
         found, bad = [], []
         for key, blob, out in zip(keys, self._read(keys), outs, strict=True):
-            if isinstance(blob, CorruptPage) or (isinstance(blob, GpuError) and not patient):
-                bad.append(key)
-            elif isinstance(blob, GpuError):
+            if isinstance(blob, GpuError) and patient and not isinstance(blob, CorruptPage):
                 raise blob
+            if isinstance(blob, GpuError):
+                bad.append(key)
             else:
                 found.append((key, blob, out))
         return bad + self._decode(found)
-
-    def drop(self, key: int, /) -> None: ...
-    def coldest(self, nr_bytes: int, /) -> Sequence[int]: ...
-    def raw_room(self, nr_keys: int, /) -> int: ...
-
-    limit_bytes: int
-    """0 for none."""
-
-    @property
-    def used_bytes(self) -> int: ...
-    @property
-    def encoded_bytes(self) -> int: ...
-    @property
-    def stored_bytes(self) -> int: ...
-
-
-class Swap(Protocol):
-    """swap.SwapSpace, as far as the data path goes."""
-
-    def write(self, items: Sequence[tuple[int, Blob]], /) -> None: ...
-    def read_many(self, keys: Sequence[int], /) -> Sequence[Blob | GpuError]: ...
-    def drop(self, key: int, /) -> None: ...
-
-    def background(self, budget_bytes: int, /) -> int: ...
-
-    @property
-    def nr_free_bytes(self) -> int: ...
-    @property
-    def saved_bytes(self) -> int: ...
-
-
-@plain_members
-class Place(Enum):
-    POOL = "pool"
-    SWAP = "swap"
-
-
-class BackingStore:
-    """Where pages are that are not in memory."""
-
-    def __init__(self, codec: PageCodec | None = None, pool: Pool | None = None, swap: Swap | None = None) -> None:
-        self.codec = codec or PlainCodec()
-        self.pool, self.swap = pool, swap
-        self._places: dict[int, Place] = {}
-        self.nr_stored = 0
-        self.nr_fetched = 0
-        self.nr_demoted = 0
-
-    @property
-    def exists(self) -> bool:
-        """Whether pages can leave memory at all."""
-        return self.pool is not None or self.swap is not None
-
-    @property
-    def saved_bytes(self) -> int:
-        """Raw bytes of the pages that are here, less what they take."""
-        pool = 0 if self.pool is None else self.pool.stored_bytes - self.pool.encoded_bytes
-        return pool + (0 if self.swap is None else self.swap.saved_bytes)
-
-    def place(self, key: int) -> Place | None:
-        """Which store has a page."""
-        return self._places.get(key)
-
-    def put(self, keys: Sequence[int], pages: Sequence[memoryview], client: str = "") -> None:
-        """Keep the bytes of a client's pages. Raises GpuError(ENOSPC), and has kept none of them."""
-        if not self.exists:
-            raise GpuError(errno.ENOSPC, "there is nothing behind the devices")
-        blobs = self.codec.encode(pages, client)
-        place = Place.POOL if self._put_into_pool(keys, blobs) else Place.SWAP
-        if place is Place.SWAP:
-            if self.swap is None:
-                raise GpuError(errno.ENOSPC, "the pool is full and there is no swap")
-            self.swap.write(list(zip(keys, blobs, strict=True)))
-        self._places.update(dict.fromkeys(keys, place))
-        self.nr_stored += len(keys)
-
-    def fetch(self, keys: Sequence[int], outs: Sequence[memoryview]) -> list[int]:
-        """Bytes of pages -> keys of those that are corrupt; their `outs` mean nothing. They are dropped.
-
-        Raises GpuError of a tier that does not answer at all.
-        """
-        bad: list[int] = []
-        found: list[tuple[int, Blob, memoryview]] = []
-        for key, blob, out in zip(keys, self._read(keys), outs, strict=True):
-            if isinstance(blob, CorruptPage):
-                bad.append(key)
-            elif isinstance(blob, GpuError):
-                raise blob
-            else:
-                found.append((key, blob, out))
-        bad += self._decode(found)
-        for key in bad:
-            self.drop(key)
-        for key in keys:
-            if self._places.get(key) is Place.POOL:
-                self.drop(key)
-        self.nr_fetched += len(keys)
-        return bad
-
-    def peek(self, keys: Sequence[int], outs: Sequence[memoryview]) -> list[int]:
-        """The same, and the pages stay; those that are corrupt too."""
-        answers = list(zip(keys, self._read(keys), outs, strict=True))
-        bad = [key for key, blob, _ in answers if isinstance(blob, CorruptPage)]
-        for _, blob, _ in answers:
-            if isinstance(blob, GpuError) and not isinstance(blob, CorruptPage):
-                raise blob
-        return bad + self._decode([(key, blob, out) for key, blob, out in answers if isinstance(blob, Blob)])
 
     def drop(self, key: int) -> None:
         """Forget a page, if it is here."""

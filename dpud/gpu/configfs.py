@@ -177,8 +177,8 @@ class Buffer(Kobject):
         while pos < end:
             yield from self.memory.residency.traffic.admission(self.client, min(_PIECE_BYTES, end - pos))
             region, nr = self._allocated(), min(_PIECE_BYTES, end - pos)
-            if self.memory.gate is not None:
-                yield from self.memory.gate(region, pos, nr, False)
+            if self.memory.migration is not None:
+                yield from self.memory.migration.pass_gate(region, pos, nr, False)
             pieces.append(self.memory.read(self.client, region.va + pos, nr, self._at))
             pos += nr
             yield from settle(self.memory)
@@ -193,8 +193,8 @@ class Buffer(Kobject):
         while done < len(view):
             piece = view[done : done + _PIECE_BYTES]
             yield from self.memory.residency.traffic.admission(self.client, len(piece))
-            if self.memory.gate is not None:
-                yield from self.memory.gate(self._allocated(), pos + done, len(piece), True)
+            if self.memory.migration is not None:
+                yield from self.memory.migration.pass_gate(self._allocated(), pos + done, len(piece), True)
             try:
                 self.memory.write(self.client, self._allocated().va + pos + done, piece, self._at)
             except GpuError as error:

@@ -47,9 +47,6 @@ from dpud.gpu.traffic import Cause
 from dpud.gpu.window import Window
 from kernelsim.operation import Operation, complete
 
-Gate = Callable[[Region, int, int, bool], Operation[None]]
-"""migration.MigrationModule.pass_gate: (region, first byte, bytes, write) -> when it may be used."""
-
 HOST = -1
 DEFAULT_PAGE_BYTES = 4096
 EXCHANGE_BYTES = 1 << 20
@@ -102,9 +99,7 @@ class GpuMemory:
             self.residency.follow(admission.reclaim_order)
         self.watcher: Watcher | None = None
         self.migration: Any = None
-        """migration.MigrationModule, if there is one."""
-        self.gate: Gate | None = None
-        """Who lets a file's reader or writer wait while its region is handed over, or still on its way."""
+        """migration.MigrationModule, where there is one."""
         self.fault: Any = None
         """fault.FaultModule, where there is one."""
         self.on_short: Callable[[], None] = lambda: None

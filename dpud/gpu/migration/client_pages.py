@@ -30,6 +30,7 @@ MAX_TIMES = 64
 
 def read_pages(memory: GpuMemory, region: Region, pages: Pages) -> tuple[Bytes, Mask]:
     """(bytes, which are lost), from wherever they are; nothing moves. Raises GpuError of a tier that is silent."""
+    memory.residency.examine(region, pages)
     rows = np.zeros((len(pages), region.page_bytes), dtype=np.uint8)
     state = region.state[pages]
     lost: Mask = state == PageState.CORRUPT
@@ -219,6 +220,9 @@ class ClientSink:
         region = self.regions[area]
         if region.released:
             return  # in post-copy its client, who runs here, has freed it
+        if region.arrival is not None:  # in post-copy: not what was put there meanwhile
+            still = region.state[pages] == PageState.AWAY
+            pages, rows, lost = pages[still], rows[still], lost[still]
         away = pages[region.state[pages] == PageState.AWAY]
         region.state[away] = PageState.UNTOUCHED
         _lose(self.memory, region, pages[lost])

@@ -75,6 +75,7 @@ class DeviceTarget:
     def send(self, area: int, pages: Pages) -> Operation[int]:
         region = self._source.regions[area]
         self._source.check()
+        self.memory.residency.examine(region, pages)
         pages = self._left_behind(region, pages)
         nr_bytes = 0
         step = max(1, self.memory.span_bytes // region.page_bytes)
@@ -109,6 +110,7 @@ class DeviceTarget:
         """The pages here, and their copies there, by digest."""
         here, there = new_digest(), new_digest()
         for region in self._source.regions:
+            self.memory.residency.examine(region, np.arange(region.nr_pages))
             pages = self._left_behind(region, np.arange(region.nr_pages))
             pages = pages[self._copied(region, pages)] if len(pages) else pages
             for batch in batches(pages, region.page_bytes):
@@ -184,6 +186,7 @@ class DeviceTarget:
 
     def first_access(self, region: Region, pages: Pages) -> None:
         """Somebody cannot wait for pages: they come now. Without room they are used over the link."""
+        self.memory.residency.examine(region, pages)
         pages = self._left_behind(region, pages)
         if not len(pages):
             return

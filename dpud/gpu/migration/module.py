@@ -94,7 +94,7 @@ class MigrationModule:
     def attach(self, memory: GpuMemory) -> None:
         """Serve a GpuMemory."""
         self._memory = memory
-        memory.migration, memory.gate = self, self.pass_gate
+        memory.migration = self
         self._journals = Journal(), Journal()
         self.receiver = Receiver(_ClientSinks(memory), memory.clock, self._journals[1], self.waiters)
         self.receiver.on_owned = self._owned

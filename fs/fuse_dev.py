@@ -15,8 +15,9 @@ Theory of operation
     - Operations that say nothing new are ENOSYS: the kernel hears it once and stops asking.
     - sendfile(2) and splice(2) read through the page cache, which ends at the size that the kernel knows: 0 for files
       of /proc. So a reader's open also stores a byte far out in the cache (it is dropped as the open ends), which moves
-      that end; stat(2) asks for the size from then on, and is still told 0. While somebody reads the file its reply
-      would move the end back, were it not older than one more such byte.
+      that end; each time in another page, as we would have to wait for one that somebody is dropping. stat(2) asks for
+      the size from then on, and is still told 0. While somebody reads the file its reply would move the end back, were
+      it not older than one more such byte.
     - poll(2) is answered at once. Who polls a stream that has nothing is told when it has; of each open file the last
       poll is remembered.
     - The kernel checks mode bits of ordinary users (`default_permissions`); what it lets root do is checked here.
@@ -53,7 +54,7 @@ CACHE_S = 1
 """How long the kernel may keep a name or a mode without asking (fuse_ops.py says more)."""
 
 _BODY = abi.IN_HEADER.size
-_FAR_OUT = 1 << 30  # larger than any text
+_FAR_OUT = (1 << 30) + 1  # larger than any text; not the start of a page, which would make the page readable
 _MAX_CREDS = 256
 _NR_THREADS = 2  # that serve at all times
 _MAX_THREADS = 6  # that serve, after some that had waited came back

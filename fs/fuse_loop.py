@@ -98,6 +98,7 @@ _FIELDS = {
 }
 """Of a thread's buffer: of the reply, of a NOTIFY_STORE of one byte, of the request (see fuse_abi.py)."""
 
+_PAGE = 4096
 READ, WRITE = 4, 2
 _ACCMODE, _O_RDONLY, _O_WRONLY, _O_TRUNC = os.O_ACCMODE, os.O_RDONLY, os.O_WRONLY, os.O_TRUNC
 _OP_OPEN, _OP_READ, _OP_RELEASE = int(Opcode.OPEN), int(Opcode.READ), int(Opcode.RELEASE)
@@ -217,7 +218,7 @@ def _open(fd: int, buffer: Buffer, table: Table, counts: Counts) -> int:
         return 0
     buffer[0].reply_handle = QUICK | _take_row(table, index, flags)
     buffer[0].reply_flags = _OPEN_FLAGS
-    table[0].far_out += 1
+    table[0].far_out += _PAGE
     buffer[0].notify_nodeid, buffer[0].notify_position = nodeid, table[0].far_out
     _unlock(table)
     if access & READ and slot.traits & HIDES_SIZE:
@@ -367,7 +368,7 @@ def close(table: Table, row: int) -> None:
 def next_far_out(table: Table) -> int:
     """A position beyond all that were taken before."""
     _lock(table)
-    table[0].far_out += 1
+    table[0].far_out += _PAGE
     position: int = table[0].far_out
     _unlock(table)
     return position

@@ -39,7 +39,8 @@ class Seen:
     nr_calls: int
     worst_ns: int
     worst_served_ns: int
-    """The longest call without what its caller waited for a CPU, when it was ready to run."""
+    """The longest call without what its caller waited for a CPU, when it was ready to run; and what it was."""
+    worst_call: str
 
 
 def storm(mount: Path, seconds: float, nr_readers: int = NR_READERS, nr_writers: int = NR_WRITERS) -> Seen:
@@ -51,13 +52,15 @@ def storm(mount: Path, seconds: float, nr_readers: int = NR_READERS, nr_writers:
         for seed, job in enumerate(jobs)
     ]
     seen = [json.loads(worker.communicate()[0]) for worker in workers]
+    worst = max(seen, key=lambda one: int(one["worst_served_ns"]))
     return Seen(
         errors=tuple(error for one in seen for error in one["errors"]),
         nr_texts=sum(one["nr_texts"] for one in seen),
         nr_torn=sum(one["nr_torn"] for one in seen),
         nr_calls=sum(one["nr_calls"] for one in seen),
         worst_ns=max(one["worst_ns"] for one in seen),
-        worst_served_ns=max(one["worst_served_ns"] for one in seen),
+        worst_served_ns=worst["worst_served_ns"],
+        worst_call=worst["worst_call"],
     )
 
 
@@ -123,5 +126,6 @@ def run() -> Report:
                OTHER_TARGET_MS),
         Figure("a killed reader is gone, slowest", max(killed_ns) / 1e6, "ms", KILL_TARGET_MS),
     ]  # fmt: skip
+    report.notes.append(f"longest: {seen.worst_call}")
     report.notes += [f"{what}: {nr} times" for what, nr in Counter(seen.errors).items()]
     return report

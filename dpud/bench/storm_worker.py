@@ -31,7 +31,7 @@ WRITTEN = (
     ("dev/kmsg", "<6>storm: one", "<7>storm: two"),
 )
 CHUNKS = (1, 7, 100, 512, 4096, 65536)
-REPORTED = ("errors", "nr_texts", "nr_torn", "nr_calls", "worst_ns", "worst_served_ns")
+REPORTED = ("errors", "nr_texts", "nr_torn", "nr_calls", "worst_ns", "worst_served_ns", "worst_call")
 _MAX_READS = 300  # of one file: what a reader of single bytes does before it turns to the next
 
 
@@ -61,6 +61,7 @@ class Worker:
         self.turn = seed
         self.errors: list[str] = []
         self.nr_texts = self.nr_torn = self.nr_calls = self.worst_ns = self.worst_served_ns = 0
+        self.path, self.worst_call = mount, ""
         self._stopwatch = Stopwatch()
 
     def timed(self, call: Any, *args: object) -> Any:
@@ -69,12 +70,14 @@ class Worker:
             return call(*args)
         finally:
             taken_ns, served_ns = self._stopwatch.stop()
-            self.worst_ns, self.worst_served_ns = max(self.worst_ns, taken_ns), max(self.worst_served_ns, served_ns)
+            self.worst_ns = max(self.worst_ns, taken_ns)
+            if served_ns > self.worst_served_ns:
+                self.worst_served_ns, self.worst_call = served_ns, f"{call.__name__} of {self.path.name}"
             self.nr_calls += 1
 
     def read(self) -> None:
         """One file in pieces, to its end or so far as a small size comes."""
-        path = self.mount / READ[self.turn % len(READ)]
+        path = self.path = self.mount / READ[self.turn % len(READ)]
         size = CHUNKS[self.turn // len(READ) % len(CHUNKS)]
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -90,7 +93,8 @@ class Worker:
     def write(self) -> None:
         """A legal value, or one that is not."""
         name, *values = WRITTEN[self.turn % len(WRITTEN)]
-        fd = os.open(self.mount / name, os.O_WRONLY | os.O_TRUNC)
+        self.path = self.mount / name
+        fd = os.open(self.path, os.O_WRONLY | os.O_TRUNC)
         try:
             if self.turn % 11 or name == "dev/kmsg":
                 self.timed(os.write, fd, f"{values[self.turn % 2]}\n".encode())

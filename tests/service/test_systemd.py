@@ -121,6 +121,7 @@ def test_the_daemon_has_no_privileges(running: Booted) -> None:
     assert re.search(r"^CapEff:\s0+$", status, re.MULTILINE)
     assert re.search(r"^CapBnd:\s0+$", status, re.MULTILINE)
     assert re.search(r"^NoNewPrivs:\s1$", status, re.MULTILINE)
+    assert running.out("ps", "-o", "ni=", "-p", str(main_pid(running))) == "-10"
     uid = running.out("id", "-u", "dpud")
     assert uid != "0"
     assert re.search(rf"^Uid:\s{uid}\s{uid}\s{uid}\s{uid}$", status, re.MULTILINE)

@@ -26,7 +26,10 @@ MIB = 1 << 20
 NR_FAULTS = 100_000
 _POLICIES = (Policy.MIGRATE, Policy.REMAP, Policy.RETRY)
 _PAGES = (2048, 4096, 65536)
-_SCRUB_EVERY, _CHECKPOINT_EVERY, _RESET_EVERY, _DEVICE_EVERY = 7, 3, 5, 50
+_FLIPS = (1, 150, ""), (2, 10, ""), (3, 6, ""), (5, 6, ""), (1, 4, " stuck=1"), (2, 2, " stuck=0")
+"""(bits, how many of such faults in a round, what else) of each memory."""
+_SCRUB_EVERY, _CHECKPOINT_EVERY, _RESET_EVERY, _BANK_EVERY, _DEVICE_EVERY = 7, 3, 5, 10, 20
+"""Rounds."""
 
 
 @dataclass
@@ -67,6 +70,8 @@ class Campaign:
         self.fault = fault
         self.outcome = Outcome()
         self.buffers = [self._buffer(number) for number in range(8)]
+        self._snapshots: dict[str, list[NDArray[np.uint8]]] = {}
+        fault.failover.roll_back = self._roll_back
 
     def _buffer(self, number: int) -> Buffer:
         client, page = f"client{number // 2}", _PAGES[number % len(_PAGES)]
@@ -95,21 +100,10 @@ class Campaign:
 
     def _break(self, number: int) -> None:
         """One round's faults; most of them flips, as in the field."""
-        requests = [
-            f"bit gpu={gpu} bits={bits} nr={nr}{stuck}"
-            for gpu in (0, 1, 2)
-            for bits, nr, stuck in (
-                (1, 70, ""),
-                (2, 5, ""),
-                (3, 3, ""),
-                (5, 3, ""),
-                (1, 2, " stuck=1"),
-                (2, 1, " stuck=0"),
-            )
-        ]
+        requests = [f"bit gpu={gpu} bits={bits} nr={nr}{stuck}" for gpu in (0, 1, 2) for bits, nr, stuck in _FLIPS]
         requests += [f"row gpu={number % 3}"]
-        if number % 25 == 0:
-            requests.append(f"bank gpu={number // 25 % 3}")
+        if number % _BANK_EVERY == 0:
+            requests.append(f"bank gpu={number // _BANK_EVERY % 3}")
         if number % _DEVICE_EVERY == 0:
             requests.append("device gpu=0")
         for request in requests:
@@ -161,11 +155,24 @@ class Campaign:
                 self.fault.limits.in_all += 1024
                 self.fault.reset(location)
 
-    def _checkpoint(self, client: int) -> None:
+    def _checkpoint(self, number: int) -> None:
+        client = f"client{number}"
         try:
-            self.fault.checkpoints.create(f"client{client}")
+            self.fault.checkpoints.create(client)
         except GpuError:
             self.outcome.nr_refused += 1
+            return
+        self._snapshots[client] = [buffer.true.copy() for buffer in self._of(client)]
+
+    def _roll_back(self, client: str) -> bool:
+        """When a device is lost: what is true from now on is what was true then."""
+        done = self.fault.roll_back(client)
+        for buffer, then in zip(self._of(client), self._snapshots.get(client, ()) if done else (), strict=False):
+            buffer.true[:] = then
+        return done
+
+    def _of(self, client: str) -> list[Buffer]:
+        return [buffer for buffer in self.buffers if buffer.client == client]
 
     def _sync(self, buffer: Buffer) -> None:
         try:

@@ -29,9 +29,9 @@ def test_a_weaker_code_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_campaign_has_no_silent_corruption() -> None:
-    outcome = fault_campaign.run(1500, seed=5)
+    outcome = fault_campaign.run(3000, seed=5)
     assert (outcome.nr_silent, outcome.nr_unexplained, outcome.violations) == (0, 0, [])
-    assert outcome.nr_faults >= 1500
+    assert outcome.nr_faults >= 3000
     stats = outcome.stats
     assert stats["corrected"] > 300
     assert stats["repaired_from_store"] > 20
@@ -75,3 +75,16 @@ def test_a_poisoned_page_of_a_real_process(tmp_path: Path) -> None:
     except poison.NotSupported as error:
         pytest.skip(str(error))
     assert outcome == (True, True)
+
+
+def test_a_campaign_follows_a_client_back(tmp_path: Path) -> None:
+    """What is true after a lost device is what was true at the checkpoint."""
+    campaign = fault_campaign.Campaign(3, tmp_path)
+    campaign._checkpoint(0)
+    buffer = next(each for each in campaign.buffers if each.region.home[0] == 0 and each.client == "client0")
+    campaign._write(buffer, 0, 10_000)
+    campaign.fault.inject("device gpu=0")
+    campaign._read(buffer)
+    assert campaign.fault.stats()["rollbacks"] == 1
+    assert campaign.outcome.nr_pages_read > 0
+    assert campaign.outcome.nr_silent == 0

@@ -115,6 +115,7 @@ def test_order_of_calls() -> None:
     assert facade.init_compression_system(COMPRESS_ADAPTIVE, QUALITY_BALANCED, False) == 0
 
 
+@pytest.mark.slow
 def test_the_program_of_the_description(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     """Compression first, then swap: pages that leave the device are compressed."""
     caplog.set_level(logging.INFO, "dpud.gpu")

@@ -169,6 +169,8 @@ class Ledger(RuleBasedStateMachine):
     @rule(client=CLIENTS, priority=PRIORITIES)
     def own_priority(self, client: str, priority: int) -> None:
         self.admission.account(client).own_priority = priority
+        self.admission.pump()  # as the file does: a lower priority may make room for who waits
+        self.look()
 
     @rule(policy=st.sampled_from(sorted(POLICIES)))
     def change_policy(self, policy: str) -> None:

@@ -8,6 +8,7 @@ the opposite order of its making.
 
 import gc
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -35,6 +36,7 @@ from dpud.dpu.sysfs import add_rank_files
 from dpud.errors import UserError
 from dpud.exec import PROBE
 from dpud.gpu.clock import PacedClock
+from dpud.gpu.migration import MigrationModule
 from dpud.gpu.performance import set_log_level
 from dpud.gpu.system import GpuConfig, add_files, build, checkpointer, reclaimer, sampler, scrubber
 from dpud.inject import BlockingWaitQueue, LiveClock, boot_time_s
@@ -206,14 +208,17 @@ def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
     if not gpu.devices:
         return
     set_log_level()
+    migration = MigrationModule(BlockingWaitQueue, lambda: secrets.token_hex(8))
     try:
-        memory = build(gpu_config(gpu), PacedClock(), BlockingWaitQueue())
+        memory = build(gpu_config(gpu), PacedClock(), BlockingWaitQueue(), migration)
     except OSError as error:
         raise UserError(f"gpu.swap_folder: no swap can be made there: {error.strerror}") from error
     add_files(machine.registry, memory)
     short = BlockingWaitQueue()
     owner.background(reclaimer(memory, short, short.wake_up), "dpud-gpu-reclaim")
     owner.background(sampler(memory), "dpud-gpu-sample")
+    owner.background(migration.worker(), "dpud-gpu-migrate")
+    owner.background(migration.listener(), "dpud-gpu-listen")
     owner.background(scrubber(memory.fault), "dpud-gpu-scrub")
     owner.background(checkpointer(memory.fault), "dpud-gpu-checkpoint")
 

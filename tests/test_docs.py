@@ -17,6 +17,8 @@ from dpud.gpu.address_space.advice import Advice
 from dpud.gpu.address_space.faultlog import SERVED
 from dpud.gpu.compression.codec import names
 from dpud.gpu.configfs import Buffer
+from dpud.gpu.migration import MigrationFiles
+from dpud.gpu.migration.converge import Strategy
 from dpud.gpu.qos.files import ClientBandwidth
 from dpud.gpu.qos.policy import POLICIES
 from dpud.gpu.swap import prefetch
@@ -144,6 +146,22 @@ def test_the_guide_s_gpu_program_runs() -> None:
     _, _, rest = GUIDE.read_text().partition("    from dpud.gpu.memory import")
     program = "from dpud.gpu.memory import" + rest.partition("\n\n")[0].replace("\n    ", "\n")
     exec(compile(program, "guide.md", "exec"), {})
+
+
+def test_the_guide_s_migration_program_runs() -> None:
+    """The indented lines of its section that begin with an import."""
+    _, _, section = GUIDE.read_text().partition("## Memory that moves while it is used")
+    _, _, rest = section.partition("    from dpud.gpu.memory import")
+    program = "from dpud.gpu.memory import" + rest.partition("\n\n")[0].replace("\n    ", "\n")
+    exec(compile(program, "guide.md", "exec"), {})
+
+
+def test_the_guide_knows_every_file_and_strategy_of_migration() -> None:
+    _, _, section = GUIDE.read_text().partition("## Memory that moves while it is used")
+    section = section.partition("\n## ")[0]
+    missing = [attr.name for attr in MigrationFiles.attrs if not re.search(rf"\b{attr.name}\b", section)]
+    assert missing == []
+    assert all(f"`{each.value}`" in section for each in Strategy)
 
 
 def test_the_guide_knows_every_codec() -> None:

@@ -6,15 +6,18 @@ virtualization are modules of their names here, each with a function `play(conso
 in a NAME.toml beside it if that is not the default.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+from dpud.demo.second import OTHER, second_daemon
 from dpud.errors import UserError
 
 CAPTURE, PROCESS = "capture", "process"
 SCENES = (CAPTURE, PROCESS)
-GPU_SCENES = ("compression", "fault", "overcommit", "performance", "qos", "swap", "unified")
+MIGRATION = "migration"
+GPU_SCENES = ("compression", "fault", MIGRATION, "overcommit", "performance", "qos", "swap", "unified")
 """Only played when named."""
 ALL = "all"
 _CAPTURED = Path(__file__).parent.parent / "data" / "captures" / "demo"  # capture.DEMO, without loading numba
@@ -26,9 +29,16 @@ def run(name: str | None) -> int:
         raise UserError(f'there is no demo "{name}"; there are: {", ".join(known)}')
     scenes = {None: SCENES, ALL: SCENES + GPU_SCENES}.get(name, (name,))
     for scene in scenes:
-        if code := subprocess.run(_command(str(scene))).returncode:
+        if code := _play(str(scene)):
             return code
     return 0
+
+
+def _play(scene: str) -> int:
+    if scene != MIGRATION:
+        return subprocess.run(_command(scene)).returncode
+    with second_daemon(Path(__file__).with_name("migration.toml")) as mount:
+        return subprocess.run(_command(scene), env=os.environ | {OTHER: str(mount)}).returncode
 
 
 def _command(scene: str) -> list[str]:

@@ -26,6 +26,7 @@ def violations(memory: GpuMemory) -> list[str]:
     for region in memory.space.regions:
         found += _entries(memory, region)
         found += _stored(memory, region)
+        found += _migrating(region)
     if isinstance(memory.residency.traffic, QosModule):
         found += [f"qos: {problem}" for problem in memory.residency.traffic.violations()]
     return found
@@ -85,3 +86,11 @@ def _stored(memory: GpuMemory, region: Region) -> Iterator[str]:
         yield f"the stores and region {region.va:#x} disagree about who is kept"
     if (~region.backed & (region.state == PageState.STORED)).any():
         yield f"pages of {region.va:#x} are nowhere"
+
+
+def _migrating(region: Region) -> Iterator[str]:
+    """Who waits for pages from another daemon has somebody who brings them."""
+    if (region.state == PageState.AWAY).any() and region.arrival is None:
+        yield f"pages of {region.va:#x} are away, and nobody brings them"
+    if region.released:
+        yield f"region {region.va:#x} was given up, and is still there"

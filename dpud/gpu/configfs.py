@@ -29,7 +29,20 @@ from dpud.gpu.overcommit import Admission as Overcommit
 from dpud.gpu.overcommit.files import ClientPromises
 from dpud.gpu.qos.files import ClientBandwidth
 from dpud.gpu.qos.module import QosModule
-from kernelsim.attr import Attr, Bytes, Choice, ConfigGroup, Int, Kobject, Operation, Size, Text, Trigger
+from kernelsim.attr import (
+    Attr,
+    Bytes,
+    Choice,
+    ConfigGroup,
+    Dir,
+    Int,
+    Kobject,
+    Operation,
+    Registry,
+    Size,
+    Text,
+    Trigger,
+)
 
 _PIECE_BYTES = 128 << 10
 """How much of one read or write is done before others may use the machine."""
@@ -60,11 +73,23 @@ class Buffer(Kobject):
     sync = Attr(Trigger(), doc="Have pool or swap hold a copy of every page that they have none of.")
     clear_refs = Attr(Trigger(), doc="Count accessed pages anew.")
 
-    def __init__(self, memory: GpuMemory, client: str) -> None:
+    def __init__(self, memory: GpuMemory, client: str, name: str = "") -> None:
         self.memory = memory
         self.client = client
-        self.region: Region | None = None
+        self.name = name
+        self._region: Region | None = None
         self._at: int | None = None
+
+    @property
+    def region(self) -> Region | None:
+        """Its memory, unless that is gone or went elsewhere."""
+        return None if self._region is None or self._region.released else self._region
+
+    @region.setter
+    def region(self, region: Region | None) -> None:
+        self._region = region
+        if region is not None:
+            region.name = self.name
 
     # Allocation.
 
@@ -114,6 +139,14 @@ class Buffer(Kobject):
         admission = self.memory.accounting.admission
         return admission.account(self.client).timeout_ns if isinstance(admission, Overcommit) else 0
 
+    def adopt(self, region: Region) -> None:
+        """Memory that was not allocated here; its attributes are the buffer's from now on."""
+        self.region = region
+        granted = region.permissions[self.client]
+        self.type, self.priority = region.type.value, region.priority
+        self.page_size = next(text for text, size in _PAGE_BYTES.items() if size == region.page_bytes)
+        self.permissions = Permission(int(granted[0]))
+
     def release(self) -> None:
         """Free the memory, if there is any."""
         if self.region is not None:
@@ -144,6 +177,8 @@ class Buffer(Kobject):
         while pos < end:
             yield from self.memory.residency.traffic.admission(self.client, min(_PIECE_BYTES, end - pos))
             region, nr = self._allocated(), min(_PIECE_BYTES, end - pos)
+            if self.memory.migration is not None:
+                yield from self.memory.migration.pass_gate(region, pos, nr, False)
             pieces.append(self.memory.read(self.client, region.va + pos, nr, self._at))
             pos += nr
             yield from settle(self.memory)
@@ -158,6 +193,8 @@ class Buffer(Kobject):
         while done < len(view):
             piece = view[done : done + _PIECE_BYTES]
             yield from self.memory.residency.traffic.admission(self.client, len(piece))
+            if self.memory.migration is not None:
+                yield from self.memory.migration.pass_gate(self._allocated(), pos + done, len(piece), True)
             try:
                 self.memory.write(self.client, self._allocated().va + pos + done, piece, self._at)
             except GpuError as error:
@@ -271,7 +308,7 @@ class BufferGroup(ConfigGroup):
 
     def make_item(self, name: str) -> Kobject:
         check_name(name)
-        return Buffer(self.memory, self.client)
+        return Buffer(self.memory, self.client, name)
 
     def drop_item(self, name: str, kobj: Kobject) -> None:
         assert isinstance(kobj, Buffer)
@@ -328,6 +365,10 @@ class ClientGroup(ConfigGroup):
         if name in self.memory.clients:
             raise OSError(errno.EEXIST, f"another device has a client {name}")
         self.memory.client(name, self.device)
+        return self.files_of(name)
+
+    def files_of(self, name: str) -> ClientFiles:
+        """The directory of a client that is there."""
         admission = self.memory.accounting.admission
         qos = self.memory.residency.traffic
         if isinstance(admission, Overcommit):
@@ -338,3 +379,22 @@ class ClientGroup(ConfigGroup):
 
     def drop_item(self, name: str, kobj: Kobject) -> None:
         self.memory.remove_client(name)
+
+
+def show_client(registry: Registry, root: str, memory: GpuMemory, name: str) -> None:
+    """A client that nobody made with mkdir: it came from elsewhere. What is there of its name is used again."""
+    groups = [f"{root}/gpu{number}/clients" for number in range(memory.nr_devices)]
+    known = [group for group in groups if f"{group}/{name}" in registry.nodes]
+    group = (known or [groups[memory.client(name).device]])[0]
+    client = f"{group}/{name}"
+    if client not in registry.nodes:
+        registry.add(client, ClientGroup(memory, memory.client(name).device).files_of(name))
+    for number, region in enumerate(memory.client(name).regions):
+        region.name = region.name or f"area{number}"
+        path = f"{client}/buffers/{region.name}"
+        if path not in registry.nodes:
+            registry.add(path, Buffer(memory, name, region.name))
+        node = registry.nodes[path]
+        assert isinstance(node, Dir)
+        (buffer,) = (kobj for kobj in node.kobjs if isinstance(kobj, Buffer))
+        buffer.adopt(region)

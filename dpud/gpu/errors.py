@@ -11,6 +11,9 @@ ENOSPC     a store behind the device is full
 EAGAIN     less was done than was asked for
 ETIMEDOUT  waited for, in vain
 ENODEV     the device is gone
+
+Of migrations besides: EPROTO (the other side said what makes no sense), ECONNRESET (it is gone), ESTALE (the client
+has other memory than at first), ECANCELED, EEXIST, ENOENT, ENODATA, ESRCH.
 """
 
 import errno

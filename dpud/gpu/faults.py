@@ -247,7 +247,7 @@ class FaultService:
         if region.type is RegionType.MANAGED and elsewhere.any():
             stay = self._stays(region, pages, at)
             copied = region.advice.read_mostly[pages] & elsewhere & (not write)
-            self._try(self._copy, region, pages[copied], at, busy)
+            self._try(self.copy, region, pages[copied], at, busy)
             self._try(self.migrate, region, pages[elsewhere & ~copied & ~stay], at, busy)
         remote = int(np.count_nonzero(region.home[pages] != at)) - sum(
             at in region.replicas.get(p, ()) for p in pages.tolist()
@@ -294,7 +294,8 @@ class FaultService:
         self.residency.settle(region, pages, target, frames)
         region.backed[pages] = backed
 
-    def _copy(self, region: Region, pages: Pages, at: int, busy: Busy) -> None:
+    def copy(self, region: Region, pages: Pages, at: int, busy: Busy) -> None:
+        """Have copies of resident pages at another location. Raises GpuError(ENOMEM), and there are none."""
         target = self.locations[at]
         frames = self.residency.take_frames(region, pages, target, busy)
         for source in self.locations:

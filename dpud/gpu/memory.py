@@ -91,13 +91,15 @@ class GpuMemory:
         self.faults = FaultService(self.residency, self.nr_devices, prefetcher, thrash_guard)
         self.clients: dict[str, Client] = {}
         smallest = min(location.frames.nr_bytes for location in self.locations)
-        self._span_bytes = min(EXCHANGE_BYTES, smallest // 4)
+        self.span_bytes = min(EXCHANGE_BYTES, smallest // 4)
         parts = self.space, self.locations, self.store, self.clients
-        self.accounting = Accounting(*parts, admission, self._span_bytes)
+        self.accounting = Accounting(*parts, admission, self.span_bytes)
         self.stalls = Stalls(self.space, pressure)
         if admission is not None:
             self.residency.follow(admission.reclaim_order)
         self.watcher: Watcher | None = None
+        self.migration: Any = None
+        """migration.MigrationModule, where there is one."""
         self.fault: Any = None
         """fault.FaultModule, where there is one."""
         self.on_short: Callable[[], None] = lambda: None
@@ -281,11 +283,14 @@ class GpuMemory:
         at = self.nr_devices if at == HOST else at
         if self.locations[at].is_lost:
             raise GpuError(errno.ENODEV, f"{self.locations[at].name} is lost")
-        return at, self.space.check_access(client, va, nr_bytes, wanted, at)
+        region = self.space.check_access(client, va, nr_bytes, wanted, at)
+        if region.held:
+            raise GpuError(errno.EBUSY, f"{region.client} is being handed over")
+        return at, region
 
     def _spans(self, region: Region, va: int, nr_bytes: int) -> Iterator[tuple[int, int, int, slice]]:
         """(first page, pages, offset in the first, bytes of the access) piece by piece."""
-        shift, per_span = region.page_shift, max(1, self._span_bytes >> region.page_shift)
+        shift, per_span = region.page_shift, max(1, self.span_bytes >> region.page_shift)
         done = 0
         while done < nr_bytes:
             first, offset = divmod(va + done - region.va, 1 << shift)
@@ -297,6 +302,8 @@ class GpuMemory:
         self, client: str, region: Region, first: int, nr_pages: int, at: int, whole: NDArray[np.bool_] | None
     ) -> NDArray[np.uint64]:
         """Entries of pages, once they can be read, or written (`whole` says which of them are overwritten whole)."""
+        if region.arrival is not None:
+            region.arrival.bring(first, nr_pages, whole)
         pages: Pages = np.arange(first, first + nr_pages)
         for attempt in range(_MAX_FAULTS):
             self.residency.examine(region, pages)  # again after each fault: what came in may lie in broken cells

@@ -437,15 +437,21 @@ class Residency:
 
     def forget(self, region: Region) -> None:
         """A region is freed: frames and stored bytes go."""
-        pages = np.flatnonzero(region.state == PageState.RESIDENT)
-        self.drop_copies(region, pages)
-        self.space.unmap_pages(region, pages)
+        self.discard(region, np.arange(region.nr_pages))
+        for key in self._held.keys() & range(region.first_key, region.first_key + region.nr_pages):
+            del self._held[key]
+
+    def discard(self, region: Region, pages: Pages) -> None:
+        """Throw the bytes of pages away, wherever they are: UNTOUCHED from now on."""
+        resident = pages[region.state[pages] == PageState.RESIDENT]
+        self.drop_copies(region, resident)
+        self.space.unmap_pages(region, resident)
         for location in self.locations:
-            here = pages[region.home[pages] == location.number]
+            here = resident[region.home[resident] == location.number]
             for key in (region.first_key + here).tolist():
                 location.policy.remove(key)
             self.give_frames(region, here, location, region.frame[here])
-        for page in np.flatnonzero(region.backed).tolist():
+        for page in pages[region.backed[pages]].tolist():
             self.store.drop(region.first_key + page)
-        for key in self._held.keys() & range(region.first_key, region.first_key + region.nr_pages):
-            del self._held[key]
+        region.state[pages] = PageState.UNTOUCHED
+        region.backed[pages] = False

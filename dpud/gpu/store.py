@@ -129,10 +129,16 @@ class BackingStore:
         self.nr_fetched += len(keys)
         return bad
 
-    def peek(self, keys: Sequence[int], outs: Sequence[memoryview]) -> list[int]:
-        """The same as `fetch`, but what is here stays."""
+    def peek(self, keys: Sequence[int], outs: Sequence[memoryview], *, patient: bool = False) -> list[int]:
+        """The same as `fetch`, but what is here stays.
+
+        patient     raise GpuError of a tier that does not answer at all: its pages are not lost yet. Else they count
+                    as corrupt.
+        """
         found, bad = [], []
         for key, blob, out in zip(keys, self._read(keys), outs, strict=True):
+            if isinstance(blob, GpuError) and patient and not isinstance(blob, CorruptPage):
+                raise blob
             if isinstance(blob, GpuError):
                 bad.append(key)
             else:

@@ -16,13 +16,14 @@ from dpud.gpu.blob import PageCodec
 from dpud.gpu.clock import Clock, Debt, ManualClock
 from dpud.gpu.compression import CompressedPool, CompressionFiles, CompressionSystem
 from dpud.gpu.compression.dictionary import Dictionaries
-from dpud.gpu.configfs import ClientGroup
+from dpud.gpu.configfs import ClientGroup, show_client
 from dpud.gpu.fault.files import CheckpointFiles, FaultFiles
 from dpud.gpu.fault.module import FaultModule
 from dpud.gpu.files import AddressSpaceFiles, MemoryFiles, settle
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.memory import HOST_PROFILE, GpuMemory
+from dpud.gpu.migration import MigrationFiles, MigrationModule
 from dpud.gpu.overcommit import Admission
 from dpud.gpu.overcommit.files import OvercommitFiles
 from dpud.gpu.overcommit.predictor import SAMPLE_NS
@@ -66,10 +67,16 @@ class GpuConfig:
     """Where checkpoints are, and stay; a temporary one if None."""
 
 
-def build(config: GpuConfig, clock: Clock | None = None, waiters: WaitQueue | None = None) -> GpuMemory:
+def build(
+    config: GpuConfig,
+    clock: Clock | None = None,
+    waiters: WaitQueue | None = None,
+    migration: MigrationModule | None = None,
+) -> GpuMemory:
     """Simulated devices with a pool and tiers behind them. Raises GpuError, OSError where a tier has no file.
 
     waiters     where requests for memory wait; without, they let time pass
+    migration   what migrates clients; without, one for the library
     """
     clock = clock or ManualClock()
     profile = DeviceProfile(memory_bytes=config.device_bytes)
@@ -91,6 +98,7 @@ def build(config: GpuConfig, clock: Clock | None = None, waiters: WaitQueue | No
     QosModule(clock).attach(memory)
     if swap is not None:
         swap.attach(memory)
+    (migration or MigrationModule()).attach(memory)
     FaultModule(memory, _checkpoint_codec(config), config.checkpoint_folder)
     return memory
 
@@ -131,6 +139,8 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
         yield "swap", SwapFiles(swap)
         for tier in swap.space.tiers:
             yield f"swap/tiers/{tier.name}", TierFiles(swap, tier)
+    if memory.migration is not None:
+        yield "migration", MigrationFiles(memory.migration)
     fault = memory.fault
     if isinstance(fault, FaultModule):
         yield "fault", FaultFiles(fault)
@@ -150,6 +160,8 @@ def add_files(registry: Registry, memory: GpuMemory) -> None:
             registry.link(f"{CLASS_PATH}/gpu{number}/{name}", f"../gpu0/{name}")
     for number in range(memory.nr_devices):
         registry.add(f"{CONFIG_PATH}/gpu{number}/clients", ClientGroup(memory, number))
+    if memory.migration is not None:
+        memory.migration.on_arrival = lambda client: show_client(registry, CONFIG_PATH, memory, client)
 
 
 def reclaimer(memory: GpuMemory, short: Waitable, wake_up: Callable[[], None]) -> Operation[None]:

@@ -136,7 +136,7 @@ def test_an_unknown_demo_is_the_user_s_mistake() -> None:
     with pytest.raises(UserError, match='no demo "fragment"; there are: ') as caught:
         demo.run("fragment")
     offered = str(caught.value).partition("there are: ")[2].split(", ")
-    assert {"capture", "process", "compression", "fault", "overcommit", "qos", "swap", "unified", "all"} <= set(offered)
+    assert {"capture", "process", "compression", "fault", "migration", "qos", "swap", "unified", "all"} <= set(offered)
 
 
 def test_the_daemon_and_the_twin_read_the_same_capture() -> None:
@@ -237,6 +237,22 @@ def test_the_swap_demo_gets_every_byte_back_from_four_tiers() -> None:
     closed = re.findall(r"device0 .* (-?[\d.]+)$", done.stdout, re.MULTILINE)
     assert float(closed[0]) == 0
     assert float(closed[1]) > 0
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_migration_demo_moves_every_byte_to_another_gpu_and_another_daemon() -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "migration"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "on_device0 0\non_device1 4096\n" in done.stdout
+    sums = re.findall(r"^([0-9a-f]{64})  -$", done.stdout, re.MULTILINE)
+    assert sums[0] == sums[1]
+    assert sums[2] == sums[4]
+    assert len(re.findall(r" completed +(precopy|postcopy) ", done.stdout)) >= 2
+    picture = re.search(r"picture:\s+(\S+)", done.stdout)
+    assert picture is not None
+    assert Path(picture[1]).read_text().count("<circle") > 15
 
 
 @pytest.mark.mount

@@ -11,6 +11,7 @@ from dpud.errors import UserError
 BENCHMARKS: Mapping[str, str] = {
     "address_space": "address_space",
     "compression": "compression",
+    "migration": "migration",
     "fault": "fault",
     "overcommit": "overcommit",
     "qos": "qos",

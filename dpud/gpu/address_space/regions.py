@@ -9,6 +9,7 @@ Where a page is:
     RESIDENT   in a frame of location `home`; other locations may have copies (read-mostly), or reach it over the link
     STORED     in the compressed pool or a swap tier
     CORRUPT    its stored bytes were found to be wrong; EIO until all of it is written anew
+    AWAY       still in another daemon, from where it is on its way (post-copy, see migration/)
 
 `backed` says that the stores have the page's bytes as they are now, so that taking it out of memory costs nothing. It
 holds for every STORED page, and for a RESIDENT one until it is written to.
@@ -18,7 +19,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,15 @@ class PageState(IntEnum):
     RESIDENT = 1
     STORED = 2
     CORRUPT = 3
+    AWAY = 4
+
+
+class Arrival(Protocol):
+    """Who brings a region's pages from where they are still."""
+
+    def bring(self, first: int, nr_pages: int, whole: NDArray[np.bool_] | None, /) -> None:
+        """Have them here before they are used; `whole`: which of them are overwritten. Raises GpuError."""
+        ...
 
 
 @dataclass(eq=False)
@@ -76,6 +86,14 @@ class Region:
     """Of pages with copies: location -> frame, `home` left out."""
     dirty_logs: list[DirtyLog] = field(default_factory=list)
     """Whoever wants to know which pages are written to."""
+    name: str = ""
+    """What its owner calls it."""
+    held: bool = False
+    """Nobody may use it: it is being handed over."""
+    released: bool = False
+    """It is no more."""
+    arrival: Arrival | None = None
+    """While its pages are still coming from elsewhere."""
 
     def __post_init__(self) -> None:
         self.nr_pages = -(-self.nr_bytes >> self.page_shift)

@@ -157,6 +157,7 @@ class AddressSpace:
 
     def release(self, region: Region) -> None:
         """Give a region's addresses back; it has no pages any more."""
+        region.released = True
         self.table.unmap_region(region.va, region.nr_chunks, region.page_shift, region.leaf)
         self.regions.remove(region)
         self._extents.give(region.va - VA_BASE)

@@ -25,6 +25,8 @@ def load(memory: GpuMemory, region: Region, pages: Pages) -> Rows:
     state = region.state[pages]
     if (state == PageState.CORRUPT).any():
         raise GpuError(errno.EIO, f"pages of {region.client} are lost")
+    if (state == PageState.AWAY).any():
+        raise GpuError(errno.EAGAIN, f"pages of {region.client} are still on their way from another daemon")
     for location in memory.locations:
         here = np.flatnonzero((state == PageState.RESIDENT) & (region.home[pages] == location.number))
         if len(here):

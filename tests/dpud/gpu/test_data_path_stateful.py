@@ -2,6 +2,7 @@
 """Anything that several clients can do on several devices, against plain byte arrays."""
 
 import errno
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,8 @@ from dpud.gpu.address_space.regions import RegionType
 from dpud.gpu.check import violations
 from dpud.gpu.errors import GpuError
 from dpud.gpu.memory import HOST
+from dpud.gpu.migration import MigrationModule
+from dpud.gpu.migration.converge import Strategy
 from dpud.gpu.qos import QosModule
 from dpud.gpu.qos.policy import POLICIES
 from dpud.gpu.qos.replay import replay
@@ -56,6 +59,8 @@ class Path(RuleBasedStateMachine):
         self.memory = small_memory(
             512 * KIB, 256 * KIB, host_bytes=512 * KIB, pool=HostPool(192 * KIB), swap=DictSwap(512 * KIB)
         )
+        MigrationModule().attach(self.memory)
+        self.running: Iterator[object] | None = None
         self.qos = QosModule(self.memory.clock)
         self.qos.attach(self.memory)
         self.models: list[Model] = []
@@ -128,7 +133,9 @@ class Path(RuleBasedStateMachine):
 
     def judge(self, model: Model, client: str, start: int, end: int, wanted: Permission, number: int) -> None:
         if model.allowed(client, start, end, wanted):
-            assert number in (0, errno.ENOMEM, *self.may_fail)
+            region = self.memory.space.regions.find(model.va)
+            assert region is not None
+            assert number == errno.EBUSY if region.held else number in (0, errno.ENOMEM, *self.may_fail)
         else:
             assert number == errno.EACCES
             assert self.memory.space.faults.records[-1].client == client
@@ -183,6 +190,10 @@ class Path(RuleBasedStateMachine):
         model = self.pick(which)
         readable = model.allowed(model.owner, 0, len(model.data), Permission.READ)
         number = attempt(self.memory.sync, model.owner, model.va, len(model.data))
+        region = self.memory.space.regions.find(model.va)
+        if region is not None and region.held and readable:
+            assert number == errno.EBUSY
+            return
         assert number in ((0, errno.ENOSPC, *self.may_fail) if readable else (errno.EACCES, *self.may_fail))
 
     @rule(nr_bytes=st.integers(1, 600 * KIB), location=LOCATIONS)
@@ -194,6 +205,40 @@ class Path(RuleBasedStateMachine):
     @rule(budget=st.integers(0, 600 * KIB))
     def background(self, budget: int) -> None:
         self.memory.background(budget)
+
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        device=st.sampled_from([0, 1]),
+        strategy=st.sampled_from(list(Strategy)),
+        steps=st.integers(1, 60),
+    )
+    def begin_migration(self, client: str, device: int, strategy: Strategy, steps: int) -> None:
+        """To another device; it goes on for some steps of the next rules too."""
+        module = self.memory.migration
+        module.settings.strategy = strategy
+        number = attempt(module.start, f"client={client} device={device}")
+        known = self.memory.clients.get(client)
+        if number == 0:
+            self.running = module.current.run()
+            self.migrate_on(steps)
+        else:
+            busy, same = module.is_busy, known is not None and known.device == device
+            wanted = errno.EBUSY if busy else errno.ENOENT if known is None else errno.EINVAL if same else errno.ENODATA
+            assert number == wanted or (number == errno.ENODATA and not known.regions)
+
+    @rule(steps=st.integers(1, 60))
+    def migrate_on(self, steps: int) -> None:
+        for _ in range(steps if self.running is not None else 0):
+            assert self.running is not None
+            if next(self.running, StopIteration) is StopIteration:
+                self.running = None
+                return
+
+    @rule()
+    def cancel_migration(self) -> None:
+        module = self.memory.migration
+        busy = module.is_busy
+        assert attempt(module.cancel) in ((0, errno.EBUSY) if busy else (errno.ESRCH,))
 
     @precondition(lambda self: self.models)
     @rule(which=FRACTIONS)
@@ -234,6 +279,8 @@ class Path(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Everything is given back, and what was decided is decided again."""
+        self.migrate_on(100_000)
+        assert self.running is None
         assert replay(self.qos.decisions.text()).difference == ""
         for model in self.models:
             self.memory.free(model.va, model.owner)

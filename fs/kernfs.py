@@ -309,17 +309,20 @@ class Tree:
     def stat(self, node: Node) -> Stat:
         """fstat(2); a removed node still has its numbers."""
         rules = RULES[node.flavour]
+        blksize = rules.blksize
         if isinstance(node, File):
             mode, nlink, size = node.mode, 1, rules.file_size
             if node.attr.is_stream:
                 size = self.call(node.attr.stream_size, node.kobj)
+            if isinstance(node.attr.kind, Bytes):
+                blksize = Bytes.BLKSIZE
         elif isinstance(node, Dir):
             mode, size = DIR_MODES.get(node.path, rules.dir_mode), 0
             nlink = 2 + sum(isinstance(n, Dir) for n in tuple(node.entries.values())) if rules.counts_subdirs else 1
         else:
             mode, nlink, size = 0o777, 1, 0
         times = (self._now_ns,) * 3
-        return Stat(_type_bits(node) | mode, node.ino, nlink, self.uid, self._gid, size, rules.blksize, *times)
+        return Stat(_type_bits(node) | mode, node.ino, nlink, self.uid, self._gid, size, blksize, *times)
 
     def readdir(self, path: str) -> list[DirEntry]:
         """Names in a stable order, `.` and `..` first: `sysctl -a` drops two unseen. Raises ENOTDIR."""

@@ -395,5 +395,8 @@ class Entries(Stream):
 class Bytes(Stream):
     """Bytes at offsets, up to a size: a block device, or a configfs binary attribute that is not buffered."""
 
+    BLKSIZE = 128 << 10
+    """st_blksize: what cp(1) and cmp(1) read and write at once. A request costs the same for a page as for 32."""
+
     def describe(self) -> str:
         return "bytes"

@@ -273,3 +273,8 @@ def test_a_paced_device_makes_the_caller_wait_and_nobody_else() -> None:
     assert isinstance(file, File)
     waits = list(file.attr.read_stream(file.kobj, 0, 10, False))
     assert [isinstance(wait, Debt) and not wait.is_over for wait in waits] == [True]
+
+
+def test_programs_copy_a_buffer_in_large_pieces(gpu: Gpu) -> None:
+    assert gpu.tree.getattr(f"{BUFFER}/data").st_blksize == 128 << 10
+    assert gpu.tree.getattr(f"{BUFFER}/size").st_blksize == 4096

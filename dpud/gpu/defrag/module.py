@@ -174,4 +174,3 @@ class DefragModule:
         """Bytes moved for each byte of a contiguous block gained; 0 before any was."""
         gained = self.relocator.stats["gained_bytes"]
         return self.relocator.stats["gained_for_bytes"] / gained if gained else 0.0
-

@@ -221,6 +221,7 @@ def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
     owner.background(migration.listener(), "dpud-gpu-listen")
     owner.background(scrubber(memory.fault), "dpud-gpu-scrub")
     owner.background(checkpointer(memory.fault), "dpud-gpu-checkpoint")
+    owner.background(memory.defrag.background(), "dpud-gpu-defrag")
 
 
 def _read_image(options: RunOptions) -> HostImage:

@@ -192,8 +192,7 @@ class Residency:
             if freed < lacking:
                 self._evict_clean(location, lacking - freed, busy)
         if location.frames.nr_free_for(order) >= 1 << order and not any(location.frames.free_blocks()[order:]):
-            if self.defragmenter is None or not self.defragmenter.make_block(location, order, busy):
-                self._empty_a_block(order, location, busy)
+            self._put_together(order, location, busy)
 
     def _evict_in_order(self, location: Location, nr_frames: int, busy: Busy, priority: int) -> int:
         """Evict from clients as admission says -> frames freed."""
@@ -206,8 +205,12 @@ class Residency:
                 self.evict(location, min(lacking, -(-nr_bytes // FRAME_BYTES)), busy, client)
         return location.frames.nr_free - before
 
+    def _put_together(self, order: int, location: Location, busy: Busy) -> None:
+        """There is enough free memory, but nowhere in one piece: pages move within the memory, else out of it."""
+        if self.defragmenter is None or not self.defragmenter.make_block(location, order, busy):
+            self._empty_a_block(order, location, busy)
+
     def _empty_a_block(self, order: int, location: Location, busy: Busy) -> None:
-        """There is enough free memory, but nowhere in one piece."""
         for block in location.frames.blocks_by_use(order)[:_MAX_REFUSALS]:
             keys = location.frames.owners(block, order)
             if all(self._may_go(key, busy) for key in keys) and self._empty(location, keys):

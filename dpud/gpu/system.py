@@ -17,6 +17,8 @@ from dpud.gpu.clock import Clock, Debt, ManualClock
 from dpud.gpu.compression import CompressedPool, CompressionFiles, CompressionSystem
 from dpud.gpu.compression.dictionary import Dictionaries
 from dpud.gpu.configfs import ClientGroup, show_client
+from dpud.gpu.defrag.files import DefragFiles
+from dpud.gpu.defrag.module import DefragModule
 from dpud.gpu.fault.files import CheckpointFiles, FaultFiles
 from dpud.gpu.fault.module import FaultModule
 from dpud.gpu.files import AddressSpaceFiles, MemoryFiles, settle
@@ -100,6 +102,7 @@ def build(
         swap.attach(memory)
     (migration or MigrationModule()).attach(memory)
     FaultModule(memory, _checkpoint_codec(config), config.checkpoint_folder)
+    DefragModule().attach(memory)
     return memory
 
 
@@ -147,6 +150,8 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
         yield "fault/checkpoint", CheckpointFiles(fault)
         for name, point in fault.fail_points.points.items():
             yield f"fault/{name}", point
+    if isinstance(memory.defrag, DefragModule):
+        yield "defrag", DefragFiles(memory.defrag)
 
 
 def add_files(registry: Registry, memory: GpuMemory) -> None:

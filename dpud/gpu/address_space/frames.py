@@ -5,8 +5,8 @@ Theory of operation
     A page of 2^order frames is an aligned block (2 KiB: order 0, 4 KiB: 1, 64 KiB: 5, 2 MiB: 10). Free blocks of an
     order form a doubly linked list through `next` and `prev`; `order_of` of a free block's first frame is its order,
     and -1 everywhere else. `owner` is the key of the page that has a frame, in each of its frames, or FREE; RETIRED
-    are frames that nobody gets any more (fault/), until they are given back; ISOLATED are free ones that defragmentation
-    has set apart, so that what leaves a block does not come back into it.
+    are frames that nobody gets any more (fault/), until they are given back; ISOLATED are free ones that defrag/ has
+    set apart, so that what leaves a block does not come back into it.
 
 Invariants
     - A frame is in exactly one free block, owned by exactly one page, or retired. (The page's own entry points back;
@@ -233,6 +233,10 @@ class FramePool:
     def isolate(self, block: int, order: int) -> None:
         """Let `alloc` find no free frame of a block, which is not free as a whole."""
         self.nr_free -= int(isolate_frames(*self._lists, self.owner, block, block + (1 << order)))
+
+    def is_free(self, block: int, order: int) -> bool:
+        """Whether all of a block is."""
+        return bool((self.owner[block : block + (1 << order)] == FREE).all())
 
     def rejoin(self, block: int, order: int) -> None:
         """The inverse: they are free as any others."""

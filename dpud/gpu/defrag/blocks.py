@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
 """Makes free blocks: picks the one that has least to move away, and moves it away.
 
-Every way to free a block of an order has to move what is in that block. So the least used block is also the exact
-minimum, as long as smaller free blocks elsewhere take its pages; where they do not, the next one is tried. Blocks that
-are free as a whole are never broken up for it. (Linux's compaction scans from both ends instead and empties what it
-meets: it has no table of who is where.)
+Every way to free so many blocks has to move what is in them. So the least used ones are the exact minimum, as long as
+smaller free blocks elsewhere take their pages; where they do not, the next ones are tried. What leaves one is put into
+none of the others. Blocks that are free as a whole are never broken up for it. (Linux's compaction scans from both ends
+instead and empties what it meets: it has no table of who is where.)
 
 Out of the question are blocks with a retired frame, with a pinned page, or with a page as large as the block.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,64 +39,77 @@ class Candidate:
         return self.nr_frames * FRAME_BYTES
 
 
-@dataclass
-class Verdict:
-    """The cheapest block, or why there is none: reason -> blocks."""
-
-    best: Candidate | None
-    obstacles: Counter[str]
-    nr_free_bytes: int = 0
-
-
 class BlockMaker:
     """Of one GpuMemory."""
 
     def __init__(self, relocator: Relocator) -> None:
         self._relocator = relocator
 
-    def make(self, location: Location, order: int, busy: Collection[int] = ()) -> Operation[bool]:
-        """One more free block of an order -> whether there is. Yields between slices, when others may do anything."""
-        best = self.survey(location, order, busy).best
-        stats = self._relocator.stats
-        if best is not None:
-            before = stats["bytes_moved"]
-            for _ in range(2 + len(best.keys)):  # each slice moves a page at least, unless somebody is in the way
-                if not self._empty_a_slice(location, best.block, order):
-                    break
-                yield None
-            if not location.frames.owners(best.block, order):
-                stats["blocks_made"] += 1
-                stats["gained_bytes"] += (1 << order) * FRAME_BYTES
-                stats["gained_for_bytes"] += stats["bytes_moved"] - before
-                return True
-            stats["blocks_failed"] += 1
-        return False
+    def make(self, location: Location, order: int, busy: Collection[int] = (), nr: int = 1) -> Operation[int]:
+        """So many more free blocks of an order, as far as that goes -> how many are there.
 
-    def _empty_a_slice(self, location: Location, block: int, order: int) -> bool:
-        """Move some pages out of a block -> whether any moved. Its free frames are nobody's meanwhile."""
+        Yields between slices, when others may do anything.
+        """
+        chosen, _ = self.choose(location, order, busy, nr)
+        made = 0
+        while chosen:
+            made += yield from self._empty(location, order, [candidate.block for candidate in chosen])
+            del chosen[0]
+        return made
+
+    def _empty(self, location: Location, order: int, blocks: list[int]) -> Operation[int]:
+        """The first of these blocks; nothing is put into the others, whose turn will come."""
+        stats, frames = self._relocator.stats, location.frames
+        before = stats["bytes_moved"]
+        for _ in range(2 << order):  # each slice moves a page at least, unless somebody is in the way
+            if not self._empty_a_slice(location, order, blocks):
+                break
+            yield None
+        if frames.owners(blocks[0], order) or not frames.is_free(blocks[0], order):
+            stats["blocks_failed"] += 1
+            return 0
+        stats["blocks_made"] += 1
+        stats["gained_bytes"] += (1 << order) * FRAME_BYTES
+        stats["gained_for_bytes"] += stats["bytes_moved"] - before
+        return 1
+
+    def _empty_a_slice(self, location: Location, order: int, blocks: list[int]) -> bool:
+        """Move some pages out of a block -> whether any moved. Free frames of all blocks are nobody's meanwhile."""
         frames = location.frames
-        keys = self._sorted(frames.owners(block, order))
-        groups = self._relocator.slices(location, keys)
+        groups = self._relocator.slices(location, self._sorted(frames.owners(blocks[0], order)))
         if not groups:
             return False
         region, pages = groups[0]
-        frames.isolate(block, order)
-        try:
+        with self._set_apart(location, order, blocks):
             needs = Counter({region.order: len(pages)})
             return fits(frames.free_blocks()[:order], needs) and self._relocator.move(region, pages, location) > 0
-        finally:
-            frames.rejoin(block, order)
 
-    def survey(self, location: Location, order: int, busy: Collection[int] = ()) -> Verdict:
-        """Look at all blocks of an order."""
-        verdict = Verdict(None, Counter(), location.frames.nr_free_bytes)
-        if not location.is_lost:
-            for candidate in self._candidates(location, order, busy, verdict.obstacles):
-                if self._has_room(location, order, candidate):
-                    verdict.best = candidate
+    @contextmanager
+    def _set_apart(self, location: Location, order: int, blocks: Collection[int]) -> Iterator[None]:
+        """Blocks that somebody has pages in."""
+        used = [block for block in blocks if location.frames.owners(block, order)]
+        for block in used:
+            location.frames.isolate(block, order)
+        try:
+            yield
+        finally:
+            for block in used:
+                location.frames.rejoin(block, order)
+
+    def choose(
+        self, location: Location, order: int, busy: Collection[int] = (), nr: int = 1
+    ) -> tuple[list[Candidate], Counter[str]]:
+        """Up to `nr` blocks to empty, cheapest first, and why others are not among them: reason -> blocks."""
+        chosen: list[Candidate] = []
+        obstacles: Counter[str] = Counter()
+        for candidate in () if location.is_lost else self._candidates(location, order, busy, obstacles):
+            if self._have_room(location, order, [*chosen, candidate]):
+                chosen.append(candidate)
+                if len(chosen) == nr:
                     break
-                verdict.obstacles["no smaller free blocks for its pages"] += 1
-        return verdict
+            else:
+                obstacles["no smaller free blocks for its pages"] += 1
+        return chosen, obstacles
 
     def _candidates(
         self, location: Location, order: int, busy: Collection[int], obstacles: Counter[str]
@@ -132,14 +146,11 @@ class BlockMaker:
         """Large pages first: they need large blocks, which small ones would break up."""
         return sorted(keys, key=lambda key: (-self._relocator.find(key)[0].order, key))
 
-    def _has_room(self, location: Location, order: int, candidate: Candidate) -> bool:
-        """Whether free blocks elsewhere, smaller than what is to be made, take all of its pages."""
-        needs = Counter(self._relocator.find(key)[0].order for key in candidate.keys)
-        location.frames.isolate(candidate.block, order)
-        try:
+    def _have_room(self, location: Location, order: int, candidates: list[Candidate]) -> bool:
+        """Whether free blocks elsewhere, smaller than what is to be made, take all of their pages."""
+        needs = Counter(self._relocator.find(key)[0].order for each in candidates for key in each.keys)
+        with self._set_apart(location, order, [each.block for each in candidates]):
             return fits(location.frames.free_blocks()[:order], needs)
-        finally:
-            location.frames.rejoin(candidate.block, order)
 
 
 def fits(free_blocks: list[int], needs: Counter[int]) -> bool:

@@ -26,10 +26,10 @@ def explain(
     text += f", in the way: {_in_the_way(location, relocator, busy)}"
     if free < (1 << order) * FRAME_BYTES:
         return f"{text}; no move helps, too little is free"
-    verdict = maker.survey(location, order, busy)
-    if verdict.best is not None:
-        return f"{text}; fewest moves: {len(verdict.best.keys)} pages, {verdict.best.nr_bytes} bytes"
-    reasons = ", ".join(f"{nr} blocks: {why}" for why, nr in verdict.obstacles.most_common() if nr)
+    chosen, obstacles = maker.choose(location, order, busy)
+    if chosen:
+        return f"{text}; fewest moves: {len(chosen[0].keys)} pages, {chosen[0].nr_bytes} bytes"
+    reasons = ", ".join(f"{nr} blocks: {why}" for why, nr in obstacles.most_common() if nr)
     return f"{text}; no move helps: {reasons or 'no block is partly free'}"
 
 

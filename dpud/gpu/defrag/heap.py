@@ -122,7 +122,8 @@ class Heap:
 
     def begin_move(self, block: Block, target: int) -> bool:
         """Set the target aside -> whether nobody else is there."""
-        assert block.is_movable and block.is_live and target % ALIGNMENT == 0, "a block that may move"
+        assert block.is_movable, "pinned, or on its way"
+        assert block.is_live, "free"
         start, end = min(block.start, target), max(block.start, target) + block.size
         touches = abs(target - block.start) <= block.size
         need = (start, end) if touches else (target, target + block.size)
@@ -164,7 +165,7 @@ class Heap:
         at = bisect_left(self._starts, start)
         low = self._extents[self._starts[at - 1]][0] if at else 0
         high = self._starts[at] if at < len(self._starts) else self.nr_bytes
-        assert low <= start and end <= high, "taken"
+        assert low <= start <= end <= high, "taken"
         return low, high
 
     def _take(self, start: int, end: int, block: Block) -> None:

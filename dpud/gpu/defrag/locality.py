@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Puts pages that are accessed together side by side.
 
-Every access counts for its pages. Counts are halved when a round begins, so that they follow what is used now. Pages
-with a count of at least half the region's mean of those accessed are hot. Hot pages that follow each other in the address space but not in memory are
-moved into one free block, in the order of their addresses: then an access of many pages is one transfer instead of
-many. It is worth it only where a free block of that size is there already; nothing is moved to make one.
+Every access counts for its pages. Counts are halved after each pass, so that they follow what is used now. Pages with
+at least half the mean count of their region's accessed pages are hot. Hot pages that follow each other in the address
+space but not in memory are moved into one free block, in the order of their addresses: then an access of many pages is
+one transfer instead of many. Nothing is moved to make room for that, and no block of the size that is wanted free is
+broken up.
 
 `mean_run` is the figure of merit: pages a run of hot pages that lie side by side in both orders.
 """
@@ -65,12 +66,12 @@ class Locality:
         follows = (np.diff(pages) == 1) & (np.diff(region.frame[pages]) == 1 << region.order)
         return np.split(pages, np.flatnonzero(~follows) + 1)
 
-    def rearrange(self, location: Location) -> Operation[int]:
-        """Join runs, as far as free blocks last -> pages moved. Yields between slices."""
+    def rearrange(self, location: Location, below: int) -> Operation[int]:
+        """Join runs, as far as free blocks smaller than order `below` last -> pages moved. Yields between slices."""
         nr = 0
         for region in list(self._counts):
             for stretch in self._scattered(region, location):
-                moved = self._join(region, stretch, location)
+                moved = self._join(region, stretch, location, below)
                 nr += moved
                 if moved:
                     yield None
@@ -88,8 +89,10 @@ class Locality:
         cuts = np.flatnonzero((np.diff(hot) != 1) | (hot[1:] % nr == 0)) + 1
         return [each for each in np.split(hot, cuts) if len(self._runs(region, each)) > 1]
 
-    def _join(self, region: Region, pages: Pages, location: Location) -> int:
+    def _join(self, region: Region, pages: Pages, location: Location, below: int) -> int:
         order = region.order + (len(pages) - 1).bit_length()
+        if not any(location.frames.free_blocks()[order:below]):
+            return 0
         frames = location.frames.carve(order, region.order, region.first_key + pages)
         if not len(frames):
             return 0

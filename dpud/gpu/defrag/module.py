@@ -18,6 +18,7 @@ runs `background`.
 """
 
 import errno
+import math
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
 DEFAULT_THRESHOLD = 0.3
 DEFAULT_INTERVAL_S = 60
 NR_FAILURES_KEPT = 16
+MAX_AT_ONCE = 32
+"""Blocks that are chosen together, so that what leaves one does not go into another."""
 _NS = 1_000_000_000
-_THOUSAND = 1000
 
 
 class DefragModule:
@@ -97,7 +99,7 @@ class DefragModule:
         if self._at_work:
             return False
         with self._working():
-            return complete(self.maker.make(location, order, busy))
+            return complete(self.maker.make(location, order, busy)) > 0
 
     def explain(self, location: Location, order: int, nr_blocks: int, busy: Collection[int]) -> str:
         """Why there is no block, in one line; it is kept."""
@@ -125,14 +127,22 @@ class DefragModule:
         self._last_ns, nr = self.memory.clock.now_ns(), 0
         self.relocator.stats["passes"] += 1
         for location in self.memory.locations:
-            while self.fragmentation(location).unusable_index > threshold * _THOUSAND:
-                if not (yield from self._slowly(self.maker.make(location, self.order), rests)):
+            while lacking := self._nr_lacking(location, threshold):
+                made = yield from self._slowly(self.maker.make(location, self.order, nr=lacking), rests)
+                nr += made
+                if not made:
                     break
-                nr += 1
             if self.rearranges:
-                yield from self._slowly(self.locality.rearrange(location), rests)
+                yield from self._slowly(self.locality.rearrange(location, self.order), rests)
         self.locality.age()
         return nr
+
+    def _nr_lacking(self, location: Location, threshold: float) -> int:
+        """Blocks to make until no more than `threshold` of free memory is in smaller ones; at most MAX_AT_ONCE."""
+        blocks, nr_free = location.frames.free_blocks(), location.frames.nr_free
+        usable = sum(nr << order for order, nr in enumerate(blocks) if order >= self.order)
+        lacking = math.ceil(nr_free * (1 - threshold)) - usable
+        return min(MAX_AT_ONCE, max(0, -(-lacking >> self.order)))
 
     def _slowly(self, operation: Operation[int], rests: bool) -> Operation[int]:
         """With a rest behind each slice."""

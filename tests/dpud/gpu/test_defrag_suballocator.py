@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from small import KIB, MIB, errno_of, small_memory
+from small import KIB, MIB, attempt, errno_of, small_memory
 
 from dpud.gpu.check import violations
 from dpud.gpu.defrag.effort import Effort
@@ -61,12 +61,11 @@ class Users(RuleBasedStateMachine):
         fits = heap.live_bytes + rounded(size) <= heap.nr_bytes
         if self.moving is not None:
             return
-        try:
-            block = self.heap.alloc(size)
-        except GpuError as error:
-            assert error.errno == errno.ENOMEM
-            assert not fits or any(block.pins for block in self.models)
+        if not fits or any(block.pins for block in self.models):
+            if attempt(self.heap.alloc, size) == 0:
+                self.heap.free(next(block for block in self.heap.heap if block not in self.models))
             return
+        block = self.heap.alloc(size)
         data = self.rng.bytes(size)
         self.heap.write(block, 0, data)
         self.models[block] = bytearray(data)

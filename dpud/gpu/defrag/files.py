@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from dpud.gpu.address_space.frames import MAX_ORDER
+from dpud.gpu.defrag.map import picture
 from dpud.gpu.defrag.metrics import Fragmentation, extfrag_index, unusable_index
 from dpud.gpu.defrag.module import DefragModule
 from dpud.gpu.files import check_name, settle
 from dpud.gpu.location import Location
-from kernelsim.attr import Attr, Bool, Int, Kobject, Operation, Text
+from kernelsim.attr import Attr, Bool, Bytes, Int, Kobject, Operation, Text
 
 _NS_PER_US = 1000
 _PERCENT = 100
@@ -120,6 +121,11 @@ class DefragFiles(Kobject):
         "Pages that are accessed together: how many lie side by side.",
         lambda defrag, location: f"{defrag.locality.mean_run(location):.2f}",
     )
+    map = Attr(
+        Bytes(),
+        doc="Each location: bytes a character, then memory in tenths in use; `.` nothing, `P` pinned, `X` retired.",
+        mode=0o444,
+    )
     stat = Attr(Text(), doc="Passes, blocks made, pages and bytes moved, bytes gained in blocks: name and count.")
     cost = Attr(Text(), doc="Bytes moved for each byte of a block gained.")
     pins = Attr(
@@ -130,6 +136,20 @@ class DefragFiles(Kobject):
 
     def __init__(self, defrag: DefragModule) -> None:
         self.defrag = defrag
+        self._drawn = b""  # the map as it was when a reader began: it is read in pieces, and changes
+
+    @map.size
+    def _map_size(self) -> int:
+        memory = self.defrag.memory
+        lines = (f"{location.name} {picture(location, self.defrag.pins)}\n" for location in memory.locations)
+        self._drawn = "".join(lines).encode()
+        return len(self._drawn)
+
+    @map.read
+    def _map(self, pos: int, size: int, _nonblock: bool) -> bytes:
+        if pos == 0:
+            self._map_size()
+        return self._drawn[pos : pos + size]
 
     @rearrange.show
     def _rearrange_show(self) -> int:

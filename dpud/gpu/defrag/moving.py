@@ -16,6 +16,7 @@ from dpud.gpu.address_space.pagetable import FRAME_BYTES
 from dpud.gpu.address_space.regions import PageState, Region
 from dpud.gpu.address_space.space import Pages
 from dpud.gpu.defrag.effort import Effort
+from dpud.gpu.defrag.heap import ALIGNMENT
 from dpud.gpu.traffic import Cause
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ class RegionMover:
     @property
     def slice_bytes(self) -> int:
         """How much may be copied at once: also in pieces of a page, and through the staging range."""
-        per_piece = self.effort.pages_per_slice(self.location, self.region.page_bytes) // 4 - 2
-        return max(0, min(per_piece * self.region.page_bytes, self.effort.bytes_per_slice(self.location) // 2))
+        per_piece = self.effort.pages_by_profile(self.location, self.region.page_bytes) // 4 - 2
+        nr_bytes = min(per_piece * self.region.page_bytes, self.effort.bytes_per_slice(self.location) // 2)
+        return self.effort.halved(nr_bytes // ALIGNMENT) * ALIGNMENT
 
     # Copying.
 

@@ -9,7 +9,7 @@ Theory of operation
     takes a block, room is made there in the same manner, once more and no deeper.
 
     A window that gains enough by its gaps alone needs nothing outside. Without pins the whole heap is one, so a plan
-    exists whenever the free bytes are enough.
+    exists whenever the free bytes are enough. After _MAX_WINDOWS in vain, the cheapest of these is it.
 
 Where blocks are few, all layouts are searched instead (search.py). Differs from the optimum where they are many: chains
 of more than two evacuations are not found. The tests hold it against an exact search that knows nothing of this one.
@@ -19,9 +19,14 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from dpud.gpu.defrag.heap import Block, Heap
 from dpud.gpu.defrag.search import MAX_BLOCKS, search
+
+_MAX_WINDOWS = 500
+_MAX_ROOMS = 16
+"""Windows of one block for which room outside is sought."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,36 @@ def _search(items: Sequence[Item], heap: Heap, size: int, depth: int, closed: tu
     """The cheapest window that can be cleared. `closed`: a range that has to stay as it is."""
     gaps = _gaps(items, heap.nr_bytes, closed)
     best: Found | None = None
-    for cost, first, last in _windows(items, gaps, size):
+    nr_rooms = 0
+    for cost, first, last in islice(_windows(items, gaps, size), _MAX_WINDOWS):
         if best is not None and cost >= best[0]:
-            break
+            return best
         found = _clear(items, gaps, heap, size, (first, last))
-        if found is None and depth and last - first == 1:
+        if found is None and depth and last - first == 1 and nr_rooms < _MAX_ROOMS:
+            nr_rooms += 1
             found = _make_room_outside(items, heap, items[first], (gaps[first][0], gaps[last][1]))
         if found is not None and (best is None or found[0] < best[0]):
             best = found
-    return best
+    return best or _slide(items, gaps, heap, size)
+
+
+def _slide(items: Sequence[Item], gaps: Sequence[tuple[int, int]], heap: Heap, size: int) -> Found | None:
+    """The cheapest window whose gaps are enough by themselves."""
+    best: tuple[int, int, int] | None = None
+    first = gain = cost = 0
+    for last in range(len(gaps)):
+        gain += gaps[last][1] - gaps[last][0]
+        while first < last and gain - (gaps[first][1] - gaps[first][0]) >= size:
+            gain -= gaps[first][1] - gaps[first][0]
+            cost -= items[first].size
+            first += 1
+        if gain >= size and (best is None or cost < best[0]):
+            best = cost, first, last
+        if last < len(items):
+            cost += items[last].size
+            if items[last].fixed:
+                first, gain, cost = last + 1, 0, 0
+    return None if best is None else _clear(items, gaps, heap, size, best[1:])
 
 
 def _gaps(items: Sequence[Item], nr_bytes: int, closed: tuple[int, int]) -> list[tuple[int, int]]:

@@ -50,6 +50,14 @@ class Gpu:
     def stat(self) -> dict[str, int]:
         return {name: int(nr) for name, nr in (line.split() for line in self.read("stat").splitlines())}
 
+    def map(self) -> dict[str, str]:
+        """Read in pieces, as cat does."""
+        file, found = self.tree.open(f"{DEFRAG}/map", os.O_RDONLY), b""
+        while piece := file.read(1000, len(found)):
+            found += piece
+        rows = (line.split() for line in found.decode().splitlines())
+        return {where: picture for where, size, picture in rows if size == "16384"}
+
     def buffer(self, name: str, nr_bytes: int, page_size: str = "4K") -> None:
         folder = f"{CLIENT}/buffers/{name}"
         self.tree.mkdir(folder)
@@ -192,6 +200,19 @@ def test_a_pin_that_makes_no_sense(gpu: Gpu, text: str) -> None:
 
 def test_a_pin_of_what_is_not_allocated(gpu: Gpu) -> None:
     assert errno_of(gpu.write, "pins", "0x1000 4096 nic") == errno.EFAULT
+
+
+def test_the_map_shows_what_is_in_use_and_pinned() -> None:
+    gpu = Gpu()
+    rows = gpu.map()
+    assert rows["device0"] == "." * 512
+    gpu.buffer("one", 16 * KIB)
+    gpu.buffer("two", 20 * KIB)
+    gpu.write("pins", f"{gpu.read('va', f'{CLIENT}/buffers/two')} 4096 nic")
+    assert sorted(gpu.map()["device0"].strip(".")) == ["9", "P"]
+    frame = gpu.memory.locations[0].frames.owner
+    used = (frame >= 0).reshape(512, 8).any(axis=1)
+    assert ["." if not each else "x" for each in used] == [c if c == "." else "x" for c in gpu.map()["device0"]]
 
 
 def test_enomem_says_who_is_in_the_way() -> None:

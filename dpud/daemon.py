@@ -306,6 +306,7 @@ def add_gpu(machine: Machine, owner: Owner, config: Config, clock: PacedClock) -
     if memory.migration is not None:
         owner.background(migration.worker(), "dpud-gpu-migrate")
         owner.background(migration.listener(), "dpud-gpu-listen")
+    owner.background(memory.defrag.background(clock), "dpud-gpu-defrag")
     return memory
 
 

@@ -66,7 +66,11 @@ class PacedClock:
 
     def debt(self) -> "Debt":
         """What is left to wait until real time has come to where the device is now."""
-        return Debt(self._ahead_ns, self.real_ns)
+        return self.until(self._ahead_ns)
+
+    def until(self, ns: int) -> "Debt":
+        """What is left to wait until real time has come to `ns`."""
+        return Debt(ns, self.real_ns)
 
 
 class Debt:

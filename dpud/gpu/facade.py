@@ -44,6 +44,13 @@ from dpud.gpu.facade_compression import decompress_memory as decompress_memory
 from dpud.gpu.facade_compression import get_compression_stats as get_compression_stats
 from dpud.gpu.facade_compression import init_compression_system as init_compression_system
 from dpud.gpu.facade_compression import print_compression_stats as print_compression_stats
+from dpud.gpu.facade_defragmentation import cleanup_defragmentation_manager as cleanup_defragmentation_manager
+from dpud.gpu.facade_defragmentation import get_defragmentation_stats as get_defragmentation_stats
+from dpud.gpu.facade_defragmentation import init_defragmentation_manager as init_defragmentation_manager
+from dpud.gpu.facade_defragmentation import pin_gpu_memory as pin_gpu_memory
+from dpud.gpu.facade_defragmentation import print_defragmentation_stats as print_defragmentation_stats
+from dpud.gpu.facade_defragmentation import run_defragmentation as run_defragmentation
+from dpud.gpu.facade_defragmentation import unpin_gpu_memory as unpin_gpu_memory
 from dpud.gpu.facade_fault_recovery import RECOVERY_CHECKPOINT_RESTORE as RECOVERY_CHECKPOINT_RESTORE
 from dpud.gpu.facade_fault_recovery import RECOVERY_FAILOVER as RECOVERY_FAILOVER
 from dpud.gpu.facade_fault_recovery import RECOVERY_MIGRATE as RECOVERY_MIGRATE

@@ -175,6 +175,7 @@ class FaultService:
             batch = pages[start : start + per_batch]
             busy = set((region.first_key + batch).tolist())
             away = batch[(region.state[batch] == PageState.RESIDENT) & (region.home[batch] != to)]
+            away = away[~self.residency.pins.mask(region, away)]
             stored = batch[region.state[batch] == PageState.STORED]
             self.migrate(region, away, to, busy)
             self._refuse_corrupt(self.residency.bring_in(region, stored, self.locations[to], busy))
@@ -256,10 +257,10 @@ class FaultService:
         self._map(region, pages, at)
 
     def _stays(self, region: Region, pages: Pages, at: int) -> Mask:
-        """Pages that advice keeps where they are."""
+        """Pages that advice, or somebody's pin, keeps where they are."""
         advice, bit = region.advice, np.uint64(1 << at)
         stays: Mask = (advice.preferred[pages] == region.home[pages]) | (advice.accessed_by[pages] & bit != 0)
-        return stays
+        return stays | self.residency.pins.mask(region, pages)
 
     def _try(self, bring: Callable[..., None], region: Region, pages: Pages, at: int, busy: Busy) -> None:
         """Bring pages closer; where there is no room, they are reached over the link."""

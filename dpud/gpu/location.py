@@ -53,6 +53,25 @@ class Location:
             self._buffer.view(at, nr_bytes).fill(0, stream=self._stream)
         self._stream.sync()
 
+    def copy_pages(self, sources: Frames, targets: Frames, page_bytes: int) -> None:
+        """Pages into other frames, within the memory."""
+        per_page = page_bytes // FRAME_BYTES
+        breaks = np.flatnonzero((np.diff(sources) != per_page) | (np.diff(targets) != per_page)) + 1
+        for group in np.split(np.arange(len(sources)), breaks):
+            if len(group):
+                at = int(sources[group[0]]) * FRAME_BYTES, int(targets[group[0]]) * FRAME_BYTES
+                self.copy(*at, len(group) * page_bytes)
+        self._stream.sync()
+
+    def copy(self, source: int, target: int, nr_bytes: int) -> None:
+        """Bytes of the memory to where they do not overlap; they are there after the next method that waits."""
+        view = self._buffer.view
+        view(source, nr_bytes).copy_to(view(target, nr_bytes), stream=self._stream)
+
+    def wait(self) -> None:
+        """Until what `copy` queued is done."""
+        self._stream.sync()
+
     def load(self, frames: Frames, page_bytes: int, offset: int, out: Bytes) -> None:
         """len(out) bytes from `offset` on in the pages taken together."""
         for at, nr_bytes, done in _runs(frames, page_bytes, offset, len(out)):

@@ -34,6 +34,7 @@ from dpud.gpu.address_space.space import DEFAULT_BYTES, AddressSpace, Pages
 from dpud.gpu.blob import PageCodec
 from dpud.gpu.client import Client
 from dpud.gpu.clock import Clock, ManualClock
+from dpud.gpu.defrag.pins import Pin, pin_range
 from dpud.gpu.errors import GpuError
 from dpud.gpu.faults import CorruptAccess, FaultService, Prefetcher, ThrashGuard, Watcher
 from dpud.gpu.hal.engine import DeviceProfile
@@ -102,6 +103,8 @@ class GpuMemory:
         """migration.MigrationModule, where there is one."""
         self.fault: Any = None
         """fault.FaultModule, where there is one."""
+        self.defrag: Any = None
+        """defrag.module.DefragModule, where there is one."""
         self.on_short: Callable[[], None] = lambda: None
         """Called when an access left a location below its low watermark: for whoever runs `background`."""
         self.on_client: Callable[[], None] = lambda: None
@@ -199,6 +202,8 @@ class GpuMemory:
         region.grant, region.priority = grant, priority if grant is None else grant.priority
         self.space.protect(region, client, 0, region.nr_pages, permissions)
         owner.regions.append(region)
+        if self.defrag is not None:
+            self.defrag.tick()
         return region.va
 
     def free(self, va: int, client: str | None = None) -> None:
@@ -232,6 +237,8 @@ class GpuMemory:
         self.space.release(region)
         client.regions.remove(region)
         self.accounting.release(region.grant)
+        if self.defrag is not None:
+            self.defrag.tick()
 
     # Access.
 
@@ -366,6 +373,8 @@ class GpuMemory:
                 self.locations[place].policy.of(region.client).access(region.first_key + first)
             return
         present = np.flatnonzero(entries & PTE_PRESENT)
+        if self.defrag is not None:
+            self.defrag.accessed(region, first, len(entries))
         for location in np.unique(locations_of(entries[present])).tolist():
             access = self.locations[location].policy.of(region.client).access
             here = present[locations_of(entries[present]) == location]
@@ -421,6 +430,14 @@ class GpuMemory:
         if region.type is not RegionType.MANAGED:
             raise GpuError(errno.EINVAL, "only managed memory moves")
         return self.faults.prefetch_to(region, np.arange(first, end), self._location(location).number)
+
+    def pin(self, va: int, nr_bytes: int, owner: str, reason: str = "") -> Pin:
+        """Bring pages in and keep them in their frames (defrag/pins.py). Raises GpuError: EFAULT, ENOMEM, EIO."""
+        return pin_range(self, va, nr_bytes, owner, reason)
+
+    def unpin(self, pin: Pin) -> None:
+        """Raises GpuError(EINVAL) for one that is gone."""
+        self.residency.pins.remove(pin)
 
     def _range_of_owner(self, client: str, va: int, nr_bytes: int) -> tuple[Region, int, int]:
         region = self._at(va)

@@ -35,6 +35,7 @@ import numpy as np
 from dpud.gpu.address_space.pagetable import FRAME_BYTES
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.address_space.space import AddressSpace, Pages
+from dpud.gpu.defrag.pins import Pins
 from dpud.gpu.errors import GpuError
 from dpud.gpu.location import Frames, Location
 from dpud.gpu.performance import performance
@@ -68,6 +69,13 @@ class Examiner(Protocol):
     def screen(self, location: Location, firsts: Frames, order: int, /) -> None: ...
 
 
+class Defragmenter(Protocol):
+    """defrag.DefragModule, as far as the data path goes."""
+
+    def make_block(self, location: Location, order: int, busy: Busy, /) -> bool: ...
+    def explain(self, location: Location, order: int, nr_blocks: int, busy: Busy, /) -> str: ...
+
+
 @dataclass
 class Watermarks:
     """Free memory that `background` keeps in each location, in percent of it."""
@@ -90,6 +98,10 @@ class Residency:
         """Whose pages go first; without it, the policy's order decides alone."""
         self.examiner: Examiner | None = None
         """Who makes good what ECC finds, where faults are reckoned with."""
+        self.pins = Pins()
+        """Pages that stay in their frames."""
+        self.defragmenter: Defragmenter | None = None
+        """Who puts free frames together before somebody is evicted for that."""
         self.events: Counter[str] = Counter(
             dict.fromkeys(("evicted", "evicted_clean", "evicted_copies", "refused", "corrupt", "blocks_emptied"), 0)
         )
@@ -121,19 +133,22 @@ class Residency:
             policy = location.policy.of(region.client)
             for key in keys.tolist():
                 policy.miss(key)
-        taken = self._alloc(location, region.order, keys)
+        taken = self.find_frames(location, region.order, keys)
         if len(taken) < len(keys):
             busy = {*busy, *keys.tolist()}
         while (nr := len(taken)) < len(keys):
             self._make_room(region, len(keys) - nr, location, busy)
-            taken = np.concatenate((taken, self._alloc(location, region.order, keys[nr:])))
+            taken = np.concatenate((taken, self.find_frames(location, region.order, keys[nr:])))
             if len(taken) == nr:
                 self.give_frames(region, pages[:nr], location, taken)
-                raise GpuError(errno.ENOMEM, f"{location.name} is full and nothing on it can be evicted")
+                why = f"{location.name} is full and nothing on it can be evicted"
+                if self.defragmenter is not None:
+                    why += f"; {self.defragmenter.explain(location, region.order, len(keys), busy)}"
+                raise GpuError(errno.ENOMEM, why)
         return taken
 
-    def _alloc(self, location: Location, order: int, keys: Pages) -> Frames:
-        """Blocks for as many pages as there are, none of them known to be broken."""
+    def find_frames(self, location: Location, order: int, keys: Pages) -> Frames:
+        """Free blocks for as many pages as there are, none of them known to be broken; nothing is evicted for it."""
         while True:
             taken = location.frames.alloc(order, keys)
             if self.examiner is None or self.examiner.are_fit(location, taken, order):
@@ -155,6 +170,8 @@ class Residency:
         self._held.update(dict.fromkeys(keys, until_ns))
 
     def _is_held(self, key: int) -> bool:
+        if key in self.pins:
+            return True
         until_ns = self._held.get(key)
         if until_ns is not None and until_ns <= self.space.clock.now_ns():
             del self._held[key]
@@ -175,7 +192,7 @@ class Residency:
             if freed < lacking:
                 self._evict_clean(location, lacking - freed, busy)
         if location.frames.nr_free_for(order) >= 1 << order and not any(location.frames.free_blocks()[order:]):
-            self._empty_a_block(order, location, busy)
+            self._put_together(order, location, busy)
 
     def _evict_in_order(self, location: Location, nr_frames: int, busy: Busy, priority: int) -> int:
         """Evict from clients as admission says -> frames freed."""
@@ -188,8 +205,12 @@ class Residency:
                 self.evict(location, min(lacking, -(-nr_bytes // FRAME_BYTES)), busy, client)
         return location.frames.nr_free - before
 
+    def _put_together(self, order: int, location: Location, busy: Busy) -> None:
+        """There is enough free memory, but nowhere in one piece: pages move within the memory, else out of it."""
+        if self.defragmenter is None or not self.defragmenter.make_block(location, order, busy):
+            self._empty_a_block(order, location, busy)
+
     def _empty_a_block(self, order: int, location: Location, busy: Busy) -> None:
-        """There is enough free memory, but nowhere in one piece."""
         for block in location.frames.blocks_by_use(order)[:_MAX_REFUSALS]:
             keys = location.frames.owners(block, order)
             if all(self._may_go(key, busy) for key in keys) and self._empty(location, keys):
@@ -437,6 +458,7 @@ class Residency:
 
     def forget(self, region: Region) -> None:
         """A region is freed: frames and stored bytes go."""
+        self.pins.forget(region)
         self.discard(region, np.arange(region.nr_pages))
         for key in self._held.keys() & range(region.first_key, region.first_key + region.nr_pages):
             del self._held[key]

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpud.gpu.blob import PageCodec
-from dpud.gpu.clock import Clock, Debt, ManualClock, PacedClock
+from dpud.gpu.clock import Clock, ManualClock, PacedClock
 from dpud.gpu.compression import CompressedPool, CompressionFiles, CompressionSystem
 from dpud.gpu.compression.dictionary import Dictionaries
 from dpud.gpu.configfs import ClientGroup, show_client
+from dpud.gpu.defrag.files import DefragFiles
+from dpud.gpu.defrag.module import DefragModule
 from dpud.gpu.fault.files import CheckpointFiles, FaultFiles
 from dpud.gpu.fault.module import FaultModule
 from dpud.gpu.files import AddressSpaceFiles, MemoryFiles, settle
@@ -100,6 +102,7 @@ def build(
         swap.attach(memory)
     (migration or MigrationModule()).attach(memory)
     FaultModule(memory, _checkpoint_codec(config), config.checkpoint_folder)
+    DefragModule().attach(memory)
     return memory
 
 
@@ -147,6 +150,8 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
         yield "fault/checkpoint", CheckpointFiles(fault)
         for name, point in fault.fail_points.points.items():
             yield f"fault/{name}", point
+    if isinstance(memory.defrag, DefragModule):
+        yield "defrag", DefragFiles(memory.defrag)
 
 
 def add_files(registry: Registry, memory: GpuMemory) -> None:
@@ -180,20 +185,20 @@ def sampler(memory: GpuMemory, clock: PacedClock, arrival: Waitable, wake_up: Ca
     memory.on_client = wake_up
     while True:
         memory.accounting.tell()
-        yield Debt(clock.now_ns() + SAMPLE_NS, clock.real_ns) if memory.clients else arrival
+        yield clock.until(clock.now_ns() + SAMPLE_NS) if memory.clients else arrival
 
 
 def scrubber(fault: FaultModule, clock: PacedClock) -> Operation[None]:
     """The same: scrubs memory, as fast as `scrub_rate` says."""
     while True:
-        yield Debt(clock.now_ns() + _SCRUB_NS, clock.real_ns)
+        yield clock.until(clock.now_ns() + _SCRUB_NS)
         fault.scrubber.scrub(fault.scrubber.bytes_per_s * _SCRUB_NS // 1_000_000_000)
 
 
 def checkpointer(fault: FaultModule, clock: PacedClock) -> Operation[None]:
     """The same: makes checkpoints of all clients, where that is asked for, as often as it is worth it."""
     while True:
-        yield Debt(clock.now_ns() + _LOOK_NS, clock.real_ns)
+        yield clock.until(clock.now_ns() + _LOOK_NS)
         for client in fault.checkpoints.due():
             try:
                 yield from fault.checkpoints.creation(client)

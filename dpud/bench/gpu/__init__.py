@@ -11,8 +11,9 @@ from dpud.errors import UserError
 BENCHMARKS: Mapping[str, str] = {
     "address_space": "address_space",
     "compression": "compression",
-    "migration": "migration",
+    "defrag": "defrag",
     "fault": "fault",
+    "migration": "migration",
     "overcommit": "overcommit",
     "qos": "qos",
     "swap": "swap",

@@ -5,7 +5,8 @@ Theory of operation
     A page of 2^order frames is an aligned block (2 KiB: order 0, 4 KiB: 1, 64 KiB: 5, 2 MiB: 10). Free blocks of an
     order form a doubly linked list through `next` and `prev`; `order_of` of a free block's first frame is its order,
     and -1 everywhere else. `owner` is the key of the page that has a frame, in each of its frames, or FREE; RETIRED
-    are frames that nobody gets any more (fault/), until they are given back.
+    are frames that nobody gets any more (fault/), until they are given back; ISOLATED are free ones that defrag/ has
+    set apart, so that what leaves a block does not come back into it.
 
 Invariants
     - A frame is in exactly one free block, owned by exactly one page, or retired. (The page's own entry points back;
@@ -22,7 +23,7 @@ from dpud.gpu.address_space.pagetable import FRAME_BYTES, FRAME_SHIFT
 from kernelsim.jit import njit
 
 MAX_ORDER = 10
-FREE, RETIRED = -1, -2
+FREE, RETIRED, ISOLATED = -1, -2, -3
 
 Longs: TypeAlias = NDArray[np.int64]
 Orders: TypeAlias = NDArray[np.int8]
@@ -107,6 +108,38 @@ def alloc_frames(
         out[i] = frame
         owner[frame : frame + (1 << order)] = keys[i]
     return len(keys)
+
+
+@njit
+def isolate_frames(
+    heads: Longs, nexts: Longs, prevs: Longs, order_of: Orders, owner: Longs, first: int, end: int
+) -> int:
+    """Take the free blocks within a range off the lists -> how many frames."""
+    nr, at = 0, first
+    while at < end:
+        order = order_of[at]
+        if order < 0:
+            at += 1
+            continue
+        _unlink(heads, nexts, prevs, order_of, at)
+        owner[at : at + (1 << order)] = ISOLATED
+        nr += 1 << order
+        at += 1 << order
+    return nr
+
+
+@njit
+def rejoin_frames(
+    heads: Longs, nexts: Longs, prevs: Longs, order_of: Orders, owner: Longs, first: int, end: int
+) -> int:
+    """The inverse."""
+    nr = 0
+    for frame in range(first, end):
+        if owner[frame] == ISOLATED:
+            owner[frame] = FREE
+            free_frame(heads, nexts, prevs, order_of, frame, 0)
+            nr += 1
+    return nr
 
 
 class FramePool:
@@ -194,6 +227,37 @@ class FramePool:
         free_frame(*self._lists, frame, 0)
         self.nr_free += 1
         self.nr_retired -= 1
+
+    # For who defragments.
+
+    def isolate(self, block: int, order: int) -> None:
+        """Let `alloc` find no free frame of a block, which is not free as a whole."""
+        self.nr_free -= int(isolate_frames(*self._lists, self.owner, block, block + (1 << order)))
+
+    def is_free(self, block: int, order: int) -> bool:
+        """Whether all of a block is."""
+        return bool((self.owner[block : block + (1 << order)] == FREE).all())
+
+    def rejoin(self, block: int, order: int) -> None:
+        """The inverse: they are free as any others."""
+        self.nr_free += int(rejoin_frames(*self._lists, self.owner, block, block + (1 << order)))
+
+    def carve(self, big: int, order: int, keys: Longs) -> Longs:
+        """Blocks of an order for pages, side by side, cut from one free block of order `big`; none if there is none."""
+        assert len(keys) << order <= 1 << big, "more than it holds"
+        first = int(alloc_frame(*self._lists, big))
+        if first < 0:
+            return np.empty(0, dtype=np.int64)
+        end = first + (len(keys) << order)
+        self.owner[first:end] = np.repeat(keys, 1 << order)
+        for frame in range(end, first + (1 << big)):
+            free_frame(*self._lists, frame, 0)
+        self.nr_free -= len(keys) << order
+        return np.arange(first, end, 1 << order)
+
+    def reown(self, frames: Longs, order: int, keys: Longs) -> None:
+        """Frames are other pages' from now on; nothing moves."""
+        self.owner[frames[:, None] + np.arange(1 << order)] = keys[:, None]
 
     def owners(self, frame: int, order: int) -> list[int]:
         """Keys of the pages in a block, each once."""

@@ -130,6 +130,11 @@ def make_ptes(location: int, frames: NDArray[np.int64], bits: np.uint64) -> Ptes
     return (frames.astype(np.uint64) << _PTE_FRAME_SHIFT) | head
 
 
+def with_frames(ptes: Ptes, frames: NDArray[np.int64]) -> Ptes:
+    """The same entries with other frames."""
+    return (ptes & ((np.uint64(1) << _PTE_FRAME_SHIFT) - np.uint64(1))) | (frames.astype(np.uint64) << _PTE_FRAME_SHIFT)
+
+
 class PageTable:
     """The directories, and every location's entries. Arrays grow; take them from here anew after a `map_region`."""
 

@@ -25,9 +25,11 @@ from dpud.gpu.address_space.pagetable import (
     PageTable,
     Ptes,
     find_chunk,
+    locations_of,
     make_ptes,
     pte_phys,
     translate_bulk,
+    with_frames,
 )
 from dpud.gpu.address_space.permissions import Permission
 from dpud.gpu.address_space.regions import PageState, Region, Regions, RegionType
@@ -258,6 +260,16 @@ class AddressSpace:
             if old.any():
                 self._invalidate(region, pages[old != 0], location)
         return dirty
+
+    def relocate_pages(self, region: Region, pages: Pages, home: int, frames: Pages) -> None:
+        """Pages of a memory are in other frames of it: every entry that points there follows, and keeps its bits."""
+        at = region.leaf + pages
+        for location in range(len(self.names)):
+            old = self.table.ptes[location, at]
+            here = (old & PTE_PRESENT != 0) & (locations_of(old) == home)
+            self.table.ptes[location, at[here]] = with_frames(old[here], frames[here])
+            if here.any():
+                self._invalidate(region, pages[here], location)
 
     def write_protect(self, region: Region, pages: Pages) -> None:
         """The next write to these pages asks first."""

@@ -14,8 +14,9 @@ from small import KIB, DictSwap, attempt, small_memory
 
 from dpud.gpu.address_space.advice import Advice
 from dpud.gpu.address_space.permissions import Permission
-from dpud.gpu.address_space.regions import RegionType
+from dpud.gpu.address_space.regions import PageState, RegionType
 from dpud.gpu.check import violations
+from dpud.gpu.defrag.module import DefragModule
 from dpud.gpu.errors import GpuError
 from dpud.gpu.memory import HOST
 from dpud.gpu.migration import MigrationModule
@@ -63,6 +64,8 @@ class Path(RuleBasedStateMachine):
         self.running: Iterator[object] | None = None
         self.qos = QosModule(self.memory.clock)
         self.qos.attach(self.memory)
+        self.defrag = DefragModule(interval_s=0)
+        self.defrag.attach(self.memory)
         self.models: list[Model] = []
         self.rng = np.random.default_rng(7)
 
@@ -259,6 +262,38 @@ class Path(RuleBasedStateMachine):
             assert bulk == -1
         else:
             assert self.memory.translate(va, location) == bulk
+
+    @rule(order=st.integers(2, 7), threshold=st.sampled_from([0.0, 0.3]), pause_us=st.sampled_from([2, 100]))
+    def defragment(self, order: int, threshold: float, pause_us: int) -> None:
+        """Pages move within their memories; nobody notices, and free memory is no more scattered than before."""
+        before = [place.frames.nr_free for place in self.memory.locations]
+        usable = self.usable(order)
+        self.defrag.order, self.defrag.effort.pause_limit_ns = order, pause_us * 1000
+        self.defrag.run(threshold)
+        if not self.may_fail:
+            assert [place.frames.nr_free for place in self.memory.locations] == before
+            assert all(now >= then for now, then in zip(self.usable(order), usable, strict=True))
+
+    def usable(self, order: int) -> list[int]:
+        """Free blocks of an order in each memory, whole ones in larger ones, too."""
+        free = (place.frames.free_blocks() for place in self.memory.locations)
+        return [sum(nr << (at - order) for at, nr in enumerate(blocks) if at >= order) for blocks in free]
+
+    @precondition(lambda self: self.models)
+    @rule(which=FRACTIONS, where=FRACTIONS, length=FRACTIONS, owner=st.sampled_from(["nic", "gdr"]))
+    def pin(self, which: float, where: float, length: float, owner: str) -> None:
+        model = self.pick(which)
+        start, end = self.span(model, where, length)
+        nr_bytes = min(end, start + 64 * KIB, len(model.data)) - start
+        number = attempt(self.memory.pin, model.va + start, nr_bytes, owner, "test")
+        assert number in (0, errno.ENOMEM, *self.may_fail)
+
+    @rule()
+    def unpin(self) -> None:
+        for pin in list(self.memory.residency.pins):
+            region = pin.region
+            assert self.may_fail or (region.state[pin.pages.start : pin.pages.stop] == PageState.RESIDENT).all()
+            self.memory.unpin(pin)
 
     @rule(
         client=st.sampled_from(CLIENTS),

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""Moves pages to other frames of the same memory, while they are in use.
+
+A page is copied within the device, then every entry that points to its old frame follows and keeps its bits; TLBs
+forget it. All of that is one slice: nobody has a turn in between, so no write can be lost. The owner is charged
+(RELOCATION) before the slice begins, so that waiting for bandwidth is not a pause for others.
+
+A page that ECC would refuse to read is examined first (residency.examine), and stays where that leaves it.
+"""
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpud.gpu.address_space.regions import PageState, Region
+from dpud.gpu.address_space.space import Pages
+from dpud.gpu.defrag.effort import Effort
+from dpud.gpu.defrag.pins import Pins
+from dpud.gpu.errors import UncorrectableError
+from dpud.gpu.location import Frames, Location
+from dpud.gpu.traffic import Cause
+
+if TYPE_CHECKING:
+    from dpud.gpu.memory import GpuMemory
+
+STATS = ("passes", "blocks_made", "blocks_failed", "pages_moved", "bytes_moved", "copies_moved", "pages_unreadable")
+
+
+class Relocator:
+    """Of one GpuMemory."""
+
+    def __init__(self, memory: "GpuMemory", effort: Effort) -> None:
+        self.memory, self.effort = memory, effort
+        self.stats: Counter[str] = Counter(dict.fromkeys(STATS, 0))
+
+    @property
+    def pins(self) -> Pins:
+        return self.memory.residency.pins
+
+    def find(self, key: int) -> tuple[Region, int]:
+        return self.memory.space.regions.page_of(key)
+
+    def slices(self, location: Location, keys: list[int]) -> list[tuple[Region, Pages]]:
+        """Pages of a location's frames in groups that may be moved at once; none where one page takes too long."""
+        groups: list[tuple[Region, list[int]]] = []
+        for key in keys:
+            region, page = self.find(key)
+            nr = self.effort.pages_per_slice(location, region.page_bytes)
+            if not nr:
+                return []
+            if not groups or groups[-1][0] is not region or len(groups[-1][1]) >= nr:
+                groups.append((region, []))
+            groups[-1][1].append(page)
+        return [(region, np.array(pages)) for region, pages in groups]
+
+    def move(self, region: Region, pages: Pages, location: Location) -> int:
+        """Pages to any other free frames of a location -> how many moved; nothing is evicted for them."""
+        here = self._movable(region, pages, location)
+        if not len(here):
+            return 0
+        self.memory.residency.charge(region, Cause.RELOCATION, here, location)
+        begin_ns = self.memory.clock.now_ns()
+        frames = self.memory.residency.find_frames(location, region.order, region.first_key + here)
+        moved = self._relocate(region, here[: len(frames)], location, frames)
+        self.effort.spent(self.memory.clock.now_ns() - begin_ns)
+        return moved
+
+    def move_to(self, region: Region, pages: Pages, location: Location, frames: Frames) -> int:
+        """Pages to frames that are theirs already -> how many moved. Frames of those that did not are given back."""
+        here = self._movable(region, pages, location)
+        lost = ~np.isin(pages, here)
+        location.frames.free(frames[lost], region.order, region.first_key + pages[lost])
+        self.memory.residency.charge(region, Cause.RELOCATION, here, location)
+        begin_ns = self.memory.clock.now_ns()
+        moved = self._relocate(region, here, location, frames[~lost])
+        self.effort.spent(self.memory.clock.now_ns() - begin_ns)
+        return moved
+
+    def _movable(self, region: Region, pages: Pages, location: Location) -> Pages:
+        self.memory.residency.examine(region, pages)
+        at = self._frames_at(region, pages, location)
+        movable: Pages = pages[(at >= 0) & ~self.pins.mask(region, pages)]
+        return movable
+
+    @staticmethod
+    def _frames_at(region: Region, pages: Pages, location: Location) -> Frames:
+        """Where pages, or their copies, are in a location's memory; -1 for those that are not."""
+        at_home = (region.state[pages] == PageState.RESIDENT) & (region.home[pages] == location.number)
+        found: Frames = np.where(at_home, region.frame[pages], -1)
+        if region.replicas:
+            for index in np.flatnonzero(~at_home).tolist():
+                found[index] = region.replicas.get(int(pages[index]), {}).get(location.number, -1)
+        return found
+
+    def _relocate(self, region: Region, pages: Pages, location: Location, frames: Frames) -> int:
+        if not len(pages):
+            return 0
+        old, keys = self._frames_at(region, pages, location), region.first_key + pages
+        try:
+            location.copy_pages(old, frames, region.page_bytes)
+        except UncorrectableError:
+            self.stats["pages_unreadable"] += len(pages)
+            location.frames.free(frames, region.order, keys)
+            return 0
+        at_home = region.home[pages] == location.number
+        self.memory.space.relocate_pages(region, pages, location.number, frames)
+        region.frame[pages[at_home]] = frames[at_home]
+        for page, frame in zip(pages[~at_home].tolist(), frames[~at_home].tolist(), strict=True):
+            region.replicas[page][location.number] = frame
+        location.frames.free(old, region.order, keys)
+        self.stats["copies_moved"] += int(np.count_nonzero(~at_home))
+        self.stats["pages_moved"] += len(pages)
+        self.stats["bytes_moved"] += len(pages) << region.page_shift
+        return len(pages)

@@ -27,7 +27,7 @@ _dpud() {
         fi
     done
     if [[ -z $command ]]; then
-        _dpud_offer w bench config demo diag dpu-path exec record reload replay run scenarios shell snapshot status stress --help --version
+        _dpud_offer w bench config demo diag dpu-path exec journal record reload replay run scenarios shell snapshot status stress --help --version
         return
     fi
     case $command in
@@ -42,7 +42,7 @@ _dpud() {
                 _dpud_offer w --write --seed --ops --trace --help
                 return
             fi
-            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu storm service soak
+            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu storm service soak journal kills
             ;;
         config)
             case $prev in
@@ -92,6 +92,13 @@ _dpud() {
             fi
             _dpud_offer c
             ;;
+        journal)
+            if [[ $cur == -* ]]; then
+                _dpud_offer w --help
+                return
+            fi
+            _dpud_offer w --help
+            ;;
         record)
             case $prev in
                 --seconds) _dpud_offer w; return ;;
@@ -137,10 +144,10 @@ _dpud() {
                 --from) _dpud_offer d host; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --mount --config --scenario --from --help
+                _dpud_offer w --mount --config --scenario --from --recover --help
                 return
             fi
-            _dpud_offer w --mount --config --scenario --from --help
+            _dpud_offer w --mount --config --scenario --from --recover --help
             ;;
         scenarios)
             if [[ $cur == -* ]]; then

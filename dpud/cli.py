@@ -64,6 +64,7 @@ def mount_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 @cli.command()
 @mount_option("Mount point; default /run/dpud for root, else $XDG_RUNTIME_DIR/dpud.")
 @machine_options
+@click.option("--recover", is_flag=True, help="Go on from what is whole of a damaged state directory.")
 @click.option("--ready-fd", type=int, hidden=True)
 @click.option("--parent", type=int, hidden=True)
 def run(
@@ -71,6 +72,7 @@ def run(
     config: str | None,
     scenario: str | None,
     source: str | None,
+    recover: bool,
     ready_fd: int | None,
     parent: int | None,
 ) -> None:
@@ -80,7 +82,7 @@ def run(
     from dpud.config import combine, with_place
 
     read = scenarios.sources(config, scenario)
-    options = daemon.RunOptions(combine(read), source, mountpoint, ready_fd, parent)
+    options = daemon.RunOptions(combine(read), source, mountpoint, ready_fd, parent, recover)
     try:
         daemon.run(options)
     except UserError as error:
@@ -340,6 +342,38 @@ def diag(mountpoint: str | None) -> None:
     Console().print(reports.report(path))
 
 
+@cli.group()
+def journal() -> None:
+    """Look into a state directory: what a daemon with `state.directory` has written down."""
+
+
+@journal.command("show")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+def journal_show(directory: Path) -> None:
+    """Print its records, one a line: number, kind, operation, request, `->` what it came to.
+
+    `...` says that the operation goes on in a later record. In brackets is how many values were read from outside.
+    """
+    from dpud import journal_show as shown
+
+    for line in shown.lines(shown.reader_of(directory)):
+        click.echo(line)
+
+
+@journal.command("verify")
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+def journal_verify(directory: Path) -> None:
+    """Check every record. The exit code is 1 if one is torn or damaged."""
+    from dpud import journal_show as shown
+
+    reader = shown.reader_of(directory)
+    for _ in reader:
+        pass
+    text, is_whole = shown.verdict(directory, reader.end)
+    click.echo(text)
+    sys.exit(0 if is_whole else 1)
+
+
 @cli.command()
 @click.argument("name", required=False)
 def demo(name: str | None) -> None:
@@ -353,9 +387,9 @@ def demo(name: str | None) -> None:
 @click.argument("names", metavar="[NAME [DIR]...]...", nargs=-1)
 @click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables to this file.")
 @click.option(
-    "--seed", type=click.IntRange(0), help="soak: what chance begins with; another one each time if left out."
+    "--seed", type=click.IntRange(0), help="soak, kills: what chance begins with; another one each time if left out."
 )
-@click.option("--ops", type=click.IntRange(1), help="soak: how many operations; a million if left out.")
+@click.option("--ops", type=click.IntRange(1), help="soak: how many operations, a million if left out; kills: 1000.")
 @click.option(
     "--trace",
     "traces",
@@ -368,12 +402,12 @@ def bench(
 ) -> None:
     """Measure, beside something real that does the same; all if none is named.
 
-    There are region, node, compaction, fuse, import, pages, replay, service and terabyte. Three go by models: tables
-    holds these against published measurements, breakeven says when an engine gains, engines compares them all on the
-    same memory.
+    There are region, node, compaction, fuse, import, pages, replay, service, terabyte and journal. Three go by models:
+    tables holds these against published measurements, breakeven says when an engine gains, engines compares them all
+    on the same memory.
     `fidelity DIR` compares the emulated compaction with a real one, captured by `dpud snapshot --compact DIR`.
     `gpu compression` is about compressed GPU memory; `gpu` alone runs all of its kind.
-    Only run when named: soak, a long random test.
+    Only run when named: soak, a long random test, and kills, which kills a daemon 1000 times.
     """
     from dpud import bench as benches
 

@@ -45,6 +45,9 @@
     about = "a web server"
     directory = "/sys/kernel/config/kernelsim/mm/web"
     write = { anon = "512M", holes = "50 seed=7" }
+    [state]
+    directory = ""           # keep the machine there, so that it outlives the daemon; "": it does not
+    sync = 1000              # how often the disk has to have it, in ms; "always": before each answer; "none": never
 
 Whatever is left out has the value shown (two nodes of 4G; no level, sysctls, files or steps). A wrong file is refused
 whole, with one line that names file, line and key. A scenario (see scenario.py) is such a file.
@@ -251,6 +254,19 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     about: Annotated[str, _about("What this machine and its workload are for, in one line of `dpud scenarios`.")] = ""
 
 
+class State(Struct, frozen=True, forbid_unknown_fields=True):
+    directory: Annotated[
+        str, _about("Folder with the machine's journal, from which the next start makes it again; empty: none is kept.")
+    ] = ""
+    sync: Annotated[
+        Literal["none", "always"] | Annotated[int, Meta(ge=1, le=60_000)],
+        _about(
+            'When the disk has to have the journal: every so many ms, before each answer ("always"), or when the host '
+            'likes ("none"). That is about loss of power; a killed daemon loses nothing.'
+        ),
+    ] = 1000
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file; `Config()` is the default machine."""
 
@@ -274,6 +290,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     workload: Annotated[
         tuple[Step, ...], _about("Steps that are done in order before the daemon is ready, a table for each.")
     ] = ()
+    state: State = State()
 
     def __post_init__(self) -> None:
         self._check_files()

@@ -16,13 +16,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
-from dpud import claim, namespace, service, workload
+from dpud import claim, namespace, service, state, state_keeping, workload
 from dpud.capture import CaptureError, read_capture, read_host
 from dpud.config import Config, Gpu, Size
 from dpud.config_file import ConfigFile
@@ -36,21 +37,27 @@ from dpud.dpu.sysfs import add_rank_files
 from dpud.errors import UserError
 from dpud.exec import PROBE
 from dpud.gpu.clock import PacedClock
+from dpud.gpu.memory import GpuMemory
 from dpud.gpu.migration import MigrationModule
 from dpud.gpu.performance import set_log_level
 from dpud.gpu.system import GpuConfig, add_files, build, checkpointer, reclaimer, sampler, scrubber
 from dpud.inject import BlockingWaitQueue, LiveClock, boot_time_s
+from dpud.journal_device import NotedDriver
 from dpud.owner import Owner
 from dpud.pacer import Pacer
 from dpud.physmem import PhysMem, alloc_tables
+from dpud.state import State
 from fs import fuse_dev, fuse_ops
-from fs.kernfs import Cred, RunAs, Tree
+from fs.configfs import Ask, ask_directly
+from fs.kernfs import Cred, Tree
 from fs.mountpoint import MountError
+from fs.performer import RunAs
 from kernelsim.hostimage import HostImage
 from kernelsim.machine import Machine, MachineConfig, NodeConfig
 from kernelsim.operation import Operation
 from kernelsim.printk import KERN_ERR
 from kernelsim.task import Task
+from kernelsim.timer import Clock
 from kernelsim.warm import preload
 
 SWITCH_INTERVAL_S = 0.001
@@ -73,6 +80,8 @@ class RunOptions:
     """A pipe that gets one byte when the mount is up; nothing is printed then."""
     parent: int | None = None
     """Live only as long as this process, our parent, and take the mount point along."""
+    recover: bool = False
+    """Go on from what is whole of a damaged state directory."""
 
 
 def run(options: RunOptions) -> None:
@@ -84,26 +93,24 @@ def run(options: RunOptions) -> None:
     _go_before_others(options.config.mount.nice)
     path = options.mount or options.config.mount.path or claim.default()
     connection = service.inherited()
+    if options.source and options.config.state.directory:
+        raise UserError("state.directory: a machine that was captured (--from) cannot be kept")
     with (
         claim.claimed(path, remove=options.parent is not None) if connection is None else nullcontext(),
-        _devices(options.config) as driver,
-        _paced(_build(options, driver)) as (machine, owner),
+        state.opened(options.config, options.recover) as kept,
+        devices(options.config, kept) as driver,
+        running(assembled(options, driver, kept, connection is not None), kept) as live,
     ):
-        preload(DpuDriver())
-        add_device_files(machine, driver)
-        add_gpu(machine, owner, options.config)
-        machine.registry.add("/proc", ConfigFile(options.config))
-        ready = Readiness(options.ready_fd, path, _describe(options, machine))
+        ready = Readiness(options.ready_fd, path, _describe(options, live.machine))
         if service.in_journal():
             service.log_to_journal()
-            machine.printk.console = service.say
+            live.machine.printk.console = service.say
         elif options.ready_fd is None and sys.stderr.isatty():
-            machine.printk.console = lambda level, text: print(f"<{level}> {text}", file=sys.stderr)
-        uid, gid = (os.geteuid(), os.getegid()) if connection is None else (0, 0)
-        tree = Tree(machine.registry, owner.call, owner.look, uid=uid, gid=gid, run_as=_requests_of(machine))
-        workload.apply(tree, options.config, ready.progress)
+            live.machine.printk.console = lambda level, text: print(f"<{level}> {text}", file=sys.stderr)
+        if kept is None or kept.end is None:
+            workload.apply(live.tree, options.config, ready.progress)
         gc.freeze()  # modules and files stay: collections that walk them all would hold requests up
-        _serve(tree, path, options.config, ready, connection)
+        _serve(live.tree, path, options.config, ready, connection)
 
 
 def _go_before_others(nice: int) -> None:
@@ -118,12 +125,79 @@ def _go_before_others(nice: int) -> None:
             Path("/proc/self/autogroup").write_text(str(nice))
 
 
-def _requests_of(machine: Machine) -> RunAs:
+@dataclass(frozen=True)
+class Live:
+    """A machine that runs."""
+
+    machine: Machine
+    owner: Owner
+    pacer: Pacer
+    tree: Tree
+    gpu: GpuMemory | None
+
+
+@cache
+def load_loops() -> None:
+    """The compiled loops, into this process."""
+    preload(DpuDriver())
+
+
+def assembled(options: RunOptions, driver: DpuDriver, kept: State | None, for_root: bool = False) -> Live:
+    """The machine and its files, as they were if there was one; its clock stands still. Raises UserError."""
+    if kept is not None:
+        kept.begin_boot()
+    clock = LiveClock() if kept is None else kept.clock
+    machine = _build(options, driver, clock)
+    owner = _owner_of(machine)
+    pacer = Pacer(machine, owner, clock.now_ns)
+    load_loops()
+    add_device_files(machine, driver)
+    gpu = add_gpu(machine, owner, options.config, PacedClock(clock.now_ns))
+    machine.registry.add("/proc", ConfigFile(options.config))
+    tree = _tree_of(machine, owner, kept, for_root)
+    owner.after()
+    if kept is not None:
+        kept.end_boot()
+        state_keeping.replay(kept, machine, owner, tree.performer, driver)
+    return Live(machine, owner, pacer, tree, gpu)
+
+
+@contextmanager
+def running(live: Live, kept: State | None) -> Iterator[Live]:
+    """From here on time passes."""
+    try:
+        with state_keeping.noted(kept, live.machine, live.owner, live.tree.performer):
+            live.machine.btime_s = boot_time_s(live.machine.clock.now_ns)
+            live.owner.unpark()
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
+            live.pacer.start()
+            yield live
+    finally:  # what is interrupted now is not noted: it goes on with the next start
+        live.owner.close()
+        live.pacer.stop()
+
+
+def _tree_of(machine: Machine, owner: Owner, kept: State | None, for_root: bool) -> Tree:
+    outside = ask_directly if kept is None else kept.outside.take
+    return Tree(
+        machine.registry,
+        owner.call,
+        owner.look,
+        uid=0 if for_root else os.geteuid(),
+        gid=0 if for_root else os.getegid(),
+        run_as=_requests_of(machine, outside),
+        request=owner.request,
+        outside=outside,
+    )
+
+
+def _requests_of(machine: Machine, outside: Ask) -> RunAs:
     """Requests are worked on in the name of who makes them; the machine does so on its first CPU."""
     current = machine.tracing.trace.current
 
     def run_as(cred: Cred, operation: Operation[Any]) -> Operation[Any]:
-        return current.run_as(Task(cred.pid, cred.comm, entry="do_syscall_64"), operation)
+        comm = cred.comm if outside is ask_directly else partial(outside, cred.comm)
+        return current.run_as(Task(cred.pid, comm, entry="do_syscall_64"), operation)
 
     return run_as
 
@@ -134,8 +208,12 @@ def _leave(_signum: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _devices(config: Config) -> Iterator[DpuDriver]:
-    driver = DpuDriver(dpu_config(config))
+def devices(config: Config, kept: State | None) -> Iterator[DpuDriver]:
+    """The DPUs. Raises UserError."""
+    if kept is not None and config.dpu.backend != "emulated":
+        raise UserError(f'state.directory: what a DPU of backend = "{config.dpu.backend}" did cannot be done again')
+    ranks = dpu_config(config)
+    driver = DpuDriver(ranks) if kept is None else NotedDriver(ranks, kept.outside)
     try:
         yield driver
     finally:
@@ -159,13 +237,13 @@ def dpu_config(config: Config) -> DpuConfig:
         raise UserError(f"{where}: {error}") from error
 
 
-def _build(options: RunOptions, driver: DpuDriver) -> Machine:
+def _build(options: RunOptions, driver: DpuDriver, clock: Clock) -> Machine:
     """The machine that the configuration describes, or the one that was captured."""
     memory = PhysMem()
     try:
         config = machine_config(options.config)
         image = _read_image(options) if options.source else None
-        live: dict[str, Any] = {"clock": LiveClock(), "wait_queue": BlockingWaitQueue}
+        live: dict[str, Any] = {"clock": clock, "wait_queue": BlockingWaitQueue}
         live |= {"alloc_words": memory.alloc, "discard": memory.discard}
         if image is None:
             return Machine(config, driver, **live, alloc_tables=alloc_tables)
@@ -202,25 +280,33 @@ def gpu_config(gpu: Gpu) -> GpuConfig:
     )
 
 
-def add_gpu(machine: Machine, owner: Owner, config: Config) -> None:
-    """GPU memory virtualization: its devices, its files, and who keeps memory free in the background."""
+def add_gpu(machine: Machine, owner: Owner, config: Config, clock: PacedClock) -> GpuMemory | None:
+    """GPU memory virtualization: its devices, its files, and who keeps memory free in the background.
+
+    A machine that is kept has no migration: what comes over a connection cannot be done again.
+    """
     gpu = config.gpu
     if not gpu.devices:
-        return
+        return None
     set_log_level()
     migration = MigrationModule(BlockingWaitQueue, lambda: secrets.token_hex(8))
     try:
-        memory = build(gpu_config(gpu), PacedClock(), BlockingWaitQueue(), migration)
+        memory = build(gpu_config(gpu), clock, BlockingWaitQueue(), migration)
     except OSError as error:
         raise UserError(f"gpu.swap_folder: no swap can be made there: {error.strerror}") from error
+    if config.state.directory:
+        memory.migration = None
     add_files(machine.registry, memory)
     short = BlockingWaitQueue()
     owner.background(reclaimer(memory, short, short.wake_up), "dpud-gpu-reclaim")
-    owner.background(sampler(memory), "dpud-gpu-sample")
-    owner.background(migration.worker(), "dpud-gpu-migrate")
-    owner.background(migration.listener(), "dpud-gpu-listen")
-    owner.background(scrubber(memory.fault), "dpud-gpu-scrub")
-    owner.background(checkpointer(memory.fault), "dpud-gpu-checkpoint")
+    arrival = BlockingWaitQueue()
+    owner.background(sampler(memory, clock, arrival, arrival.wake_up), "dpud-gpu-sample")
+    owner.background(scrubber(memory.fault, clock), "dpud-gpu-scrub")
+    owner.background(checkpointer(memory.fault, clock), "dpud-gpu-checkpoint")
+    if memory.migration is not None:
+        owner.background(migration.worker(), "dpud-gpu-migrate")
+        owner.background(migration.listener(), "dpud-gpu-listen")
+    return memory
 
 
 def _read_image(options: RunOptions) -> HostImage:
@@ -244,24 +330,16 @@ def machine_config(config: Config) -> MachineConfig:
     )
 
 
-@contextmanager
-def _paced(machine: Machine) -> Iterator[tuple[Machine, Owner]]:
-    """The machine with its lock and its running clock."""
+def _owner_of(machine: Machine) -> Owner:
+    """Its lock. What it begins in the background waits for `unpark`."""
     owner = Owner()
+    owner.parked = {}
     if machine.config.kconfig.IS_ENABLED("CONFIG_DEBUG_VM"):
         owner.after_slice.append(DebugVm(machine).look)
     owner.changes = machine.registry.changes
     machine.kthreads.spawn = owner.background
-    machine.btime_s = boot_time_s()
     owner.charge = machine.cputime.charge
-    pacer = Pacer(machine, owner, machine.clock.now_ns)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    pacer.start()
-    try:
-        yield machine, owner
-    finally:
-        owner.close()
-        pacer.stop()
+    return owner
 
 
 class DebugVm:

@@ -1,10 +1,71 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the daemon gives to the emulated kernel, which has none of its own: time and sleep."""
+"""What the daemon gives to the emulated kernel, which has none of its own: time and sleep; and a note of what it gave.
+
+The machine is a function of its configuration, of the turns that it was given and their order, and of what it read from
+outside in them: clocks, how long something took, names of callers, when a device was done. All of that goes through
+`Outside`, which notes it turn by turn for the journal (journal.py), and gives the same again when turns are replayed.
+What is read by a thread that has no turn is no input: whoever waits without holding the machine looks at the clock too.
+"""
 
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from kernelsim.wait import WaitQueue
+
+V = TypeVar("V", int, str)
+Value = int | str
+get_ident = threading.get_ident
+
+
+class Diverged(Exception):
+    """A replayed turn went another way than it did when it was recorded."""
+
+
+class Outside:
+    """Values from outside in the turn that is under way, in the order in which they were read."""
+
+    def __init__(self) -> None:
+        self._thread: int | None = None
+        self._values: list[Value] = []
+        self._replayed: Iterator[Value] | None = None
+
+    @property
+    def replaying(self) -> bool:
+        """Is the turn under way being done again?"""
+        return self._replayed is not None
+
+    def begin(self, replayed: Sequence[Value] | None = None) -> None:
+        """A turn of the calling thread begins; with `replayed`, one whose values are known."""
+        self._values = []
+        self._replayed = None if replayed is None else iter(replayed)
+        self._thread = get_ident()
+
+    def end(self) -> list[Value]:
+        """The turn is over -> what was read in it. Raises Diverged if a replayed one has read less than it did."""
+        self._thread = None
+        replayed, self._replayed = self._replayed, None
+        if replayed is not None and next(replayed, None) is not None:
+            raise Diverged("it read less from outside")
+        return self._values
+
+    def take(self, read: Callable[[], V]) -> V:
+        """What `read` gives now, or gave then."""
+        if get_ident() != self._thread:
+            return read()
+        if self._replayed is None:
+            value = read()
+            self._values.append(value)
+            return value
+        return self._next()  # type: ignore[return-value]
+
+    def _next(self) -> Value:
+        assert self._replayed is not None
+        value = next(self._replayed, None)
+        if value is None:
+            raise Diverged("it read more from outside")
+        return value
 
 
 class LiveClock:
@@ -20,9 +81,39 @@ class LiveClock:
         return time.perf_counter_ns()
 
 
-def boot_time_s() -> int:
+class NotedClock(LiveClock):
+    """The same for a machine whose turns are noted. Once turns were replayed, it goes on from their end."""
+
+    def __init__(self, outside: Outside) -> None:
+        self._outside = outside
+        self._ahead_ns = 0
+        self._wall_ahead_ns = 0
+        self._last_ns = 0
+        self._last_wall_ns = 0
+
+    def now_ns(self) -> int:
+        self._last_ns = now_ns = self._outside.take(self._now_ns)
+        return now_ns
+
+    def wall_ns(self) -> int:
+        self._last_wall_ns = wall_ns = self._outside.take(self._wall_ns)
+        return wall_ns
+
+    def _now_ns(self) -> int:
+        return time.monotonic_ns() + self._ahead_ns
+
+    def _wall_ns(self) -> int:
+        return time.perf_counter_ns() + self._wall_ahead_ns
+
+    def go_on(self) -> None:
+        """From the last reading on: as after a suspend, the time in between did not pass."""
+        self._ahead_ns = self._last_ns - time.monotonic_ns()
+        self._wall_ahead_ns = self._last_wall_ns - time.perf_counter_ns()
+
+
+def boot_time_s(clock: Callable[[], int] = time.monotonic_ns) -> int:
     """When the clock read 0, in seconds since 1970."""
-    return round(time.time() - time.monotonic())
+    return round(time.time() - clock() / 1e9)
 
 
 class BlockingWaitQueue(WaitQueue):

@@ -10,6 +10,11 @@ itself chose by yielding, the machine is given up, and every request that queued
 What it yields says what it waits for: None means "others may run now", a waitable is waited for without
 holding the machine. The thread of the request is the one that waits, so a blocked reader blocks nobody
 else.
+
+Each time that somebody has the machine is a turn. Turns that may change it are told to `turns`, where there is one, as
+they end and before anybody else has the machine or gets an answer (journal_turns.py). What they are told as: a request
+as it was made, a step of the clock, or "operation N goes on". Operations are numbered as they begin or are spawned,
+which happens in turns, so when the turns are done again the numbers are the same.
 """
 
 import errno
@@ -19,10 +24,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import GeneratorType
-from typing import Any
+from typing import Any, Protocol
 
+from fs.requests import Request
 from kernelsim.attr import Changes, Operation, Waitable
 
 _WAIT_SLICE_S = 0.05
@@ -30,6 +36,9 @@ _WAIT_SLICE_S = 0.05
 
 _LONE_SLICE_S = 1.0
 """The same where only `close` could interrupt it, as what runs in the background: an idle daemon should sleep."""
+
+_ROOM_WAIT_S = 0.2
+"""How long an operation that cannot be noted waits before it asks again."""
 
 _log = logging.getLogger("dpud")
 
@@ -64,16 +73,48 @@ def _never() -> bool:
     return False
 
 
+class NoRoom(OSError):
+    """The turn cannot be noted, so it was not begun."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOSPC, "the journal cannot grow")
+
+
+Slice = tuple[bool, Any, Any]
+"""What one slice came to: whether that was all; the outcome, or what the operation waits for; the operation."""
+
+
+class Turns(Protocol):
+    """Who is told of turns (journal_turns.Recorder)."""
+
+    def begin(self, number: int, what: Any = None, *args: Any, closes: bool = False) -> None:
+        """A turn begins: `what` is new and gets that number, or operation `number` goes on, or is closed.
+
+        `args` are the others of its function.
+
+        Raises NoRoom if it could not be noted; a request that only looks may go on all the same.
+        """
+        ...
+
+    def end(self, outcome: Slice | Exception) -> None:
+        """It is over. Raises NoRoom if it has to be noted and cannot be; its operation will not go on."""
+        ...
+
+
 class Owner:
     """Runs requests one at a time, and long ones in slices.
 
     The functions in `after_slice` are called at the end of every slice, while the machine is still held (the
     pacer looks there whether a timer was armed). `charge` is told who held the machine, by the name of the
-    thread, and for how many nanoseconds.
+    thread, and for how many nanoseconds. `parked`, unless it is None, takes operations by number instead of
+    their being driven: (operation, name of its thread or "").
     """
 
     def __init__(self) -> None:
         self.after_slice: list[Callable[[], None]] = []
+        self.turns: Turns | None = None
+        self.parked: dict[int, tuple[Operation[Any], str]] | None = None
+        self.nr_operations = 0
         self.charge: Callable[[str, int], None] | None = None
         self.changes = Changes()
         """The machine's, to count its turns in."""
@@ -98,18 +139,99 @@ class Owner:
         return self._call(fn, args, interrupted)
 
     def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], interrupted: Callable[[], bool]) -> Any:
-        over, value, operation = self._first_slice(fn, args)
+        try:  # most requests end here, so this does the rest of what _turn() does by hand
+            over, value, operation = self.slice(fn, args)
+        finally:
+            self._give()
         while not over:
             self._wait(operation, value, interrupted)
             with self._turn():
-                over, value = _advance(operation)
+                over, value, _ = self.go_on(operation)
         return value
+
+    def request(self, fn: Callable[..., Any], what: Any, *args: Any, interrupted: Callable[[], bool] = _never) -> Any:
+        """`call(fn, what, *args)` for what may change the machine: `turns` is told `what` it is, and of its slices.
+
+        Raises NoRoom too, with nothing changed.
+        """
+        self._take(changing=what.__class__ is not Request or not what.kept)
+        try:
+            number, turns = self.nr_operations, self.turns
+            if turns is None:
+                over, value, operation = self.slice(fn, (what, *args))
+            else:
+                over, value, operation = self._first_slice(turns, fn, (what, *args))
+        finally:
+            self._give()
+        return value if over else self._drive(number, operation, value, interrupted)
+
+    def _first_slice(self, turns: Turns, fn: Callable[..., Any], args: tuple[Any, ...]) -> Slice:
+        turns.begin(self.nr_operations, *args)
+        self.nr_operations += 1
+        try:
+            done = self.slice(fn, args)
+        except Exception as error:
+            turns.end(error)
+            raise
+        try:
+            turns.end(done)
+        except NoRoom:
+            done[2].close()
+            raise
+        return done
+
+    def _drive(self, number: int, operation: Operation[Any], waitable: Any, interrupted: Callable[[], bool]) -> Any:
+        """From after the first slice to the end."""
+        over, value = False, waitable
+        while not over:
+            self._wait(operation, value, interrupted, number)
+            over, value, _ = self._next_turn(number, operation)
+        return value
+
+    def _next_turn(self, number: int, operation: Operation[Any]) -> Slice:
+        """One more slice, as soon as it can be noted."""
+        while not self._closing.is_set():
+            with self._turn(), suppress(NoRoom):
+                if self.turns is not None:
+                    self.turns.begin(number)
+                return self._noted(self.go_on, operation)
+            self._closing.wait(_ROOM_WAIT_S)
+        self._close_operation(number, operation)
+        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+    def _noted(self, fn: Callable[..., Slice], *args: Any) -> Slice:
+        """The rest of a turn that has begun."""
+        turns = self.turns
+        if turns is None:
+            return fn(*args)
+        try:
+            done = fn(*args)
+        except Exception as error:
+            turns.end(error)
+            raise
+        turns.end(done)
+        return done
 
     def background(self, operation: Operation[Any], name: str = "dpud-background") -> threading.Thread:
         """Drive `operation` on a thread of its own until it ends or the owner is closed; log a failure."""
-        thread = threading.Thread(target=self._run_background, args=(operation,), name=name, daemon=True)
-        thread.start()
+        number = self.nr_operations
+        self.nr_operations += 1
+        thread = threading.Thread(target=self._run_background, args=(number, operation), name=name, daemon=True)
+        if self.parked is None:
+            thread.start()
+        else:
+            self.parked[number] = operation, name
         return thread
+
+    def unpark(self) -> None:
+        """Drive what is parked: on threads of their own what was spawned; requests are interrupted, nobody waits."""
+        parked, self.parked = self.parked or {}, None
+        for number, (operation, name) in parked.items():
+            if name:
+                args = (number, operation)
+                threading.Thread(target=self._run_background, args=args, name=name, daemon=True).start()
+            else:
+                self._close_operation(number, operation)
 
     @property
     def closed(self) -> bool:
@@ -120,34 +242,51 @@ class Owner:
         """Interrupt every long operation at its next yield; short requests are still served."""
         self._closing.set()
 
-    def _run_background(self, operation: Operation[Any]) -> None:
+    def _run_background(self, number: int, operation: Operation[Any]) -> None:
         try:
-            self.call(lambda: operation)
+            over, value, _ = self._next_turn(number, operation)
+            if not over:
+                self._drive(number, operation, value, _never)
         except Exception as error:
             if not self.closed:
                 _log.error("background operation failed", exc_info=error)
 
-    def _first_slice(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any, Any]:
-        """Call, and begin with the operation it gives -> (over, value or what it waits for, the operation).
+    # Slices, for whoever holds the machine.
 
-        The machine was taken. Most requests end here, so this does the rest of what _turn() does by hand.
-        """
+    def slice(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Slice:
+        """Call, and begin with the operation that this gives, if any."""
         try:
             result = fn(*args)
-            over, value = _advance(result) if isinstance(result, GeneratorType) else (True, result)
+            return _advance(result) if isinstance(result, GeneratorType) else (True, result, None)
+        finally:  # what failed may have armed a timer before
             for look in self.after_slice:
                 look()
-            return over, value, result
+
+    def go_on(self, operation: Operation[Any]) -> Slice:
+        """The next slice."""
+        try:
+            return _advance(operation)
         finally:
-            self._give()
+            self.after()
+
+    def close_operation(self, operation: Operation[Any]) -> Slice:
+        """End it where it is."""
+        try:
+            operation.close()  # its `finally` blocks put the machine right
+            return True, None, None
+        finally:
+            self.after()
+
+    def after(self) -> None:
+        """What comes at the end of every slice."""
+        for look in self.after_slice:
+            look()
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
         self._take()
         try:
             yield
-            for look in self.after_slice:
-                look()
         finally:
             self._give()
 
@@ -167,19 +306,35 @@ class Owner:
         self._holder = None
         self._lock.release()
 
-    def _wait(self, operation: Operation[Any], waitable: Waitable | None, interrupted: Callable[[], bool]) -> None:
+    def _wait(
+        self,
+        operation: Operation[Any],
+        waitable: Waitable | None,
+        interrupted: Callable[[], bool],
+        number: int | None = None,
+    ) -> None:
         slice_s = _LONE_SLICE_S if interrupted is _never else _WAIT_SLICE_S
         while not (self.closed or interrupted()):
             if waitable is None or waitable.wait(slice_s):
                 return
-        with self._turn():
-            operation.close()  # its `finally` blocks put the machine right
+        self._close_operation(number, operation)
         raise OSError(errno.EINTR, os.strerror(errno.EINTR))
 
+    def _close_operation(self, number: int | None, operation: Operation[Any]) -> None:
+        """As soon as it can be noted; a daemon that ends notes nothing any more."""
+        while True:
+            with self._turn(), suppress(NoRoom):
+                if self.turns is None or number is None:
+                    self.close_operation(operation)
+                else:
+                    self.turns.begin(number, closes=True)
+                    self._noted(self.close_operation, operation)
+                return
+            time.sleep(_ROOM_WAIT_S)
 
-def _advance(operation: Operation[Any]) -> tuple[bool, Any]:
-    """(False, what it yielded) or (True, what it returned)."""
+
+def _advance(operation: Operation[Any]) -> Slice:
     try:
-        return False, next(operation)
+        return False, next(operation), operation
     except StopIteration as stop:
-        return True, stop.value
+        return True, stop.value, operation

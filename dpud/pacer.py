@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from dpud.owner import Owner
+from dpud.owner import NoRoom, Owner
+
+_ROOM_WAIT_S = 0.2
 
 _log = logging.getLogger("dpud")
 
@@ -57,7 +59,8 @@ class Pacer:
         """End the thread; machine time stands still from here on."""
         self._stopping = True
         self._woken.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def notice(self) -> None:
         """Called by the owner after each slice: wake up if a timer was armed that is due before the planned
@@ -75,8 +78,14 @@ class Pacer:
         elif (early_ns := self._planned - self._now_ns()) > 0:
             self._sleep(early_ns / 1e9)
         else:
-            self._owner.call(self._machine.step, self._now_ns())
+            self._step()
         self._woken.clear()  # whatever set it is seen by the next round's plan
+
+    def _step(self) -> None:
+        try:
+            self._owner.request(self._machine.step, self._now_ns())
+        except NoRoom:  # time stands still until it can be noted again
+            self._sleep(_ROOM_WAIT_S)
 
     def _plan(self) -> None:
         self._planned = self._machine.peek()

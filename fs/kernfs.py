@@ -11,6 +11,8 @@ Theory of operation
     - whatever runs a hook or changes the registry goes through `call`, which holds the machine meanwhile
       and drives operations (generators), giving the machine away at each of their yields.
 
+    What a file is asked for goes there as a `Request`, plain data that the `Performer` works on.
+
     An open file keeps its node. If the node was removed meanwhile, each access says so (`Rules.gone`).
 """
 
@@ -19,10 +21,14 @@ import os
 import select
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
-from fs.configfs import Items, error
+from fs import requests
+from fs.configfs import Ask, Items, ask_directly, error
+from fs.performer import Performer, RunAs, run_directly
+from fs.requests import ROOT as ROOT
+from fs.requests import Cred as Cred
+from fs.requests import Request
 from fs.rules import DIR_MODES, RULES, Rules
 from fs.seq_file import SeqFile
 from kernelsim.attr import (
@@ -31,8 +37,6 @@ from kernelsim.attr import (
     Flavour,
     Link,
     Node,
-    Opener,
-    Operation,
     Registry,
     StreamOverrun,
     WaitQueue,
@@ -72,33 +76,6 @@ def call_directly(fn: Callable[..., Any], /, *args: Any, interrupted: Callable[[
     return complete(result) if hasattr(result, "send") else result
 
 
-@dataclass(frozen=True)
-class Cred:
-    """Who asks."""
-
-    uid: int = 0
-    gid: int = 0
-    groups: Callable[[], frozenset[int]] = field(default=frozenset, compare=False)
-    """Supplementary groups; asked for only where the answer depends on them."""
-    pid: int = 0
-    """Thread that asks, and its name; 0 and "" where that is not known."""
-    comm: Callable[[], str] = field(default=str, compare=False)
-
-    def in_group(self, gid: int) -> bool:
-        return gid == self.gid or gid in self.groups()
-
-
-ROOT = Cred()
-
-
-RunAs = Callable[[Cred, Operation[Any]], Operation[Any]]
-
-
-def _run(_cred: Cred, operation: Operation[Any]) -> Operation[Any]:
-    """The RunAs of a machine that does not care who asks."""
-    return operation
-
-
 class Stat(NamedTuple):
     """stat(2) of a node; times in nanoseconds."""
 
@@ -129,7 +106,7 @@ def _type_bits(node: Node) -> int:
 class OpenFile:
     """One open(2) of a file. Several threads may use it at once."""
 
-    def __init__(self, tree: "Tree", node: File, flags: int, user: Any = None) -> None:
+    def __init__(self, tree: "Tree", node: File, flags: int, user: int = 0) -> None:
         self._tree = tree
         self.node = node
         self._user = user
@@ -186,9 +163,18 @@ class OpenFile:
     def _read_stream(
         self, size: int, offset: int, nonblock: bool, cred: Cred, interrupted: Callable[[], bool]
     ) -> bytes:
-        hook, args = self.node.attr.read_stream, (offset + self._skipped, size, nonblock)
-        self._pos = offset + self._skipped
-        data: bytes = self._tree.call(self._tree.operate, cred, self.node, hook, *args, interrupted=interrupted)
+        node, pos = self.node, offset + self._skipped
+        request = Request(
+            requests.READ_STREAM,
+            node.path,
+            node.ino,
+            pos=pos,
+            size=size,
+            flags=int(nonblock),
+            changes=node.attr.kind.consumed,
+        )
+        self._pos = pos
+        data: bytes = self._tree.ask(request, cred, interrupted=interrupted)
         self._pos = offset + self._skipped + len(data)
         return data
 
@@ -216,8 +202,8 @@ class OpenFile:
 
     def release(self) -> None:
         """The last close(2)."""
-        if self._user is not None:
-            self._tree.call(self.node.attr.release_stream, self.node.kobj, self._user)
+        if self._user:
+            self._tree.ask(Request(requests.RELEASE, self.node.path, self.node.ino, user=self._user), ROOT)
 
     def write(self, data: bytes, offset: int, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> int:
         """pwrite(2) -> bytes taken. Raises OSError as the attribute's kind and store do."""
@@ -227,31 +213,31 @@ class OpenFile:
             if self._appends:  # proc goes by the file position; FUSE makes the offset from a cached size
                 offset, self._nr_appended = self._nr_appended, self._nr_appended + len(data)
             if offset and attr.writable:  # kernel.sysctl_writes_strict = 1: the data do nothing, all of them are taken
-                return self._operate(cred, interrupted, attr.write_skipped, len(data))
+                return self._write(Request(requests.SKIP, node.path, node.ino, size=len(data)), cred, interrupted)
         if not attr.writable:
             raise error(self._rules.no_write, node.path)
         if attr.is_stream:
-            nr_taken = self._operate(cred, interrupted, attr.write_stream, data, offset, self._user)
+            request = Request(requests.WRITE_STREAM, node.path, node.ino, data, offset, user=self._user)
+            nr_taken = self._write(request, cred, interrupted)
             if not (self._appends or isinstance(attr.kind, Bytes)):
                 self._skipped -= nr_taken  # the file position went on, a reader's place among records did not
             return nr_taken
-        return self._operate(cred, interrupted, attr.write_text, data[: self._rules.write_window], node.flavour)
+        window = data[: self._rules.write_window]
+        return self._write(Request(requests.WRITE, node.path, node.ino, window), cred, interrupted)
 
-    def _operate(
-        self, cred: Cred, interrupted: Callable[[], bool], hook: Callable[..., Operation[int]], *args: Any
-    ) -> int:
-        nr_taken: int = self._tree.call(self._tree.operate, cred, self.node, hook, *args, interrupted=interrupted)
+    def _write(self, request: Request, cred: Cred, interrupted: Callable[[], bool]) -> int:
+        nr_taken: int = self._tree.ask(request, cred, interrupted=interrupted)
         return nr_taken
 
     def truncate(self, cred: Cred = ROOT) -> None:
         """ftruncate(2), and what open(2) with O_TRUNC comes to."""
         if self.node.attr.truncatable:
-            self._tree.call(self._tree.operate, cred, self.node, self.node.attr.truncate_file)
+            self._tree.ask(Request(requests.TRUNCATE, self.node.path, self.node.ino), cred)
 
     def _render(self, cred: Cred, interrupted: Callable[[], bool]) -> bytes:
-        node, tree = self.node, self._tree
-        call = tree.look if node.attr.kept else tree.call
-        text: bytes = call(tree.operate, cred, node, node.attr.read_text, interrupted=interrupted)
+        node = self.node
+        request = Request(requests.READ, node.path, node.ino, changes=node.attr.kind.consumed, kept=node.attr.kept)
+        text: bytes = self._tree.ask(request, cred, interrupted=interrupted)
         return text[: self._rules.file_size - 1] if self._rules.file_size else text
 
 
@@ -264,6 +250,8 @@ class Tree:
     uid, gid    who the files belong to: whoever runs the emulated kernel is its root
     now_ns      shown as the time of every node
     run_as      drives an operation on behalf of whoever asks
+    request     `call` for requests, as (perform, request, cred); `call` itself if None
+    outside     what does not follow from requests is read through it
     """
 
     def __init__(
@@ -275,17 +263,20 @@ class Tree:
         uid: int = 0,
         gid: int = 0,
         now_ns: int = 0,
-        run_as: RunAs = _run,
+        run_as: RunAs = run_directly,
+        request: Callable[..., Any] | None = None,
+        outside: Ask = ask_directly,
     ) -> None:
         self.call = call
         self.look = look or call
         self.counts_turns = look is not None
         self.changes = registry.changes
         self.uid = uid
-        self._run_as = run_as
+        self._request = request
         self._registry = registry
         self._nodes = registry.nodes
-        self._items = Items(registry)
+        self._items = Items(registry, outside)
+        self.performer = Performer(registry, self._items, run_as, outside)
         self._gid = gid
         self._now_ns = now_ns
 
@@ -348,10 +339,10 @@ class Tree:
         access = {os.O_RDONLY: READ, os.O_WRONLY: WRITE}.get(flags & os.O_ACCMODE, READ | WRITE)
         if access & ~self._openable(node) or not self._permitted(node, cred, access):
             raise error(errno.EACCES, path)
-        user = None
-        if node.attr.is_stream:
-            opener = Opener(flags, cred.comm(), cred.uid in (0, self.uid))
-            user = self.call(node.attr.open_stream, node.kobj, opener)
+        user = 0
+        if node.attr.has_users:
+            privileged = int(cred.uid in (0, self.uid))
+            user = self.ask(Request(requests.OPEN, path, node.ino, pos=privileged, flags=flags), cred)
         return OpenFile(self, node, flags, user)
 
     # Changing the tree.
@@ -370,11 +361,11 @@ class Tree:
 
     def mkdir(self, path: str, cred: Cred = ROOT) -> None:
         """Make an item in a configfs directory."""
-        self.call(lambda: self._run_as(cred, self._items.make(path)))
+        self.ask(Request(requests.MKDIR, path), cred)
 
     def rmdir(self, path: str, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> None:
         """Remove an item of a configfs directory; only the wait for requests inside it can be interrupted."""
-        while not self.call(lambda: self._run_as(cred, self._items.drop(path))):
+        while not self.ask(Request(requests.RMDIR, path), cred):
             self.call(self._items.idle, path, interrupted=interrupted)
 
     def truncate(self, path: str, cred: Cred = ROOT) -> None:
@@ -388,11 +379,7 @@ class Tree:
         node = self._lookup(path)
         if node.flavour is Flavour.SYSCTL or not isinstance(node, File):
             raise error(errno.EPERM, path)
-        self.call(self._chmod, node, stat.S_IMODE(mode) & 0o777)
-
-    def _chmod(self, file: File, mode: int) -> None:
-        file.mode = mode
-        self.changes.change_name()
+        self.ask(Request(requests.CHMOD, path, node.ino, pos=stat.S_IMODE(mode) & 0o777), ROOT)
 
     def chown(self, path: str, uid: int, gid: int) -> None:
         """chown(2); -1 leaves one as it is. Raises EPERM for sysctls, and for any new owner."""
@@ -410,17 +397,10 @@ class Tree:
 
     # For open files.
 
-    def operate(self, cred: Cred, file: File, hook: Callable[..., Operation[R]], *args: Any) -> Operation[R]:
-        """One request on an attribute. Raises the flavour's `gone` error once it was removed."""
-        if not file.alive:
-            raise error(RULES[file.flavour].gone, file.path)
-        operation = self._run_as(cred, hook(file.kobj, *args))
-        return self._inside(file, operation) if file.flavour is Flavour.CONFIGFS else operation
-
-    def _inside(self, file: File, operation: Operation[R]) -> Operation[R]:
-        """The same, kept from being dropped meanwhile."""
-        with self._items.inside(file):
-            return (yield from operation)
+    def ask(self, request: Request, cred: Cred, *, interrupted: Callable[[], bool] = _never) -> Any:
+        """Have a request performed by whoever owns the machine."""
+        run = self._request or (self.look if request.kept else self.call)
+        return run(self.performer.perform, request, cred, interrupted=interrupted)
 
     def check_again(self, file: File, cred: Cred, access: int) -> None:
         """sysctl asks for permission at each read and write, whoever opened the file. Raises EPERM."""

@@ -202,6 +202,10 @@ class Attr(Generic[T]):
         return self._kept or (self._show is None and self.default is not None)
 
     @property
+    def has_users(self) -> bool:
+        return self._open is not None
+
+    @property
     def readable(self) -> bool:
         return self.default is not None or self._show is not None or self._read is not None
 

@@ -22,7 +22,7 @@ import errno
 import re
 from abc import ABC, abstractmethod
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -124,6 +124,9 @@ def parse_kstrto(data: bytes, base: int, *, signed: bool) -> int:
 
 class Kind(ABC, Generic[T]):
     """One kind of value. Kinds hold no value themselves, so one may serve many files."""
+
+    consumed = False
+    """Reading the file changes the machine."""
 
     @abstractmethod
     def parse(self, data: bytes, flavour: Flavour) -> tuple[T, int]:
@@ -400,3 +403,12 @@ class Bytes(Stream):
 
     def describe(self) -> str:
         return "bytes"
+
+
+AnyKind = TypeVar("AnyKind", bound=Kind[Any])
+
+
+def consumed(kind: AnyKind) -> AnyKind:
+    """The kind of a file whose reading changes the machine: records go with it, pages come, averages are updated."""
+    kind.consumed = True
+    return kind

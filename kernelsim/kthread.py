@@ -56,16 +56,20 @@ class Kthreads:
         due = [thread.due_ns(now_ns) for thread in self.threads if not thread.running]
         return min((ns for ns in due if ns is not None), default=None)
 
-    def step(self, now_ns: int) -> None:
-        """Start a round of every thread that is due."""
+    def step(self, now_ns: int) -> frozenset[str] | None:
+        """Start a round of every thread that is due -> those that found nothing to do, None if one did."""
+        idle, nr_started = set(), 0
         for thread in self.threads:
             due_ns = None if thread.running else thread.due_ns(now_ns)
             if due_ns is not None and due_ns <= now_ns:
                 with self._current.as_task(thread.task):
                     work = thread.work(now_ns)
+                idle.add(thread.name)
                 if work is not None:
+                    nr_started += 1
                     thread.running = True
                     self.spawn(self._current.run_as(thread.task, _round(thread, work)), thread.name)
+        return None if nr_started else frozenset(idle)
 
 
 def _round(thread: Kthread, work: LongOp) -> LongOp:

@@ -26,6 +26,7 @@ from kernelsim.content import WORDS_FULL, WORDS_NONE, WORDS_STAMP
 from kernelsim.contig import Contig
 from kernelsim.cpu import add_cpu_files
 from kernelsim.cputime import CpuTime
+from kernelsim.digest import Digest
 from kernelsim.direct_alloc import DirectBlocks
 from kernelsim.dpu_compact import DpuCompact
 from kernelsim.dpu_compact_direct import DpuDirectCompaction
@@ -66,6 +67,8 @@ from kernelsim.wait import WaitQueue
 _MIN_NODE_BYTES = 32 << 20
 _MEMMAP_BYTES = 64  # struct page: what a real machine sets aside for each of its pages
 LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
+_NOT_HASHED = ("memory", "hw", "clock", "cputime", "btime_s", "console", "_callbacks", "nr_acquired", "changes")
+"""Attributes that `whole_hash` leaves out. Memory is in `state_hash`; who looks takes locks and hangs up callbacks."""
 _WORDS = {"full": WORDS_FULL, "stamp": WORDS_STAMP, "none": WORDS_NONE}
 
 
@@ -320,10 +323,15 @@ class Machine:
         due = [ns for ns in (self.reporting.peek(), self.kthreads.peek(now_ns)) if ns is not None]
         return min(due, default=None)
 
-    def step(self, now_ns: int) -> None:
-        """Run what is due, and start the rounds of kernel threads that are."""
-        self.reporting.step(now_ns)
-        self.kthreads.step(now_ns)
+    def step(self, now_ns: int) -> frozenset[str] | None:
+        """Run what is due, and start the rounds of kernel threads that are.
+
+        Returns None if anything happened, else who looked and went back to sleep: all that is new is when they look
+        next, which is the same whether they looked before or not.
+        """
+        has_reported = self.reporting.step(now_ns)
+        idle = self.kthreads.step(now_ns)
+        return None if has_reported else idle
 
     # Processes.
 
@@ -420,3 +428,12 @@ class Machine:
         digest.update(debug_vm.content_digest(mem.pages, vm.memory, mem.nr_pages).tobytes())
         digest.update("\n".join(self.printk.lines()).encode())
         return digest.hexdigest()
+
+    def whole_hash(self) -> str:
+        """The same over all there is: whatever files can show, and what decides how it goes on.
+
+        Not in it: what is measured outside (cputime.py), which is no function of the inputs, and the device.
+        """
+        digest = Digest(("kernelsim",), _NOT_HASHED)
+        digest.add(self)
+        return hashlib.sha256(f"{self.state_hash()} {digest.hexdigest()}".encode()).hexdigest()

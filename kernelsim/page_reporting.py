@@ -60,9 +60,10 @@ class PageReporting:
     def peek(self) -> int | None:
         return self._due_ns
 
-    def step(self, now_ns: int) -> None:
+    def step(self, now_ns: int) -> bool:
+        """Go on with the sweep, or begin one, if it is time to."""
         if self.discard is None or self._due_ns is None or now_ns < self._due_ns:
-            return
+            return False
         if self._at == 0:
             self._seen = self._activity()
         start, stop = next_free_run(self.mem.pages, self._at, self.mem.nr_pages, _PAGES_A_STEP)
@@ -71,3 +72,4 @@ class PageReporting:
             self.reported_pages += stop - start
         self._at = stop if stop < self.mem.nr_pages else 0
         self._due_ns = now_ns + 1 if self._at else None
+        return True

@@ -15,7 +15,7 @@ import errno
 from kernelsim import trace_output
 from kernelsim.attr import Attr, Flavour, Int, Kobject, Stream, Text
 from kernelsim.ftrace import TRACERS, Ftrace
-from kernelsim.kinds import einval, parse_kstrto
+from kernelsim.kinds import consumed, einval, parse_kstrto
 from kernelsim.operation import Operation
 from kernelsim.ring_buffer import Record, seconds
 from kernelsim.trace import CLOCKS, OPTIONS, UNUSED_SIZE_KB, Trace
@@ -108,7 +108,7 @@ class TraceFiles(Kobject):
     """`trace` and `trace_pipe`, of all CPUs or of one."""
 
     trace = Attr(Text(), mode=_READ_WRITE, doc="The records, in order of time; reading leaves them. `>` empties it.")
-    trace_pipe = Attr(Stream(), mode=_READ, doc="The same, consumed as they are read; waits for more.")
+    trace_pipe = Attr(consumed(Stream()), mode=_READ, doc="The same, consumed as they are read; waits for more.")
 
     def __init__(self, trace: Trace, ftrace: Ftrace, cpu: int | None = None) -> None:
         self._trace = trace
@@ -145,7 +145,9 @@ class TraceFiles(Kobject):
 class RawPipe(Kobject):
     """`per_cpu/cpuN/trace_pipe_raw`."""
 
-    trace_pipe_raw = Attr(Stream(), mode=_READ, doc="Records as binary pages, consumed; a page a read, waits for one.")
+    trace_pipe_raw = Attr(
+        consumed(Stream()), mode=_READ, doc="Records as binary pages, consumed; a page a read, waits for one."
+    )
 
     def __init__(self, trace: Trace, symbols: Symbols, cpu: int) -> None:
         self._trace = trace

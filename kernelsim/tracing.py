@@ -51,6 +51,10 @@ class Tracing:
         if self._kconfig.IS_ENABLED("CONFIG_DYNAMIC_DEBUG"):
             self.dynamic_debug.add(objects)
 
+    def looks_leave_records(self) -> bool:
+        """Is anything traced just now? Then even who only reads a file may leave a record."""
+        return self.ftrace.current_tracer != "nop" or bool(self.trace.enabled)
+
     def files(self) -> Iterator[tuple[str, Kobject]]:
         """(directory, Kobject) of everything this kernel has of it."""
         if self._kconfig.IS_ENABLED("CONFIG_FTRACE"):

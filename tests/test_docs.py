@@ -69,6 +69,7 @@ def test_the_guide_s_configuration_leaves_no_key_out() -> None:
         config.Dpu,
         config.Gpu,
         config.Mount,
+        config.State,
         config.Log,
         config.Step,
     ):

@@ -35,13 +35,15 @@ BENCHMARKS: Mapping[str, str] = {
     "storm": "storm",
     "service": "service",
     "soak": "soak",
+    "journal": "journal",
+    "kills": "kills",
 }
 """Name on the command line -> module of this package."""
 
 TAKES_FOLDERS = ("fidelity", "gpu")
 """Take words behind their name: folders, or one of the modules of GPU memory virtualization."""
 
-ON_REQUEST = ("soak",)
+ON_REQUEST = ("soak", "kills")
 """Only run when named: a test rather than a measurement, and long. They show their own progress."""
 
 _WIDTH = 110  # where the terminal does not say
@@ -57,15 +59,15 @@ def run(
 ) -> int:
     """Run the benchmarks named (all if none is), print their tables, and write them to `write` as Markdown.
 
-    Behind a benchmark of TAKES_FOLDERS, words that name no benchmark are its folders. `seed` and `ops` are for soak,
-    `traces` are logs for gpu overcommit.
+    Behind a benchmark of TAKES_FOLDERS, words that name no benchmark are its folders. `seed` and `ops` are for those
+    ON_REQUEST, `traces` are logs for gpu overcommit.
     Returns the exit code. Raises UserError.
     """
     usual = [name for name in BENCHMARKS if name not in ON_REQUEST]
     wanted = _parse([names] if isinstance(names, str) else list(names or usual))
     options: dict[str, Any] = {key: value for key, value in (("seed", seed), ("ops", ops)) if value is not None}
-    if options and wanted != [("soak",)]:
-        raise UserError(f"--{next(iter(options))} is for soak alone")
+    if options and (len(wanted) != 1 or wanted[0][0] not in ON_REQUEST):
+        raise UserError(f"--{next(iter(options))} is for soak or kills alone")
     if traces and wanted != [("gpu", "overcommit")]:
         raise UserError("--trace is for gpu overcommit alone")
     options |= {"traces": traces} if traces else {}

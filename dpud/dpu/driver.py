@@ -208,11 +208,13 @@ class DpuDriver:
         completion = BatchCompletion()
         if not self.pool.nr_present:
             raise _no_device()
-        batch = self._drawn(batch)
+        self._queue(self._drawn(batch), completion)
+        return completion
+
+    def _queue(self, batch: Batch, completion: BatchCompletion) -> None:
         with self._lock:
             self._waiting.append((batch, completion))
         self._start_waiting()
-        return completion
 
     def _drawn(self, batch: Batch) -> Batch:
         """The batch with the fault that it will meet."""
@@ -230,19 +232,24 @@ class DpuDriver:
 
     def _start_waiting(self) -> None:
         """Start queued batches, oldest first, as long as a rank is free."""
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    return
-                try:
-                    dpus = self._alloc()
-                except OSError as no_device:
-                    self._waiting.popleft()[1].finish(no_device)
-                    continue
-                if dpus is None:
-                    return
-                batch, completion = self._waiting.popleft()
-            self._start(dpus, batch, completion)
+        while self._start_one():
+            pass
+
+    def _start_one(self) -> bool:
+        """Start the oldest queued batch, or end it where no rank is left; False if none is queued, or all are busy."""
+        with self._lock:
+            if not self._waiting:
+                return False
+            try:
+                dpus = self._alloc()
+            except OSError as no_device:
+                self._waiting.popleft()[1].finish(no_device)
+                return True
+            if dpus is None:
+                return False
+            batch, completion = self._waiting.popleft()
+        self._start(dpus, batch, completion)
+        return True
 
     def _start(self, dpus: DpuSet, batch: Batch, completion: BatchCompletion) -> None:
         """Launch asynchronously; the rank's worker collects the outcome behind it."""

@@ -8,6 +8,7 @@ PacedClock   the daemon's: sleeping only notes how far ahead of real time the de
 """
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 _NS = 1_000_000_000
@@ -51,34 +52,36 @@ class RealClock:
 
 
 class PacedClock:
-    """Real time, or later where the device has more to do than real time had room for."""
+    """Real time, as `real_ns` has it, or later where the device has more to do than real time had room for."""
 
-    def __init__(self) -> None:
+    def __init__(self, real_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self.real_ns = real_ns
         self._ahead_ns = 0
 
     def now_ns(self) -> int:
-        return max(time.monotonic_ns(), self._ahead_ns)
+        return max(self.real_ns(), self._ahead_ns)
 
     def sleep_until(self, ns: int) -> None:
         self._ahead_ns = max(self._ahead_ns, ns)
 
     def debt(self) -> "Debt":
         """What is left to wait until real time has come to where the device is now."""
-        return Debt(self._ahead_ns)
+        return Debt(self._ahead_ns, self.real_ns)
 
 
 class Debt:
     """A kernelsim.operation.Waitable: over once real time has come to `deadline_ns`."""
 
-    def __init__(self, deadline_ns: int) -> None:
+    def __init__(self, deadline_ns: int, real_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._deadline_ns = deadline_ns
+        self._real_ns = real_ns
 
     @property
     def is_over(self) -> bool:
-        return time.monotonic_ns() >= self._deadline_ns
+        return self._real_ns() >= self._deadline_ns
 
     def wait(self, timeout_s: float, /) -> bool:
-        left_s = (self._deadline_ns - time.monotonic_ns()) / _NS
+        left_s = (self._deadline_ns - self._real_ns()) / _NS
         if left_s > 0:
             time.sleep(min(left_s, timeout_s))
         return self.is_over

@@ -43,6 +43,7 @@ from kernelsim.attr import (
     Text,
     Trigger,
 )
+from kernelsim.kinds import consumed
 
 _PIECE_BYTES = 128 << 10
 """How much of one read or write is done before others may use the machine."""
@@ -61,7 +62,11 @@ class Buffer(Kobject):
     size = Attr(Size(0, MAX_BUFFER_BYTES), doc="Bytes; writing allocates, 0 frees. EBUSY while there are some.")
     permissions = Attr(Permissions(), READ_WRITE, doc="What the client itself may do with it.")
     va = Attr(Text(), doc="Its address; empty without memory.")
-    data = Attr(Bytes(), mode=0o600, doc="Its bytes, at offsets. EACCES where permissions say so, EIO for lost ones.")
+    data = Attr(
+        consumed(Bytes()),
+        mode=0o600,
+        doc="Its bytes, at offsets. EACCES where permissions say so, EIO for lost ones.",
+    )
     state = Attr(Text(), doc="Its pages: by state, by location, dirty, accessed; name and count.")
     location = Attr(
         Text(), doc="Where data is accessed from: deviceN or host; the client's device at first.", mode=0o644
@@ -372,6 +377,7 @@ class ClientGroup(ConfigGroup):
         admission = self.memory.accounting.admission
         qos = self.memory.residency.traffic
         if isinstance(admission, Overcommit):
+            admission.account(name)  # by now, not by who looks first
             if isinstance(qos, QosModule):
                 return PacedClientFiles(self.memory, name, admission, qos)
             return AdmittedClientFiles(self.memory, name, admission)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpud.gpu.blob import PageCodec
-from dpud.gpu.clock import Clock, Debt, ManualClock
+from dpud.gpu.clock import Clock, Debt, ManualClock, PacedClock
 from dpud.gpu.compression import CompressedPool, CompressionFiles, CompressionSystem
 from dpud.gpu.compression.dictionary import Dictionaries
 from dpud.gpu.configfs import ClientGroup, show_client
@@ -175,24 +175,25 @@ def reclaimer(memory: GpuMemory, short: Waitable, wake_up: Callable[[], None]) -
             yield short
 
 
-def sampler(memory: GpuMemory) -> Operation[None]:
-    """The same: tells admission what each client uses, once in each of its sample periods."""
+def sampler(memory: GpuMemory, clock: PacedClock, arrival: Waitable, wake_up: Callable[[], None]) -> Operation[None]:
+    """The same: tells admission what each client uses, once in each of its sample periods, if there is one."""
+    memory.on_client = wake_up
     while True:
         memory.accounting.tell()
-        yield Debt(memory.clock.now_ns() + SAMPLE_NS)
+        yield Debt(clock.now_ns() + SAMPLE_NS, clock.real_ns) if memory.clients else arrival
 
 
-def scrubber(fault: FaultModule) -> Operation[None]:
+def scrubber(fault: FaultModule, clock: PacedClock) -> Operation[None]:
     """The same: scrubs memory, as fast as `scrub_rate` says."""
     while True:
-        yield Debt(fault.memory.clock.now_ns() + _SCRUB_NS)
+        yield Debt(clock.now_ns() + _SCRUB_NS, clock.real_ns)
         fault.scrubber.scrub(fault.scrubber.bytes_per_s * _SCRUB_NS // 1_000_000_000)
 
 
-def checkpointer(fault: FaultModule) -> Operation[None]:
+def checkpointer(fault: FaultModule, clock: PacedClock) -> Operation[None]:
     """The same: makes checkpoints of all clients, where that is asked for, as often as it is worth it."""
     while True:
-        yield Debt(fault.memory.clock.now_ns() + _LOOK_NS)
+        yield Debt(clock.now_ns() + _LOOK_NS, clock.real_ns)
         for client in fault.checkpoints.due():
             try:
                 yield from fault.checkpoints.creation(client)

@@ -11,7 +11,7 @@ from dpud.gpu.overcommit.account import Account
 from dpud.gpu.overcommit.admission import DEFAULT_RATIO_PERCENT, Admission
 from dpud.gpu.overcommit.predictor import HISTORY, POLICIES
 from kernelsim.attr import Attr, Choice, Int, Kobject, Size, Text
-from kernelsim.kinds import INT_MAX
+from kernelsim.kinds import INT_MAX, consumed
 
 MAX_PRIORITY = 100
 MAX_RATIO_PERCENT = 100_000
@@ -29,17 +29,21 @@ class OvercommitFiles(Kobject):
         doc="All grants together are at most so many percent of the devices' memory.",
     )
     policy = Attr(Choice(*POLICIES), HISTORY, doc="How much of what clients were granted they are expected to use.")
-    headroom = Attr(Text(), doc="Largest request that would be granted now, for a client of priority 0, in bytes.")
+    headroom = Attr(
+        consumed(Text()), doc="Largest request that would be granted now, for a client of priority 0, in bytes."
+    )
     supply = Attr(Text(), doc="What can hold bytes now: free memory and room in the stores, if they do not compress.")
     granted_bytes = Attr(Text(), doc="All grants together.")
-    used_bytes = Attr(Text(), doc="Of them, what holds bytes, wherever it is.")
-    expected_bytes = Attr(Text(), doc="Of them, what the policy expects to be used.")
+    used_bytes = Attr(consumed(Text()), doc="Of them, what holds bytes, wherever it is.")
+    expected_bytes = Attr(consumed(Text()), doc="Of them, what the policy expects to be used.")
     compressibility = Attr(
-        Text(), doc="Raw bytes per byte of the pool, measured: counted on for what clients will write."
+        consumed(Text()), doc="Raw bytes per byte of the pool, measured: counted on for what clients will write."
     )
     stat = Attr(Text(), doc="Requests granted, released, queued, refused, timed out, ever: name and count.")
     queue = Attr(Text(), doc="Who waits, in order: client, bytes, priority, rank, ms waited, ms left.")
-    clients = Attr(Text(), doc="A line for each client: priority, granted, used, expected, resident, reserved, limit.")
+    clients = Attr(
+        consumed(Text()), doc="A line for each client: priority, granted, used, expected, resident, reserved, limit."
+    )
 
     def __init__(self, admission: Admission, tell: Callable[[], None]) -> None:
         self.admission = admission
@@ -131,7 +135,7 @@ class ClientPromises(Kobject):
     reservation = Attr(Size(), 0, doc="Bytes kept for it, granted or not, and not reclaimed. ENOMEM: no room for them.")
     limit = Attr(Size(), 0, doc="Bytes it may be granted; 0 for no limit. EBUSY for less than it has.")
     queue_timeout_ms = Attr(Int(0, INT_MAX), 0, doc="How long its requests wait for memory before they fail; 0: not.")
-    pressure = Attr(Text(), doc="Time it waited for memory, as /proc/pressure/memory has it.")
+    pressure = Attr(consumed(Text()), doc="Time it waited for memory, as /proc/pressure/memory has it.")
 
     @property
     def _account(self) -> Account:

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The journal's records: a turn each, and one before them that says what machine they are for.
+
+    boot      what was read from outside while the machine was built
+    request   a new request, as it was made (fs/requests.py), with the pid of who made it
+    step      the clock was at so many ns: timers and kernel threads had their turn
+    resume    operation N went on to its next yield or to its end
+    close     operation N was ended where it was, because its caller was interrupted
+
+Each with the values that were read from outside meanwhile, in their order, and with what it came to, by which a replay
+that goes another way is noticed. Requests that only look, and are over with their first slice, are not recorded; those
+that yield are, because they may hold something meanwhile that others wait for. Steps in which nothing happened are
+held back until something does (Recorder.flush): the machine is idle, and only the last of them counts.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+
+from dpud.inject import Outside, Value
+from dpud.journal import Journal
+from dpud.owner import NoRoom, Slice
+from fs.requests import Request
+
+VALUES_BYTES = 64 << 10
+"""Room kept for what a turn reads; a turn of which more has to be noted finds the room then, or the daemon ends."""
+HOLD_NS = 60_000_000_000
+"""How much of an idle machine's time may be forgotten by a kill."""
+_EXIT_NOT_NOTED = 74
+"""EX_IOERR of sysexits.h."""
+
+_log = logging.getLogger("dpud")
+
+
+BOOT, REQUEST, STEP, RESUME, CLOSE = range(5)
+KINDS = ("boot", "request", "step", "resume", "close")
+
+
+class Row(NamedTuple):
+    """A request, and the pid of who made it."""
+
+    verb: str
+    path: bytes
+    ino: int
+    data: bytes
+    pos: int
+    size: int
+    flags: int
+    user: int
+    pid: int
+
+    @property
+    def request(self) -> Request:
+        return Request(self.verb, os.fsdecode(self.path), *self[2:8])
+
+
+class Turn(NamedTuple):
+    """One record."""
+
+    kind: int
+    number: int
+    """Of the operation."""
+    what: Row | int | None
+    """The request, or the time of a step."""
+    values: list[Value]
+    outcome: int | str | None
+    """What the slice came to: None where it goes on; a number; "-ENOENT"."""
+
+
+class Head(NamedTuple):
+    """The first record."""
+
+    format: int
+    version: str
+    """Of dpud."""
+    config: dict[str, Any]
+    """What the machine was built from, by key ("gpu.memory")."""
+
+
+FORMAT = 1
+_encode = msgspec.msgpack.Encoder().encode
+decode_turn = msgspec.msgpack.Decoder(Turn).decode
+decode_head = msgspec.msgpack.Decoder(Head).decode
+encode: Callable[[Turn | Head], bytes] = _encode
+
+
+def outcome_of(done: Slice | Exception) -> int | str | None:
+    """What of a slice's end must be the same when it is done again. Not texts: in some are times of the host."""
+    if not isinstance(done, Exception):
+        over, value, _ = done
+        return None if not over else int(value) if isinstance(value, int) else 0
+    number = done.errno if isinstance(done, OSError) else None
+    return f"-{errno.errorcode.get(number, number)}" if number else type(done).__name__
+
+
+class Recorder:
+    """Notes turns as they happen: what dpud.owner.Turns asks for.
+
+    `looks_change`: whether just now even requests that only look leave something behind, because they are traced.
+    """
+
+    def __init__(self, journal: Journal, outside: Outside, looks_change: Callable[[], bool] = lambda: False) -> None:
+        self.journal = journal
+        self._outside = outside
+        self._looks_change = looks_change
+        self._number = 0
+        self._kind = BOOT
+        self._what: Any = None
+        self._args: tuple[Any, ...] = ()
+        self._held: list[tuple[frozenset[str], bytes]] = []
+        self._flushed_ns = 0
+        self._only_looks = False
+        self._has_room = True
+
+    def begin(self, number: int, what: Any = None, *args: Any, closes: bool = False) -> None:
+        """A turn begins, see dpud.owner.Turns."""
+        nr_bytes, only_looks = VALUES_BYTES, False
+        if isinstance(what, Request):
+            self._kind = REQUEST
+            nr_bytes += len(what.data)
+            only_looks = not what.changes and not self._looks_change()
+        else:
+            self._kind = STEP if what is not None else CLOSE if closes else RESUME
+        self._has_room = self.journal.reserve(nr_bytes)
+        if not self._has_room and not only_looks:
+            raise NoRoom
+        self._number, self._what, self._args, self._only_looks = number, what, args, only_looks
+        self._outside.begin()
+
+    def end(self, outcome: Slice | Exception) -> None:
+        """It is over, see dpud.owner.Turns."""
+        values = self._outside.end()
+        if self._only_looks:
+            if isinstance(outcome, Exception) or outcome[0]:
+                return
+            if not self._has_room:
+                raise NoRoom
+        what = self._what
+        if self._kind == REQUEST:  # as Row and Turn, which would take longer to make
+            what = (what[0], what[1].encode("utf-8", "surrogateescape"), *what[2:8], self._args[0].pid)
+        record = self._encoded((self._kind, self._number, what, values, outcome_of(outcome)))
+        if self._kind == STEP and not isinstance(outcome, Exception) and isinstance(outcome[1], frozenset):
+            self._hold(outcome[1], record)
+            return
+        if self._held:
+            self.flush()
+        self._write(record)
+
+    def _hold(self, looked: frozenset[str], record: bytes) -> None:
+        """Nothing happened in this step. It counts only as long as nobody of those looks again: an idle machine is not
+        to fill the disk."""
+        if self._looks_change():
+            self.flush()
+            self._write(record)
+            return
+        self._held = [held for held in self._held if not held[0] <= looked]
+        self._held.append((looked, record))
+        if self._what - self._flushed_ns >= HOLD_NS:
+            self.flush()
+            self._flushed_ns = self._what
+
+    def flush(self) -> None:
+        """Write what was held back; for whoever holds the machine."""
+        held, self._held = self._held, []
+        for _, record in held:
+            self._write(record)
+
+    def _encoded(self, turn: tuple[Any, ...]) -> bytes:
+        try:
+            return _encode(turn)
+        except (TypeError, ValueError, OverflowError) as error:
+            self._end_daemon(error)
+
+    def _write(self, record: bytes) -> None:
+        try:
+            self.journal.append(record)
+        except OSError as error:
+            self._end_daemon(error)
+
+    def _end_daemon(self, why: Exception) -> NoReturn:
+        """A machine that has changed and cannot say so must not go on: the daemon ends at once."""
+        _log.critical("%s: %s: the daemon ends; its state is what the journal says", self.journal.path, why)
+        os._exit(_EXIT_NOT_NOTED)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Small machines with a state directory, in this process and without a mount: through their Tree, as FUSE would."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpud import state
+from dpud.config import Config, parse
+from dpud.daemon import Live, RunOptions, assembled, devices, running
+from dpud.journal_turns import Recorder
+from dpud.state_hash import state_hash
+from fs.kernfs import ROOT, Cred
+
+MM = "/sys/kernel/config/kernelsim/mm"
+VM = "/proc/sys/vm"
+CLIENTS = "/sys/kernel/config/gpu_memvirt/gpu0/clients"
+TEXT = """
+[machine]
+cpus = 2
+[[machine.nodes]]
+memory = "32M"
+[[machine.nodes]]
+memory = "32M"
+[gpu]
+memory = "8M"
+host_memory = "8M"
+pool = "4M"
+swap_nvme = "4M"
+swap_ssd = "4M"
+swap_hdd = "0"
+"""
+
+
+def configured(directory: Path, more: str = "") -> Config:
+    """The small machine, kept in `directory`."""
+    return parse(f'{TEXT}\n{more}\n[state]\ndirectory = "{directory}"\nsync = "none"\n')
+
+
+@contextmanager
+def alive(config: Config, recover: bool = False) -> Iterator[Live]:
+    """The daemon but for its mount."""
+    with (
+        state.opened(config, recover) as kept,
+        devices(config, kept) as driver,
+        running(assembled(RunOptions(config, recover=recover), driver, kept), kept) as live,
+    ):
+        yield live
+
+
+@contextmanager
+def still(config: Config) -> Iterator[Live]:
+    """The machine as its journal brings it back, before time passes again."""
+    with state.opened(config) as kept, devices(config, kept) as driver:
+        yield assembled(RunOptions(config), driver, kept)
+
+
+def hash_of(live: Live) -> str:
+    """Between two turns."""
+    found: str = live.owner.call(state_hash, live.machine, live.gpu)
+    return found
+
+
+def nr_records(live: Live) -> int:
+    """In the journal so far."""
+    assert isinstance(live.owner.turns, Recorder)
+    return live.owner.turns.journal.nr_records
+
+
+def killed(live: Live, before: Path, after: Path) -> str:
+    """What would be there were the daemon killed now: its directory copied -> the hash that it has now."""
+
+    def stop() -> str:
+        assert isinstance(live.owner.turns, Recorder)
+        live.owner.turns.flush()
+        shutil.copytree(before, after)
+        return state_hash(live.machine, live.gpu)
+
+    found: str = live.owner.call(stop)
+    return found
+
+
+def echo(live: Live, path: str, text: str, cred: Cred = ROOT) -> int:
+    """What a shell's `echo text > path` does."""
+    file = live.tree.open(path, os.O_WRONLY | os.O_TRUNC, cred)
+    file.truncate(cred)
+    try:
+        return file.write(f"{text}\n".encode(), 0, cred)
+    finally:
+        file.release()
+
+
+def cat(live: Live, path: str) -> str:
+    file = live.tree.open(path, os.O_RDONLY)
+    text, pos = b"", 0
+    while piece := file.read(1 << 16, pos):
+        text += piece
+        pos += len(piece)
+    return text.decode(errors="replace")

@@ -104,8 +104,6 @@ class GpuMemory:
         """fault.FaultModule, where there is one."""
         self.on_short: Callable[[], None] = lambda: None
         """Called when an access left a location below its low watermark: for whoever runs `background`."""
-        self.on_client: Callable[[], None] = lambda: None
-        """Called when there is a new client."""
 
     # Clients.
 
@@ -113,10 +111,7 @@ class GpuMemory:
         """The client of that name, made where there is none. Raises GpuError(EINVAL) for a device that is not there."""
         if device is not None and not 0 <= device < self.nr_devices:
             raise GpuError(errno.EINVAL, f"no device {device}")
-        if name not in self.clients:
-            self.clients[name] = Client(name, device or 0)
-            self.on_client()
-        client = self.clients[name]
+        client = self.clients.setdefault(name, Client(name, device or 0))
         if device is not None:
             client.device = device
         return client

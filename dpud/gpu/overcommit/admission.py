@@ -35,6 +35,7 @@ docs/exhaustion.md says all this from the clients' side.
 import errno
 import logging
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 from dpud.gpu.clock import Clock, ManualClock

@@ -55,6 +55,8 @@ class Client:
                     path.mkdir()
         if echoed(self.gpu / "buffers/data/size") == "0":
             echo(self.gpu / "buffers/data/size", str(_SLOTS * _SLOT_BYTES))
+        if "knob" not in self.known:
+            self.known["knob"] = {echoed(self.knob)}
 
     def step(self) -> None:
         number = self.chance.randrange(1000)

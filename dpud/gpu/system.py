@@ -182,7 +182,8 @@ def reclaimer(memory: GpuMemory, short: Waitable, wake_up: Callable[[], None]) -
 
 def sampler(memory: GpuMemory, clock: PacedClock, arrival: Waitable, wake_up: Callable[[], None]) -> Operation[None]:
     """The same: tells admission what each client uses, once in each of its sample periods, if there is one."""
-    memory.on_client = wake_up
+    if isinstance(memory.accounting.admission, Admission):
+        memory.accounting.admission.on_client = wake_up
     while True:
         memory.accounting.tell()
         yield clock.until(clock.now_ns() + SAMPLE_NS) if memory.clients else arrival

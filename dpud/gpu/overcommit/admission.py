@@ -35,6 +35,7 @@ docs/exhaustion.md says all this from the clients' side.
 import errno
 import logging
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 from dpud.gpu.clock import Clock, ManualClock
@@ -116,6 +117,8 @@ class Admission:
         self.together = Together(self.clock.now_ns())
         self.line = Line()
         self.measured_compressibility = 1.0
+        self.on_client: Callable[[], None] = lambda: None
+        """Called when there is a new client."""
         self._rose_ns = self.clock.now_ns()
         self.events: Counter[str] = Counter(dict.fromkeys(EVENTS, 0))
         self.supply: Supply = _Alone(self)
@@ -131,6 +134,7 @@ class Admission:
         """Made where there is none."""
         if client not in self.accounts:
             self.accounts[client] = Account(client, self.clock.now_ns())
+            self.on_client()
         return self.accounts[client]
 
     def forget(self, client: str) -> None:

@@ -17,6 +17,7 @@ from dpud.gpu.address_space.advice import Advice
 from dpud.gpu.address_space.faultlog import SERVED
 from dpud.gpu.compression.codec import names
 from dpud.gpu.configfs import Buffer
+from dpud.gpu.defrag.files import DefragFiles
 from dpud.gpu.migration import MigrationFiles
 from dpud.gpu.migration.converge import Strategy
 from dpud.gpu.qos.files import ClientBandwidth
@@ -140,6 +141,35 @@ def test_the_guide_s_bandwidth_program_runs(capsys: pytest.CaptureFixture[str]) 
     assert program is not None
     exec(compile(textwrap.dedent(program[1]), "guide.md", "exec"), {})
     assert float(capsys.readouterr().out) == pytest.approx(1e9 * ((64 << 20) - 10_000_000) / 500_000_000, rel=0.02)
+
+
+def section(heading: str) -> str:
+    return GUIDE.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+
+
+def test_the_guide_knows_every_file_of_defrag() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", section("GPU memory in one piece"), re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(attr.name for attr in DefragFiles.attrs)
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_guide_s_defrag_commands_do_what_they_say() -> None:
+    commands = re.search(r"all memories:\n\n((?:    .*\n)+)", section("GPU memory in one piece"))
+    assert commands is not None
+    script = "set -e\n" + textwrap.dedent(commands[1])
+    command = [sys.executable, "-m", "dpud", "exec", "--", "sh", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passes 1\n" in done.stdout
+    assert re.search(r"^device0 \d+ \.+$", done.stdout, re.MULTILINE)
+
+
+def test_the_guide_s_suballocator_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    program = re.search(r"without a copy:\n\n((?:    .*\n)+)", section("GPU memory in one piece"))
+    assert program is not None
+    exec(compile(textwrap.dedent(program[1]), "guide.md", "exec"), {})
+    assert int(capsys.readouterr().out.split()[1]) > 0
 
 
 def test_the_guide_s_gpu_program_runs() -> None:

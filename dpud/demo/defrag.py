@@ -26,8 +26,8 @@ def play(console: Console) -> None:
     with tempfile.TemporaryDirectory(prefix="dpud-demo-") as folder:
         file = Path(folder, "weights")
         _scatter(shell, file)
-        moments.append(("Before", *_map()))
         _pin(shell)
+        moments.append(("Before", *_map()))
         _run(shell, file)
         moments.append(("After a pass, with one buffer pinned", *_map()))
         _unpin(shell, file)

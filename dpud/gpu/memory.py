@@ -19,7 +19,6 @@ where the caller stands for a kernel on the device. A page has one home; several
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,6 +42,7 @@ from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.location import Location
 from dpud.gpu.policy import Lru, NewPolicy
 from dpud.gpu.residency import Residency
+from dpud.gpu.spans import piece_of, stretches, whole_pages
 from dpud.gpu.store import BackingStore, Pool, Swap
 from dpud.gpu.traffic import Cause
 from dpud.gpu.window import Window
@@ -258,7 +258,7 @@ class GpuMemory:
         source = np.frombuffer(data, dtype=np.uint8)
         with self.stalls.access(client):
             for first, nr_pages, offset, span in self._spans(region, va, len(data)):
-                whole = _whole(region, nr_pages, offset, span.stop - span.start)
+                whole = whole_pages(region, nr_pages, offset, span.stop - span.start)
                 try:
                     entries = self._reach(client, region, first, nr_pages, at, whole)
                 except GpuError as error:
@@ -384,8 +384,8 @@ class GpuMemory:
     def _load(
         self, client: str, region: Region, entries: NDArray[np.uint64], offset: int, out: NDArray[np.uint8]
     ) -> None:
-        for place, start, end in _stretches(entries):
-            piece = _piece(region, start, end, offset, len(out))
+        for place, start, end in stretches(entries):
+            piece = piece_of(region, start, end, offset, len(out))
             if place is None:
                 out[piece[1]] = 0
             else:
@@ -397,9 +397,9 @@ class GpuMemory:
     def _store(
         self, client: str, region: Region, entries: NDArray[np.uint64], offset: int, data: NDArray[np.uint8]
     ) -> None:
-        for place, start, end in _stretches(entries):
+        for place, start, end in stretches(entries):
             assert place is not None, "a page without a frame"
-            skip, part = _piece(region, start, end, offset, len(data))
+            skip, part = piece_of(region, start, end, offset, len(data))
             self.residency.traffic.charge(client, Cause.ACCESS, part.stop - part.start, place)
             self.locations[place].store(frames_of(entries[start:end]), region.page_bytes, skip, data[part])
 
@@ -495,28 +495,3 @@ class GpuMemory:
         """Pages by state; `resident` also by location."""
         found = {state.name.lower(): region.count(state) for state in PageState}
         return found | {f"on_{place.name}": region.nr_resident(place.number) for place in self.locations}
-
-
-def _whole(region: Region, nr_pages: int, offset: int, nr_bytes: int) -> NDArray[np.bool_]:
-    """Pages of a span that a write covers from end to end."""
-    starts = np.arange(nr_pages) << region.page_shift
-    covered: NDArray[np.bool_] = (starts >= offset) & (starts + region.page_bytes <= offset + nr_bytes)
-    return covered
-
-
-def _stretches(entries: NDArray[np.uint64]) -> Iterator[tuple[int | None, int, int]]:
-    """(location, first, end) of entries that lie side by side in one memory; None for pages without a frame."""
-    if len(entries) == 1:  # most accesses
-        yield location_of(int(entries[0])), 0, 1
-        return
-    places = np.where(entries & PTE_PRESENT != 0, locations_of(entries), -1)
-    breaks = [0, *(np.flatnonzero(np.diff(places)) + 1).tolist(), len(places)]
-    for start, end in pairwise(breaks):
-        place = int(places[start])
-        yield None if place < 0 else place, start, end
-
-
-def _piece(region: Region, start: int, end: int, offset: int, nr_bytes: int) -> tuple[int, slice]:
-    """(offset in page `start`, bytes of the access) of pages [start, end) of a span."""
-    begin = max(0, (start << region.page_shift) - offset)
-    return (offset if start == 0 else 0), slice(begin, min(nr_bytes, (end << region.page_shift) - offset))

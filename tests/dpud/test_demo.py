@@ -313,3 +313,27 @@ def test_the_performance_demo_times_every_stage(tmp_path: Path) -> None:
     assert re.search(r"^ok$", done.stdout, re.MULTILINE)
     (chart,) = tmp_path.glob("dpud-demo-performance-*/performance.html")
     assert chart.read_text().count("<rect") == 7
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_defrag_demo_moves_pages_but_no_pinned_ones_and_loses_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "defrag"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"^the same$", done.stdout, re.MULTILINE)) == 2
+    assert re.search(r"^ok$", done.stdout, re.MULTILINE)
+    blocks = [int(row.split()[-1]) for row in re.findall(r"^(?:\d+ ){10}\d+$", done.stdout, re.MULTILINE)]
+    assert blocks[1] > blocks[0]
+    assert blocks[2] >= blocks[1] - 14  # 13 of them are in use now
+    counts = dict(re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE))
+    assert int(counts["bytes_moved"]) < int(counts["gained_bytes"])
+    (picture,) = tmp_path.glob("dpud-demo-defrag-*/memory.html")
+    text = picture.read_text()
+    assert text.count("<svg") == 3
+    before, after, last = (part.count('fill="#b91c1c"') for part in text.split("<svg")[1:])
+    assert (before, last) == (after, 0)
+    assert before >= 8  # 512 KiB in parts of 64 KiB

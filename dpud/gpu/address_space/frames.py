@@ -290,6 +290,8 @@ class FramePool:
             wrong.append("free lists and owners disagree")
         if int(np.count_nonzero(self.owner == RETIRED)) != self.nr_retired:
             wrong.append(f"{self.nr_retired} frames counted retired, which is wrong")
+        if (self.owner == ISOLATED).any():
+            wrong.append("frames are set apart, and nobody is at work")
         if int(covered.sum()) != self.nr_free:
             wrong.append(f"{self.nr_free} frames counted free, {int(covered.sum())} are")
         return wrong

@@ -84,32 +84,23 @@ class RegionMover:
     # Remapping.
 
     def remap(self, source: int, target: int, nr_pages: int) -> bool:
-        """Frames of pages from `source` on to the pages from `target` on -> whether nobody's pin forbids it."""
+        """Frames of pages from `source` on go to those from `target` on -> False where a pin or a migration forbids it."""
         region, begin_ns = self.region, self.memory.clock.now_ns()
         old, new = np.arange(source, source + nr_pages), np.arange(target, target + nr_pages)
         assert abs(source - target) >= nr_pages, "ranges that overlap"
         pins = self.memory.residency.pins
-        if pins.mask(region, old).any() or pins.mask(region, new).any():
+        both = np.concatenate((old, new))
+        if pins.mask(region, both).any() or (region.state[both] == PageState.AWAY).any():
             return False
         stored = old[region.state[old] == PageState.STORED]
         if len(stored):
             self._bring_in(stored.tolist())
         self.memory.residency.examine(region, old)
-        self._clear(new)
+        self.memory.residency.discard(region, new)
         self._hand_over(old, new)
         self.effort.spent(self.memory.clock.now_ns() - begin_ns)
         self.nr_remapped_bytes += nr_pages * region.page_bytes
         return True
-
-    def _clear(self, pages: Pages) -> None:
-        """Pages are as if never written."""
-        region, residency = self.region, self.memory.residency
-        for page in pages.tolist():
-            residency.store.drop(region.first_key + page)
-        here = pages[region.state[pages] == PageState.RESIDENT]
-        self._leave(here)
-        residency.give_frames(region, here, self.location, region.frame[here])
-        region.state[pages], region.backed[pages] = PageState.UNTOUCHED, False
 
     def _leave(self, pages: Pages) -> None:
         """Nobody reaches pages any more, and they cannot be evicted."""

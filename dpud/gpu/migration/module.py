@@ -144,6 +144,8 @@ class MigrationModule:
         client = words["client"]
         if client not in self.memory.clients:
             raise GpuError(errno.ENOENT, f"no client {client}")
+        if any(pin.region.client == client for pin in self.memory.residency.pins):
+            raise GpuError(errno.EBUSY, f"pages of {client} are pinned")
         if ("device" in words) == ("to" in words):
             raise GpuError(errno.EINVAL, "either device= or to=")
         id = self._new_id()

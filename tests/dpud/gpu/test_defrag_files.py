@@ -207,7 +207,7 @@ def test_the_map_shows_what_is_in_use_and_pinned() -> None:
     rows = gpu.map()
     assert rows["device0"] == "." * 512
     gpu.buffer("one", 16 * KIB)
-    gpu.buffer("two", 20 * KIB)
+    gpu.buffer("two", 16 * KIB)
     gpu.write("pins", f"{gpu.read('va', f'{CLIENT}/buffers/two')} 4096 nic")
     assert sorted(gpu.map()["device0"].strip(".")) == ["9", "P"]
     frame = gpu.memory.locations[0].frames.owner

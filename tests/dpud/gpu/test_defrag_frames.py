@@ -18,6 +18,7 @@ from dpud.gpu.fault.module import FaultModule
 from dpud.gpu.memory import HOST, GpuMemory
 from dpud.gpu.qos import QosModule
 from dpud.gpu.store import HostPool
+from dpud.gpu.system import GpuConfig, build
 
 
 def scattered(nr_bytes: int = 8 * MIB, every: int = 8) -> tuple[GpuMemory, DefragModule, dict[int, bytes]]:
@@ -164,6 +165,18 @@ def test_pinned_managed_pages_are_reached_where_they_are() -> None:
     assert violations(memory) == []
 
 
+def test_pinned_memory_does_not_migrate() -> None:
+    memory = build(GpuConfig(2, 8 * MIB, 8 * MIB))
+    va = memory.allocate("a", 64 * KIB)
+    memory.write("a", va, b"z" * (64 * KIB))
+    pin = memory.pin(va, 4096, "nic")
+    assert attempt(memory.migration.start, "client=a device=1") == errno.EBUSY
+    memory.unpin(pin)
+    memory.migration.migrate("client=a device=1")
+    assert memory.read("a", va, 64 * KIB) == b"z" * (64 * KIB)
+    assert violations(memory) == []
+
+
 def test_a_pin_brings_its_pages_in_or_pins_none() -> None:
     memory = small_memory(2 * MIB, pool=HostPool(16 * MIB))
     va = memory.allocate("a", 4 * MIB)
@@ -235,7 +248,7 @@ def test_isolated_frames_are_found_by_nobody_and_rejoin_merged() -> None:
     block = int(held[0]) >> 10 << 10
     pool.isolate(block, 10)
     assert pool.nr_free == 1024
-    assert pool.check() == []
+    assert pool.check() == ["frames are set apart, and nobody is at work"]
     taken = pool.alloc(9, np.array([2, 3, 4]))
     assert sorted(frame >> 9 << 9 for frame in taken.tolist()) == [1024 - block, 1536 - block]
     pool.free(taken, 9, np.array([2, 3]))

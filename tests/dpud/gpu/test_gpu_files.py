@@ -102,7 +102,7 @@ def test_a_client_s_promises(gpu: Gpu) -> None:
 
 
 def test_there_are_these_files_and_no_others(gpu: Gpu) -> None:
-    others = "/fault/", "/migration/"  # test_fault_files.py, test_migration_files.py
+    others = "/fault/", "/migration/", "/defrag/"  # test_fault_files.py and so on
     walked = {path: oct(attr.mode) for path, _, attr in gpu.registry.walk() if not any(each in path for each in others)}
     assert walked == {path: oct(facts["mode"]) for path, facts in FACTS.items()}
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,11 +198,12 @@ def test_exec_over_a_running_daemon_changes_that_one(place: Path) -> None:
 
 @needs_root
 def test_exec_works_for_an_ordinary_user_who_may_open_fuse() -> None:
-    prefix = (*ORDINARY_USER, "--fuse", "env", "-u", "XDG_RUNTIME_DIR")
-    before = os.listdir("/tmp")
-    done = dpud("exec", "--", "sh", "-ec", "id -u" + SEED_LINES, prefix=prefix)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n" + SEED_OUTPUT, "")
-    assert not [name for name in os.listdir("/tmp") if name.startswith("dpud-") and name not in before]
+    with tempfile.TemporaryDirectory(prefix="dpud-test-") as folder:
+        os.chmod(folder, 0o777)
+        prefix = (*ORDINARY_USER, "--fuse", "env", "-u", "XDG_RUNTIME_DIR", f"TMPDIR={folder}")
+        done = dpud("exec", "--", "sh", "-ec", "id -u" + SEED_LINES, prefix=prefix)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "0\n" + SEED_OUTPUT, "")
+        assert os.listdir(folder) == []
 
 
 @needs_root

@@ -193,7 +193,7 @@ def test_what_runs_in_the_background_goes_on_after_a_clean_end_too(tmp_path: Pat
         with still(configured(tmp_path / "a")) as again:
             assert again.owner.parked is not None
             names = sorted(name for _, name in again.owner.parked.values())
-            assert names == [f"dpud-gpu-{name}" for name in ("checkpoint", "reclaim", "sample", "scrub")]
+            assert names == [f"dpud-gpu-{name}" for name in ("checkpoint", "defrag", "reclaim", "sample", "scrub")]
         with alive(configured(tmp_path / "a")):
             pass
 

@@ -84,7 +84,7 @@ class RegionMover:
     # Remapping.
 
     def remap(self, source: int, target: int, nr_pages: int) -> bool:
-        """Frames of pages from `source` on go to those from `target` on -> False where a pin or a migration forbids it."""
+        """Frames of pages from `source` on go to those from `target` on -> False: a pin or a migration forbids it."""
         region, begin_ns = self.region, self.memory.clock.now_ns()
         old, new = np.arange(source, source + nr_pages), np.arange(target, target + nr_pages)
         assert abs(source - target) >= nr_pages, "ranges that overlap"

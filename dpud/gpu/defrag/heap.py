@@ -200,7 +200,7 @@ class Heap:
                 wrong.append(f"two blocks at {start}")
             if start > at:
                 holes.append((start - at, at))
-            if not block.is_live or not start <= block.start < end:
+            if not block.is_live or not (start <= block.start < end or block.target == start):
                 wrong.append(f"the block at {start} is not there")
             at = end
         if at < self.nr_bytes:

@@ -62,11 +62,15 @@ class Item:
         return self.end - self.start
 
 
-def plan(heap: Heap, size: int) -> Plan | None:
-    """For a hole of `size` bytes; None where pins are in the way, or too little is free."""
+def plan(heap: Heap, size: int, *, windows_only: bool = False) -> Plan | None:
+    """For a hole of `size` bytes; None where pins are in the way, or too little is free.
+
+    windows_only    also where blocks are few: for who wants to know how good windows are
+    """
     items = [Item(start, end, block, not block.is_movable) for start, end, block in heap.extents()]
     found = _search(items, heap, size, depth=1)
-    if len(items) <= 2 * MAX_BLOCKS and sum(not item.fixed for item in items) <= MAX_BLOCKS:
+    are_few = len(items) <= 2 * MAX_BLOCKS and sum(not item.fixed for item in items) <= MAX_BLOCKS
+    if are_few and not windows_only:
         found = _search_all(items, heap.nr_bytes, size, found)
     return None if found is None else Plan(tuple(found[1]))
 

@@ -86,8 +86,8 @@ def small_cases() -> Report:
         "gpu defrag",
         "bytes moved against the exact least",
         f"{nr} random heaps in which no hole is large enough, {missed + len(ratios)} of them with any solution, by "
-        "Dijkstra over all layouts. Where blocks are as few as here, we search layouts, too. Windows alone are how it is "
-        "done where there are more than eight.",
+        "Dijkstra over all layouts. Where blocks are as few as here, ours searches layouts, too; where there are more "
+        "than eight, it looks at windows alone.",
     )
     report.figures = [
         Figure("solutions not found", missed, "cases", 0),

@@ -46,6 +46,8 @@ DEFAULT_INTERVAL_S = 60
 NR_FAILURES_KEPT = 16
 MAX_AT_ONCE = 32
 """Blocks that are chosen together, so that what leaves one does not go into another."""
+MIN_LOOK_NS, MAX_LOOK_NS = 1_000_000_000, 10_000_000_000
+"""How long the background sleeps at least and at most: so late does it see that `interval` was changed."""
 _NS = 1_000_000_000
 
 
@@ -170,7 +172,9 @@ class DefragModule:
     def background(self, clock: PacedClock) -> Operation[None]:
         """What runs as long as there is a daemon, by its clock."""
         while True:
-            yield clock.until(clock.now_ns() + _NS)
+            now_ns = clock.now_ns()
+            left_ns = self._last_ns + self.interval_s * _NS - now_ns if self.interval_s else MAX_LOOK_NS
+            yield clock.until(now_ns + min(MAX_LOOK_NS, max(MIN_LOOK_NS, left_ns)))
             if self.is_due:
                 yield from self.running(self.threshold)
 

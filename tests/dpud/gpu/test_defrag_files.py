@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from wiring import errno_of, wiring_cases
 
 from dpud.gpu.check import violations
-from dpud.gpu.clock import Clock, ManualClock
+from dpud.gpu.clock import Clock, Debt, ManualClock, PacedClock
 from dpud.gpu.system import CLASS_PATH, CONFIG_PATH, GpuConfig, add_files, build
 from fs.kernfs import Tree
 from kernelsim.attr import Registry
@@ -144,6 +145,33 @@ def test_the_interval_and_the_threshold_decide_when() -> None:
     gpu.buffer("two", 4096)
     assert (gpu.stat()["passes"], gpu.metric("unusable_index")[-1] <= 0.3) == (1, True)
     assert gpu.stat()["blocks_made"] == 3
+    gpu.check()
+
+
+def test_the_background_sleeps_until_it_is_due() -> None:
+    """By the daemon's clock, moved by hand: a pass after the interval and not before, then rests between slices."""
+    real_ns = [0]
+    clock = PacedClock(lambda: max(real_ns[0], clock._ahead_ns))
+    gpu = Gpu(clock)
+    gpu.write("interval", "25")
+    gpu.write("cpu_percent", "10")
+    gpu.write("pause_limit_us", "20")
+    gpu.scatter()
+    background, seen = gpu.memory.defrag.background(clock), []
+    gpu.memory.defrag._last_ns = real_ns[0] = clock.now_ns()
+    begin_ns = real_ns[0]
+    for _ in range(200):
+        if gpu.stat()["blocks_made"] == 3:
+            break
+        waitable = next(background)
+        if isinstance(waitable, Debt):
+            real_ns[0] = max(real_ns[0], waitable._deadline_ns)
+            seen.append(real_ns[0] - begin_ns)
+    assert [ns // 1_000_000_000 for ns in seen[:3]] == [10, 20, 25]
+    assert gpu.stat()["blocks_made"] == 3
+    rests_ns = [after - before for before, after in pairwise(seen) if after - before < 1_000_000_000]
+    assert sum(rests_ns) == pytest.approx(9 * gpu.stat()["total_ns"], rel=0.3)  # the clock also has the slices in it
+    assert len(rests_ns) == gpu.stat()["slices"] > 10
     gpu.check()
 
 

@@ -314,17 +314,75 @@ def replay_(
 
 @cli.command()
 @mount_option("Where the daemon is mounted; default as for `run`.")
-def status(mountpoint: str | None) -> None:
-    """Show free memory, the DPU's work and the settings of a running daemon."""
+@click.option("--json", "as_json", is_flag=True, help="For programs; docs/status.schema.json has the keys.")
+def status(mountpoint: str | None, as_json: bool) -> None:
+    """Show free memory, the DPU's work, GPUs and the settings of a running daemon."""
+    import json
+
     from rich.console import Console
 
+    from dpud import status as reports
+
+    path = _live(mountpoint)
+    if as_json:
+        click.echo(json.dumps(reports.as_data(path), indent=2))
+    else:
+        Console().print(reports.report(path))
+
+
+@cli.command()
+@mount_option("Where the daemon is mounted; default as for `run`.")
+@click.option("--once", is_flag=True, help="Print it once, as is done where stdout is no terminal.")
+@click.option(
+    "--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between two looks."
+)
+def top(mountpoint: str | None, once: bool, interval: float) -> None:
+    """Watch a running daemon: pageblocks, free blocks, engine, GPUs; keys compact the node shown.
+
+    It reads the daemon's files, as any program could. The map is made of /proc/kpageflags, which only the user who runs
+    the daemon can read.
+    """
+    from dpud import top as live
+
+    path = _live(mountpoint)
+    if once or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        live.once(path)
+    else:
+        live.live(path, interval)
+
+
+@cli.command()
+@click.argument("out", metavar="OUT.html", type=click.Path(dir_okay=False, path_type=Path))
+@mount_option("Report on the daemon running there, instead of on one started for it.")
+@click.option("--compact", is_flag=True, help="With --mount: compact its nodes with the DPU first.")
+@machine_options
+def report(
+    out: Path, mountpoint: str | None, compact: bool, config: str | None, scenario: str | None, source: str | None
+) -> None:
+    """Write an HTML file about a machine: pageblocks before and after, contiguity, latencies, engines, GPUs.
+
+    Without --mount a machine is started, compacted with the DPU, and ended: the one described by --config,
+    --scenario or --from, else a small one with a fragmented process and a GPU that has more clients than memory.
+    """
+    from dpud import report as reports
+
+    if compact and mountpoint is None:
+        raise UserError("--compact is for --mount: a machine started for the report is always compacted")
+    options = _run_options(mountpoint, config, scenario, source)
+    if mountpoint is not None:
+        reports.of_mount(out, _live(mountpoint), compact)
+    else:
+        sys.exit(reports.of_own(out, options))
+
+
+def _live(mountpoint: str | None) -> str:
+    """Where the daemon is that a command is about. Raises UserError if none answers there."""
     from dpud import claim
     from dpud import exec as execution
-    from dpud import status as reports
 
     path = mountpoint or os.environ.get(execution.MOUNT_VARIABLE) or claim.default()
     execution.check_live(path)
-    Console().print(reports.report(path))
+    return path
 
 
 @cli.command()

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A machine's state, read from its files: what `dpud status`, `top`, `report` and the metrics have in common.
 
-The files are a mount's (`MountFiles`) or a registry's in this process (`RegistryFiles`). Paths are those below the
+The files are a mount's (`MountFiles`) or a tree's in this process (`TreeFiles`). Paths are those below the
 mount point. What a kernel was built without, or a user may not read, is None or empty here, and whoever shows it says
 so.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from kernelsim.attr import Dir, File, Registry
+from fs.kernfs import Tree
 
 BUDDYINFO, ZONEINFO, VMSTAT = "/proc/buddyinfo", "/proc/zoneinfo", "/proc/vmstat"
 UNUSABLE = "/sys/kernel/debug/extfrag/unusable_index"
@@ -20,6 +20,7 @@ NODES = "/sys/devices/system/node"
 DPU = "/sys/kernel/debug/dpu_compact"
 GPUS = "/sys/class/gpu_memvirt"
 PAGE_SIZE = 4096
+_MAX_BYTES = 1 << 24
 
 
 class Files(Protocol):
@@ -48,21 +49,24 @@ class MountFiles:
             return []
 
 
-class RegistryFiles:
-    """Those of a registry. `look(fn, *args)` calls `fn`, and drives the operation it gives, as owner of the machine."""
+class TreeFiles:
+    """Those of the tree in this process, read by root: a state directory notes these requests like anybody's."""
 
-    def __init__(self, registry: Registry, look: Callable[..., Any]) -> None:
-        self._nodes, self._look = registry.nodes, look
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
 
     def text(self, path: str) -> str:
-        node = self._nodes.get(path)
-        if not isinstance(node, File):
-            raise FileNotFoundError(path)
-        return str(self._look(node.attr.read_text, node.kobj).decode())
+        file = self._tree.open(path, os.O_RDONLY)
+        try:
+            return file.read(_MAX_BYTES, 0).decode()
+        finally:
+            file.release()
 
     def names(self, path: str) -> list[str]:
-        node = self._nodes.get(path)
-        return list(self._look(sorted, node.entries)) if isinstance(node, Dir) else []
+        try:
+            return sorted(entry.name for entry in self._tree.readdir(path)[2:])
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from dpud.status_files import PAGE_SIZE, Bucket
 from dpud.status_gpu import Gpu, binary
 
 _HUGE_ORDER = 9
+_MANY = 6
+"""Columns; a table of more drops its bars on a narrow screen."""
 _MIB_PER_PAGE = PAGE_SIZE / (1 << 20)
 _SHOWN = {
     ("latency", "modelled"): ("A region, from isolation to remapping", "modelled"),
@@ -42,7 +44,8 @@ td.bar{width:45%;min-width:5rem;text-align:left;padding-right:0}
 svg.map{display:block;width:100%;height:auto}
 .key{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 .6em;border:1px solid var(--line)}
 @media(max-width:40rem){.maps{grid-template-columns:1fr}body{padding:.7rem}
-th,td{padding:.15rem .25rem;font-size:13px}td.bar{min-width:2.5rem}}
+th,td{padding:.15rem .25rem;font-size:13px}td.bar{min-width:2.5rem}
+td:first-child{white-space:normal}.many .bar{display:none}}
 @media print{body{max-width:none;padding:0;font-size:10pt}h2,h3{break-after:avoid}tr,svg,.block{break-inside:avoid}
 .scroll{overflow:visible}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
 """
@@ -76,7 +79,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         "<tr>" + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row) + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    many = " class=many" if len(head) > _MANY else ""
+    return f'<div class="scroll"><table{many}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def bar(*shares: float) -> str:
@@ -166,8 +170,10 @@ def _contiguity(facts: Facts) -> str:
     when = ["before", "after"] if facts.before else ["now"]
     head = ["order", "block", *(f"free, MiB, {name}" for name in when), *(f"unusable, {name}" for name in when), ""]
     return (
-        f"<h2>Contiguity {source('counted')}</h2><p class=dim>Unusable: share of all free memory in blocks too small "
-        "for the order, 0 to 1 (the kernel's unusable index, over all zones).</p>" + table(head, rows)
+        f"<div class=block><h2>Contiguity {source('counted')}</h2><p class=dim>Unusable: share of all free "
+        "memory in blocks too small for the order, 0 to 1 (the kernel's unusable index, over all zones).</p>"
+        + table(head, rows)
+        + "</div>"
     )
 
 
@@ -191,7 +197,7 @@ def _latency(facts: Facts) -> str:
 
 
 def _bucket_rows(buckets: list[Bucket], are_pages: bool) -> Iterator[Sequence[str]]:
-    show = (lambda value: f"{value:,} pages") if are_pages else duration
+    show = (lambda value: f"{value:,}&nbsp;pages") if are_pages else duration
     most = max(bucket.count for bucket in buckets) or 1
     for bucket in buckets:
         yield show(bucket.low), show(bucket.high), f"{bucket.count:,}", bar(bucket.count / most)
@@ -209,23 +215,22 @@ def _engines(rows: list[EngineRow]) -> str:
     longest = max((row.total_ns for row in rows), default=1) or 1
     body = [
         (
-            escape(row.name),
+            f"{escape(row.name)} {source(row.source)}",
             f"{row.pages_moved:,}",
             duration(row.total_ns),
             duration(row.region_p50_ns),
             duration(row.region_max_ns),
             duration(row.unavailable_p50_ns),
-            source(row.source),
             bar(row.total_ns / longest),
         )
         for row in rows
     ]
-    head = ["engine", "pages", "time in all", "region, median", "longest", "page away, median", "", ""]
+    head = ["engine", "pages", "time in all", "region, median", "longest", "page away, median", ""]
     about = (
         f"<p class=dim>The same {COMPARED.replace('M', ' MiB')} of a machine of 1 GiB, half of it freed at random, "
         "compacted by each engine; not the memory above. Profiles: debugfs dpu_compact/profile.</p>"
     )
-    return f"<h2>Engines</h2>{about}{table(head, body)}"
+    return f"<div class=block><h2>Engines</h2>{about}{table(head, body)}</div>"
 
 
 def _gpus(devices: list[Gpu]) -> str:
@@ -259,7 +264,7 @@ def _gpu(gpu: Gpu) -> str:
     ]
     text = f"<h2>GPU memory: {escape(gpu.name)} {source('counted')}</h2>"
     text += table(["where pages are", "used", "of", ""], tiers)
-    if gpu.pool_stored_bytes:
+    if gpu.pool_raw_bytes:
         ratio = gpu.pool_raw_bytes / gpu.pool_stored_bytes
         raw, stored = binary(gpu.pool_raw_bytes), binary(gpu.pool_stored_bytes)
         text += f"<p>The pool holds {raw} of pages in {stored}: {ratio:.2f} to 1.</p>"

@@ -54,6 +54,7 @@ STAT_FILES = {
     "swap": ("stat",),
     "qos": ("stat",),
     "fault": ("stat",),
+    "migration": ("stat",),
 }
 
 

@@ -144,14 +144,12 @@ def rates(view: View) -> list[Text]:
     stats = view.now.stats
     if not stats:
         return [Text("Compaction: debugfs is not there, or for the user who runs the daemon", style="italic")]
-    moved, by_cpu = stats["pages_moved"], stats["cpu_pages_moved"]
+    moved, migrated = stats["pages_moved"], view.now.vmstat.get("pgmigrate_success", 0)
     now = view.per_s("pgmigrate_success")
     modelled, wall = (moved / ns * 1e9 if ns else 0.0 for ns in (stats["modelled_ns"], stats["wall_ns"]))
     failed = stats["failures"] + stats["fallbacks"]
     return [
-        Text(
-            f"compaction  {moved:,} pages by engine, {by_cpu:,} by CPU; now {now:,.0f}/s; failed or fell back {failed}"
-        ),
+        Text(f"compaction  {migrated:,} pages migrated, {moved:,} by an engine; now {now:,.0f}/s; failed {failed}"),
         Text(
             f"  pages/s   {short(modelled)} modelled, {short(wall)} measured here; pinned {stats['skipped_pinned']:,}"
         ),

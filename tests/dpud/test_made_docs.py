@@ -120,11 +120,11 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 CASES = [
-    (["dpud", "re"], {"record", "reload", "replay"}),
+    (["dpud", "re"], {"record", "reload", "replay", "report"}),
     (["dpud", "--ver"], {"--version"}),
     (["dpud", "run", "--m"], {"--mount"}),
     (["dpud", "replay", "--t"], {"--traditional"}),
-    (["dpud", "demo", ""], {"capture", "process"}),
+    (["dpud", "demo", "ca"], {"capture"}),
     (["dpud", "bench", "t"], {"tables", "terabyte"}),
     (["dpud", "bench", "tables", "reg"], {"region"}),
     (["dpud", "snapshot", "--fragment", "r"], {"random", "runs"}),

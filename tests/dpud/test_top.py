@@ -110,11 +110,14 @@ class Terminal:
             assert time.monotonic() < deadline, "\n".join(self.lines)
             self._take(0.1)
 
-    def _take(self, timeout_s: float) -> None:
-        if select.select([self._master], [], [], timeout_s)[0]:
-            data = os.read(self._master, 1 << 16)
-            self.raw += data
-            self._stream.feed(data)
+    def _take(self, timeout_s: float) -> bool:
+        """Whether there was something."""
+        if not select.select([self._master], [], [], timeout_s)[0]:
+            return False
+        data = os.read(self._master, 1 << 16)
+        self.raw += data
+        self._stream.feed(data)
+        return True
 
     def end(self) -> int:
         """Its exit code, once it ended."""
@@ -122,7 +125,8 @@ class Terminal:
         while (code := self.process.poll()) is None:
             assert time.monotonic() < deadline
             self._take(0.05)
-        self._take(0.2)
+        while self._take(0.2):
+            pass
         return code
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ _dpud() {
         fi
     done
     if [[ -z $command ]]; then
-        _dpud_offer w bench config demo diag dpu-path exec journal record reload replay run scenarios shell snapshot status stress --help --version
+        _dpud_offer w bench config demo diag dpu-path exec journal record reload replay report run scenarios shell snapshot status stress top --help --version
         return
     fi
     case $command in
@@ -136,6 +136,19 @@ _dpud() {
             fi
             _dpud_offer b
             ;;
+        report)
+            case $prev in
+                --mount) _dpud_offer d; return ;;
+                --config) _dpud_offer b; return ;;
+                --scenario) _dpud_offer b cma-camera gpu-inference thp-database web-server; return ;;
+                --from) _dpud_offer d host; return ;;
+            esac
+            if [[ $cur == -* ]]; then
+                _dpud_offer w --mount --compact --config --scenario --from --help
+                return
+            fi
+            _dpud_offer b
+            ;;
         run)
             case $prev in
                 --mount) _dpud_offer d; return ;;
@@ -186,10 +199,10 @@ _dpud() {
                 --mount) _dpud_offer d; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --mount --help
+                _dpud_offer w --mount --json --help
                 return
             fi
-            _dpud_offer w --mount --help
+            _dpud_offer w --mount --json --help
             ;;
         stress)
             case $prev in
@@ -204,6 +217,17 @@ _dpud() {
                 return
             fi
             _dpud_offer w --threads --duration --size --device --no-compression --no-swap --seed --help
+            ;;
+        top)
+            case $prev in
+                --mount) _dpud_offer d; return ;;
+                --interval) _dpud_offer w; return ;;
+            esac
+            if [[ $cur == -* ]]; then
+                _dpud_offer w --mount --once --interval --help
+                return
+            fi
+            _dpud_offer w --mount --once --interval --help
             ;;
     esac
 }

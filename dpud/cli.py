@@ -4,18 +4,17 @@
 What a command needs is imported inside it, so that `dpud --help` does not wait for numba.
 """
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import rich_click as click
 
-from dpud import __version__
+from dpud import __version__, cli_look
+from dpud.cli_options import machine_options, mount_option, run_options
 from dpud.errors import UserError
 
 EXIT_USER_ERROR = 2
@@ -43,22 +42,6 @@ def cli() -> None:
 
     All of it is worked through /proc and /sys files, with cat and echo.
     """
-
-
-def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What machine to emulate: shared by every command that may start a daemon."""
-    config = click.option("--config", metavar="FILE", help="TOML file that describes the machine.")
-    scenario = click.option(
-        "--scenario", metavar="NAME|FILE", help="A machine with something going on; `dpud scenarios` lists them."
-    )
-    source = click.option(
-        "--from", "source", metavar="host|DIR", help="Emulate this host, or one captured by `dpud snapshot`."
-    )
-    return config(scenario(source(command)))
-
-
-def mount_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option("--mount", "mountpoint", metavar="DIR", help=text)
 
 
 @cli.command()
@@ -167,7 +150,7 @@ def exec_(
     """
     from dpud import exec as execution
 
-    sys.exit(execution.run(command, mountpoint, _run_options(mountpoint, config, scenario, source)))
+    sys.exit(execution.run(command, mountpoint, run_options(mountpoint, config, scenario, source)))
 
 
 @cli.command()
@@ -177,7 +160,7 @@ def shell(mountpoint: str | None, config: str | None, scenario: str | None, sour
     """Start your shell where the real /proc and /sys paths show the emulated kernel."""
     from dpud import exec as execution
 
-    sys.exit(execution.shell(mountpoint, _run_options(mountpoint, config, scenario, source)))
+    sys.exit(execution.shell(mountpoint, run_options(mountpoint, config, scenario, source)))
 
 
 @cli.command()
@@ -313,68 +296,6 @@ def replay_(
 
 
 @cli.command()
-@mount_option("Where the daemon is mounted; default as for `run`.")
-def status(mountpoint: str | None) -> None:
-    """Show free memory, the DPU's work and the settings of a running daemon."""
-    from rich.console import Console
-
-    from dpud import claim
-    from dpud import exec as execution
-    from dpud import status as reports
-
-    path = mountpoint or os.environ.get(execution.MOUNT_VARIABLE) or claim.default()
-    execution.check_live(path)
-    Console().print(reports.report(path))
-
-
-@cli.command()
-@mount_option("Where the daemon is mounted; default as for `run`.")
-def diag(mountpoint: str | None) -> None:
-    """Show the DPU ranks of a running daemon, who has them, and which of their batches failed."""
-    from rich.console import Console
-
-    from dpud import claim
-    from dpud import diag as reports
-    from dpud import exec as execution
-
-    path = mountpoint or os.environ.get(execution.MOUNT_VARIABLE) or claim.default()
-    execution.check_live(path)
-    Console().print(reports.report(path))
-
-
-@cli.group()
-def journal() -> None:
-    """Look into a state directory: what a daemon with `state.directory` has written down."""
-
-
-@journal.command("show")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-def journal_show(directory: Path) -> None:
-    """Print its records, one a line: number, kind, operation, request, `->` what it came to.
-
-    `...` says that the operation goes on in a later record. In brackets is how many values were read from outside.
-    """
-    from dpud import journal_show as shown
-
-    for line in shown.lines(shown.reader_of(directory)):
-        click.echo(line)
-
-
-@journal.command("verify")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-def journal_verify(directory: Path) -> None:
-    """Check every record. The exit code is 1 if one is torn or damaged."""
-    from dpud import journal_show as shown
-
-    reader = shown.reader_of(directory)
-    for _ in reader:
-        pass
-    text, is_whole = shown.verdict(directory, reader.end)
-    click.echo(text)
-    sys.exit(0 if is_whole else 1)
-
-
-@cli.command()
 @click.argument("name", required=False)
 def demo(name: str | None) -> None:
     """Show a real machine's fragmented memory being compacted by the DPU."""
@@ -460,12 +381,5 @@ def warm() -> None:
     loops.warm()
 
 
-def _run_options(mountpoint: str | None, config: str | None, scenario: str | None, source: str | None) -> list[str]:
-    """The options to start a daemon with, checked before anything is started."""
-    from dpud import scenario as scenarios
-
-    given = {"--config": config, "--scenario": scenario, "--from": source}
-    if mountpoint is not None and any(given.values()):
-        raise UserError("--mount uses a daemon that is running: --config, --scenario and --from are for a new one")
-    scenarios.load(config, scenario)
-    return [word for option, value in given.items() if value is not None for word in (option, value)]
+for _command in (cli_look.status, cli_look.top, cli_look.report, cli_look.diag, cli_look.journal):
+    cli.add_command(_command)

@@ -37,6 +37,8 @@
     server = "dev"           # speak FUSE to /dev/fuse directly; "libfuse": through mfusepy or fusepy
     [log]
     level = "info"           # what of the kernel log goes to stderr, and to the journal under systemd
+    [metrics]
+    listen = ""              # "127.0.0.1:9779": Prometheus finds /metrics there; "": nowhere
     [sysctl]                 # written to /proc/sys at the start, and anew at each reload
     vm.dpu_compact_region_order = 18
     [files]                  # the same for any other file
@@ -76,6 +78,7 @@ def _about(text: str) -> Meta:
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)")
+_LISTEN = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _METADATA_BYTES_PER_PAGE = 32  # kernelsim.page.page_dtype
 _PAGE_SIZE = 4096
 _MIN_NODE = 32 << 20
@@ -229,6 +232,18 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
 
+class Metrics(Struct, frozen=True, forbid_unknown_fields=True):
+    listen: Annotated[
+        str,
+        _about("Address and port where Prometheus finds /metrics; empty: nowhere. Needs `pip install dpud[metrics]`."),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        match = _LISTEN.fullmatch(self.listen)
+        if self.listen and (match is None or int(match[1]) > 65535):
+            raise ValueError(f'listen = {self.listen!r} is not like "127.0.0.1:9779"')
+
+
 class Step(Struct, frozen=True, forbid_unknown_fields=True):
     """One step of a workload: what a user would do with mkdir and echo."""
 
@@ -280,6 +295,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     gpu: Gpu = Gpu()
     mount: Mount = Mount()
     log: Log = Log()
+    metrics: Metrics = Metrics()
     sysctl: Annotated[
         Mapping[str, Any],
         _about("Sysctls by their names in sysctl.conf(5), written as the daemon starts, and again at each reload."),

@@ -103,12 +103,12 @@ def run(options: RunOptions) -> None:
     ):
         ready = Readiness(options.ready_fd, path, _describe(options, live.machine))
         if service.in_journal():
-            service.log_to_journal()
-            live.machine.printk.console = service.say
+            live.machine.printk.console = service.log_to_journal()
         elif options.ready_fd is None and sys.stderr.isatty():
             live.machine.printk.console = lambda level, text: print(f"<{level}> {text}", file=sys.stderr)
         if kept is None or kept.end is None:
             workload.apply(live.tree, options.config, ready.progress)
+        serve_metrics(live, options.config.metrics.listen)
         gc.freeze()  # modules and files stay: collections that walk them all would hold requests up
         _serve(live.tree, path, options.config, ready, connection)
 
@@ -308,6 +308,17 @@ def add_gpu(machine: Machine, owner: Owner, config: Config, clock: PacedClock) -
         owner.background(migration.listener(), "dpud-gpu-listen")
     owner.background(memory.defrag.background(clock), "dpud-gpu-defrag")
     return memory
+
+
+def serve_metrics(live: Live, listen: str) -> None:
+    """Answer Prometheus, if the configuration says where. Raises UserError."""
+    if not listen:
+        return
+    try:
+        from dpud import metrics
+    except ImportError as error:
+        raise UserError(f"metrics.listen: {error.name} is missing: pip install 'dpud[metrics]'") from error
+    metrics.serve(listen, live.machine.registry, live.tree)
 
 
 def _read_image(options: RunOptions) -> HostImage:

@@ -20,14 +20,14 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from dpud.journald import Journal, JournalHandler, level_of
 from fs.fuse_attach import attach
 from fs.mountpoint import MountError, check_mountable, detach_stale
 
 STORED = "fuse"
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
-_LOG_LEVELS = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 
 _log = logging.getLogger("dpud")
 
@@ -111,15 +111,20 @@ class _Leveled(logging.Formatter):
     """Each line of a record, tracebacks too, with its level in front."""
 
     def format(self, record: logging.LogRecord) -> str:
-        level = next((number for floor, number in _LOG_LEVELS.items() if record.levelno >= floor), 7)
+        level = level_of(record)
         return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
 
 
-def log_to_journal() -> None:
-    """Python's own log, too, and the stacks of all threads when the watchdog's SIGABRT ends this process."""
+def log_to_journal(journal: Journal | None = None) -> Callable[[int, str], None]:
+    """Python's own log goes there, and the stacks of all threads when the watchdog's SIGABRT ends this process.
+
+    Returns the console for the kernel's log. Without the journal's socket both put levels in front of lines.
+    """
     import faulthandler
 
     faulthandler.enable()
+    journal = journal or Journal()
     handler = logging.StreamHandler()
     handler.setFormatter(_Leveled("%(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
+    logging.getLogger().addHandler(JournalHandler(journal, handler))
+    return journal.kernel(say)

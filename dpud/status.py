@@ -2,27 +2,97 @@
 """`dpud status`: a running daemon at a glance, read from its own files."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from dpud import status_files as state
 from dpud.errors import UserError
+from dpud.status_gpu import Gpu, binary, gpus
 
 _PAGE_SIZE = 4096
 _SETTINGS = "dpu_compact_*"
 
 
 def report(mountpoint: str) -> RenderableType:
-    """Tables of free memory, the DPU's work and the settings. Raises UserError if a file is not there."""
+    """Tables of free memory, the DPU's work, GPUs and the settings. Raises UserError if a file is not there."""
     root = Path(mountpoint)
     try:
         return Group(
             free_table((root / "proc/buddyinfo").read_text()),
             _compaction(root / "sys/kernel/debug/dpu_compact/stats"),
+            *(gpu_table(gpu) for gpu in gpus(state.MountFiles(mountpoint))),
             pairs_table("Settings (vm.*)", _settings(root / "proc/sys/vm")),
         )
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def as_data(mountpoint: str) -> dict[str, Any]:
+    """The same for programs: docs/status.schema.json describes it. Raises UserError if a file is not there."""
+    files = state.MountFiles(mountpoint)
+    try:
+        unusable = state.unusable_index(files)
+        zones = state.zones(files)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    return {
+        "version": 1,
+        "mount": str(files.root),
+        "zones": [_zone_data(zone, unusable) for zone in zones],
+        "engine": state.engine(files),
+        "dpu_compact": state.pairs(files, f"{state.DPU}/stats") or None,
+        "gpus": [_gpu_data(gpu) for gpu in gpus(files)],
+        "settings": {
+            name: int(text) for name, text in map(str.split, _settings(files.root / "proc/sys/vm").splitlines())
+        },
+    }
+
+
+def _zone_data(zone: state.Zone, unusable: dict[tuple[int, str], tuple[float, ...]] | None) -> dict[str, Any]:
+    return {
+        "node": zone.node,
+        "zone": zone.name,
+        "free_bytes": zone.free_pages * _PAGE_SIZE,
+        "free_blocks": list(zone.nr_free),
+        "unusable_index": None if unusable is None else list(unusable[zone.node, zone.name]),
+    }
+
+
+def _gpu_data(gpu: Gpu) -> dict[str, Any]:
+    return {
+        "name": gpu.name,
+        "tiers": [
+            {"tier": tier.name, "used_bytes": tier.used_bytes, "size_bytes": tier.size_bytes or None}
+            for tier in gpu.tiers
+        ],
+        "clients": [
+            {
+                "name": client.name,
+                "priority": client.priority,
+                "granted_bytes": client.granted_bytes,
+                "used_bytes": client.used_bytes,
+                "resident_bytes": client.resident_bytes,
+            }
+            for client in gpu.clients
+        ],
+    }
+
+
+def gpu_table(gpu: Gpu) -> Table:
+    """Where a GPU's pages are, and whose they are."""
+    table = Table(gpu.name, title=f"GPU memory: {gpu.name}", title_justify="left")
+    for heading in ("used", "of", "granted"):
+        table.add_column(heading, justify="right")
+    for tier in gpu.tiers:
+        table.add_row(tier.name, binary(tier.used_bytes), binary(tier.size_bytes) if tier.size_bytes else "-", "")
+    for client in gpu.clients:
+        resident = binary(client.resident_bytes)
+        table.add_row(
+            f"client {client.name}", binary(client.used_bytes), f"{resident} resident", binary(client.granted_bytes)
+        )
+    return table
 
 
 def _compaction(stats: Path) -> RenderableType:

@@ -72,6 +72,7 @@ def test_the_guide_s_configuration_leaves_no_key_out() -> None:
         config.Mount,
         config.State,
         config.Log,
+        config.Metrics,
         config.Step,
     ):
         for key in set(table.__struct_fields__) - {"nodes"}:

@@ -34,6 +34,8 @@ def test_help_lists_every_command() -> None:
         "config",
         "scenarios",
         "reload",
+        "top",
+        "report",
     ):
         assert f" {name} " in done.stdout
 

@@ -120,7 +120,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 CASES = [
-    (["dpud", "re"], {"record", "reload", "replay"}),
+    (["dpud", "re"], {"record", "reload", "replay", "report"}),
     (["dpud", "--ver"], {"--version"}),
     (["dpud", "run", "--m"], {"--mount"}),
     (["dpud", "replay", "--t"], {"--traditional"}),

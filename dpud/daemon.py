@@ -277,6 +277,7 @@ def gpu_config(gpu: Gpu) -> GpuConfig:
         tiers=gpu.tiers,
         swap_folder=Path(gpu.swap_folder) if gpu.swap_folder else None,
         checkpoint_folder=Path(gpu.checkpoint_folder) if gpu.checkpoint_folder else None,
+        numa=gpu.numa,
     )
 
 

@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/dpud demo
 
 test: install
-	@scripts/debian-packages gcc libc6-dev lz4 zstd trace-cmd mandoc man-db zsh systemd $(PROGRAMS)
+	@scripts/debian-packages gcc libc6-dev lz4 zstd trace-cmd mandoc man-db zsh numactl systemd $(PROGRAMS)
 	$(BIN)/pytest -m '' --numprocesses $(JOBS) --dist loadgroup
 
 lint: $(INSTALLED)

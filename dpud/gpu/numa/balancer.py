@@ -94,6 +94,7 @@ class Balancer:
         self.heats: dict[int, Heat] = {}
         self._settings: dict[tuple[int, int], Setting] = {}
         self._next_ns = memory.clock.now_ns() + self.period_ns
+        self._access_ns = self._next_ns
         self._cursor = 0
         self._seen = (0, 0)  # hint faults and moves, at the last scan
         self._window_ns = self._window_bytes = 0
@@ -106,7 +107,8 @@ class Balancer:
     # Sampling.
 
     def tick(self) -> None:
-        if self.rule == OFF or (now_ns := self.memory.clock.now_ns()) < self._next_ns:
+        self._access_ns = now_ns = self.memory.clock.now_ns()
+        if self.rule == OFF or now_ns < self._next_ns:
             return
         self._adapt()
         self._scan(now_ns)
@@ -143,8 +145,8 @@ class Balancer:
                 yield region, pages
 
     def _candidates(self, region: Region) -> Pages:
-        """Pages that might move."""
-        if region.type not in (RegionType.HOST, RegionType.MANAGED):
+        """Pages that might move: not those of a region that is just leaving for another machine, or coming."""
+        if region.type not in (RegionType.HOST, RegionType.MANAGED) or region.held or region.arrival is not None:
             return np.zeros(0, dtype=np.int64)
         here = (region.state == PageState.RESIDENT) & (region.home >= self._first)
         pages: Pages = np.flatnonzero(here & (region.advice.preferred < 0))
@@ -176,13 +178,20 @@ class Balancer:
             heat = self.heats.get(region.first_key + page)
             if heat is None or heat.sampled_ns is None:
                 continue
+            if heat.sampled_ns == self._access_ns:
+                heat.sampled_ns = None  # unmapped as this very access began: that tells nothing
+                continue
             waited_ns = heat.fault(at, now_ns)
             home = int(region.home[page])
             self.stat["hint_faults"] += 1
             self.stat["hint_faults_local"] += home == self._placement.nearest(at)
-            if self.rule != OFF and home >= self._first and page not in region.replicas:
+            if self.rule != OFF and home >= self._first and self._may_move(region, page):
                 self._judge(region, page, heat, at, waited_ns, busy, bring)
             heat.last_at = at
+
+    def _may_move(self, region: Region, page: int) -> bool:
+        is_fixed = region.held or region.arrival is not None or page in region.replicas
+        return not is_fixed and bool(region.advice.preferred[page] < 0)
 
     def _judge(
         self,
@@ -196,7 +205,7 @@ class Balancer:
     ) -> None:
         now_ns, home = self.memory.clock.now_ns(), int(region.home[page])
         wishes = RULES[self.rule](self.setting(region), heat, home, at, waited_ns, now_ns)
-        if not wishes or region.advice.preferred[page] >= 0:
+        if not wishes:
             return
         if heat.backoff_until_ns > now_ns:
             self._note(region, page, wishes[0], home, "backoff")

@@ -37,7 +37,7 @@ from dpud.gpu.location import Location
 from dpud.gpu.numa.heat import Heat
 from dpud.gpu.numa.paths import Paths
 from dpud.gpu.numa.placement import NodePlacement
-from dpud.gpu.numa.rules import OFF, RULES, Setting, Wish, benefits_ns
+from dpud.gpu.numa.rules import OFF, RULES, Fault, Setting, Wish, benefits_ns
 from dpud.gpu.placement import Pages
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ HORIZON_PERIODS = 32
 """How many scan periods ahead what a move saves is reckoned. Uncalibrated."""
 ACCESS_BYTES = 64
 """A line of a cache."""
-_NR_LOOKED_AT = 16
+_NR_LOOKED_AT = 32
 """Pages among which the one that is worth least is chosen to make room."""
 _MOVED_SHARE = 0.05
-"""Of hint faults: from so many moves on, the next scan comes sooner."""
+"""Of hint faults: from so many moves, and changes of use, on the next scan comes sooner."""
 _KEPT = 1024
 STAT = ("scans", "pages_unmapped", "hint_faults", "hint_faults_local", "promoted", "demoted", "exchanged")
 REFUSALS = ("rate_limited", "backoff", "no_room", "not_worth_it")
@@ -97,6 +97,7 @@ class Balancer:
         self._access_ns = self._next_ns
         self._cursor = 0
         self._seen = (0, 0)  # hint faults and moves, at the last scan
+        self._nr_changed = 0
         self._window_ns = self._window_bytes = 0
         self._rng = np.random.default_rng(0)
 
@@ -116,8 +117,8 @@ class Balancer:
 
     def _adapt(self) -> None:
         faults, moves = self.stat["hint_faults"], self.stat["promoted"]
-        nr_faults, nr_moves = faults - self._seen[0], moves - self._seen[1]
-        self._seen = faults, moves
+        nr_faults, nr_moves = faults - self._seen[0], moves - self._seen[1] + self._nr_changed
+        self._seen, self._nr_changed = (faults, moves), 0
         if nr_faults:
             longer = nr_moves < _MOVED_SHARE * nr_faults
             period_ns = self.period_ns * 3 // 2 if longer else self.period_ns // 2
@@ -181,13 +182,14 @@ class Balancer:
             if heat.sampled_ns == self._access_ns:
                 heat.sampled_ns = None  # unmapped as this very access began: that tells nothing
                 continue
+            last_at = heat.last_at
             waited_ns = heat.fault(at, now_ns)
+            self._nr_changed += heat.has_changed
             home = int(region.home[page])
             self.stat["hint_faults"] += 1
             self.stat["hint_faults_local"] += home == self._placement.nearest(at)
             if self.rule != OFF and home >= self._first and self._may_move(region, page):
-                self._judge(region, page, heat, at, waited_ns, busy, bring)
-            heat.last_at = at
+                self._judge(region, page, heat, Fault(at, last_at, waited_ns), busy, bring)
 
     def _may_move(self, region: Region, page: int) -> bool:
         is_fixed = region.held or region.arrival is not None or page in region.replicas
@@ -198,13 +200,12 @@ class Balancer:
         region: Region,
         page: int,
         heat: Heat,
-        at: int,
-        waited_ns: int,
+        fault: Fault,
         busy: set[int],
         bring: Callable[[Pages, int], None],
     ) -> None:
         now_ns, home = self.memory.clock.now_ns(), int(region.home[page])
-        wishes = RULES[self.rule](self.setting(region), heat, home, at, waited_ns, now_ns)
+        wishes = RULES[self.rule](self.setting(region), heat, home, fault, now_ns)
         if not wishes:
             return
         if heat.backoff_until_ns > now_ns:
@@ -264,6 +265,8 @@ class Balancer:
 
     def _exchange(self, region: Region, wish: Wish, busy: set[int]) -> str | None:
         """Have a page of the same size leave, where both moves together pay -> why not."""
+        if self.rule == "two-fault":
+            return "no_room"  # as the kernel's migrate_misplaced_folio refuses a node that is full
         least: tuple[float, Region, int, Wish] | None = None
         for other, page in islice(self._some_of(wish.to, region.order, busy), _NR_LOOKED_AT):
             leaving = self._leaving(other, page)

@@ -52,8 +52,17 @@ class Wish:
         return self.benefit_ns - self.cost_ns
 
 
-Rule = Callable[[Setting, Heat, int, int, int, int], "list[Wish]"]
-"""(setting, heat with the fault in it, home, who missed it, after how many ns, now) -> wishes, best first."""
+@dataclass(frozen=True)
+class Fault:
+    """Who missed a page, who did so the last time (-1: nobody), and how long it had been unmapped."""
+
+    at: int
+    last_at: int
+    waited_ns: int
+
+
+Rule = Callable[[Setting, Heat, int, Fault, int], "list[Wish]"]
+"""(setting, heat with the fault in it, home, the fault, now) -> wishes, best first."""
 
 
 def benefits_ns(setting: Setting, heat: Heat, home: int, now_ns: int) -> NDArray[np.float64]:
@@ -69,7 +78,7 @@ def wish(setting: Setting, heat: Heat, home: int, to: int, now_ns: int, why: str
     return Wish(to, float(benefit), float(setting.copy_ns[home, to]), why)
 
 
-def cost(setting: Setting, heat: Heat, home: int, _at: int, _waited_ns: int, now_ns: int) -> list[Wish]:
+def cost(setting: Setting, heat: Heat, home: int, _fault: Fault, now_ns: int) -> list[Wish]:
     first = setting.first_host
     found = [
         Wish(first + node, benefit, float(setting.copy_ns[home, first + node]), "pays")
@@ -78,16 +87,16 @@ def cost(setting: Setting, heat: Heat, home: int, _at: int, _waited_ns: int, now
     return sorted((each for each in found if each.net_ns > 0), key=lambda each: -each.net_ns)
 
 
-def two_fault(setting: Setting, heat: Heat, home: int, at: int, _waited_ns: int, now_ns: int) -> list[Wish]:
-    node = setting.node_of(at)
-    if node == home or heat.last_at < 0 or setting.node_of(heat.last_at) != node:
+def two_fault(setting: Setting, heat: Heat, home: int, fault: Fault, now_ns: int) -> list[Wish]:
+    node = setting.node_of(fault.at)
+    if node == home or fault.last_at < 0 or setting.node_of(fault.last_at) != node:
         return []
     return [wish(setting, heat, home, node, now_ns, "missed-twice")]
 
 
-def tpp(setting: Setting, heat: Heat, home: int, at: int, waited_ns: int, now_ns: int) -> list[Wish]:
-    node = setting.node_of(at)
-    if node == home or home in setting.users or waited_ns > setting.hot_ns:
+def tpp(setting: Setting, heat: Heat, home: int, fault: Fault, now_ns: int) -> list[Wish]:
+    node = setting.node_of(fault.at)
+    if node == home or home in setting.users or fault.waited_ns > setting.hot_ns:
         return []
     return [wish(setting, heat, home, node, now_ns, "hot")]
 

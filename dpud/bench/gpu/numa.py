@@ -43,7 +43,7 @@ class Phase:
         """Accesses until it was near the best, and stayed there; None: never."""
         far = [number for number, ratio in enumerate(self.ratios) if ratio > CLOSE]
         first = far[-1] + 1 if far else 0
-        return None if first == len(self.ratios) else first * WINDOW
+        return None if first == len(self.ratios) else (first + 1) * WINDOW
 
 
 def phases(load: Load, strategy: Strategy, nr_windows: int = NR_WINDOWS) -> list[Phase]:
@@ -75,7 +75,7 @@ def _report(name: str) -> Report:
     report = Report(
         "gpu numa",
         f"average cost of an access, {name}, simulated",
-        f"{load.nr_pages} pages of 64 KiB, three quarters of the memory of {len(load.topology.nodes)} nodes, all first "
+        f"{load.nr_pages} pages of 4 KiB, three quarters of the memory of {len(load.topology.nodes)} nodes, all first "
         "written by node 0. Each is used by one node for 80 %, by the others for the rest; popularity is Zipf's. In "
         f"phase 2 other nodes use other pages. Cost is the matrix's, against an optimal assignment; {NR_WINDOWS}000 "
         "accesses a phase, the last 6000 are after convergence. Moves per 1000 accesses over all of a phase.",

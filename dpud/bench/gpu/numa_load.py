@@ -20,14 +20,17 @@ from dpud.gpu.numa.topology import Topology, load
 
 Floats = NDArray[np.float64]
 
-PAGE_BYTES = 64 << 10
+PAGE_BYTES = 4 << 10
 ACCESS_BYTES = 64
 FULL = 0.75
 """Of all memory that pages take."""
 OWN = 0.8
 """Of a page's accesses that its own node makes."""
 ZIPF = 0.8
-NODE_BYTES = 2 << 20
+NODE_BYTES = 32 * PAGE_BYTES
+"""Of the smallest node."""
+HORIZON_NS = 3_000_000
+"""About as long as a phase takes."""
 PERIOD_NS = 100_000
 """Of a scan, at first: about 700 accesses. It may adapt to a quarter of that, and to twice as much."""
 
@@ -67,16 +70,17 @@ def _use(topology: Topology, users: list[int], owner: NDArray[np.int64], rng: np
     use[:, users] = (1 - OWN) / len(users)
     use[np.arange(len(owner)), np.array(users)[owner % len(users)]] += OWN
     use *= rng.permutation(heat)[:, None]
-    return use / use.sum()
+    shares: Floats = use / use.sum()
+    return shares
 
 
 def memory_of(topology: Topology) -> tuple[GpuMemory, NumaModule]:
-    """With nodes of 2 MiB and multiples of it."""
+    """With nodes of NODE_BYTES and multiples of it."""
     clock = ManualClock()
     total = NODE_BYTES * sum(node.memory_bytes for node in topology.nodes)
     nr_bytes = total // min(node.memory_bytes for node in topology.nodes)
     device = SimulatedDevice(DeviceProfile(memory_bytes=NODE_BYTES), clock)
-    memory = GpuMemory([device], host=host_nodes(topology, nr_bytes, clock, 1), clock=clock)
+    memory = GpuMemory([device], host=host_nodes(topology, nr_bytes, clock, 1, NODE_BYTES), clock=clock)
     numa = NumaModule(topology)
     numa.attach(memory)
     return memory, numa
@@ -126,6 +130,7 @@ class Run:
         self.numa.placement.set_policy(strategy.policy)
         balancer = self.numa.balancer
         balancer.rule, balancer.min_period_ns, balancer.max_period_ns = strategy.rule, PERIOD_NS // 4, 2 * PERIOD_NS
+        balancer.horizon_ns = HORIZON_NS
         balancer.set_period(PERIOD_NS)
         va = self.memory.allocate("load", load.nr_pages * PAGE_BYTES, RegionType.HOST, page_size=PAGE_BYTES)
         region = self.memory.space.regions.find(va)

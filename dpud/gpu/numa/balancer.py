@@ -16,7 +16,7 @@ Theory of operation
     The scan period adapts as the kernel's does: shorter where faults lead to moves, longer where they do not.
 
 Invariants
-    - PINNED pages never move, nor those with copies or a preferred location.
+    - PINNED pages never move, nor those that somebody pinned, or with copies or a preferred location.
     - Only resident pages of host nodes are unmapped, and each move is charged to the page's owner (Cause.MIGRATION).
 
 Differs from Linux: pages are anybody's, there are no groups of tasks; a fault is a location's, not a task's.
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 _NS_PER_S = 1_000_000_000
 _NS_PER_MS = 1_000_000
-HORIZON_PERIODS = 32
-"""How many scan periods ahead what a move saves is reckoned. Uncalibrated."""
+HORIZON_MS = 32_000
+"""How far ahead what a move saves is reckoned: some scans at the period that the kernel begins with. Uncalibrated."""
 ACCESS_BYTES = 64
 """A line of a cache."""
 _NR_LOOKED_AT = 32
@@ -86,6 +86,7 @@ class Balancer:
         self._first = memory.nr_devices
         self.rule = "cost" if len(placement.hosts) > 1 else OFF
         self.period_ns, self.min_period_ns, self.max_period_ns = (ms * _NS_PER_MS for ms in (1000, 100, 60_000))
+        self.horizon_ns = HORIZON_MS * _NS_PER_MS
         self.scan_bytes = 256 << 20  # the kernel's numa_balancing scan_size_mb
         self.limit_MBps = 65536  # the kernel's numa_balancing_promote_rate_limit_MBps
         self.access_bytes = ACCESS_BYTES
@@ -100,10 +101,6 @@ class Balancer:
         self._nr_changed = 0
         self._window_ns = self._window_bytes = 0
         self._rng = np.random.default_rng(0)
-
-    @property
-    def horizon_ns(self) -> int:
-        return HORIZON_PERIODS * self.period_ns
 
     # Sampling.
 
@@ -151,7 +148,8 @@ class Balancer:
             return np.zeros(0, dtype=np.int64)
         here = (region.state == PageState.RESIDENT) & (region.home >= self._first)
         pages: Pages = np.flatnonzero(here & (region.advice.preferred < 0))
-        return pages[~np.isin(pages, list(region.replicas))] if region.replicas else pages
+        pages = pages[~np.isin(pages, list(region.replicas))] if region.replicas else pages
+        return pages[~self.memory.residency.pins.mask(region, pages)]
 
     def _sample(self, region: Region, pages: Pages, now_ns: int) -> None:
         for key in (region.first_key + pages).tolist():
@@ -193,6 +191,7 @@ class Balancer:
 
     def _may_move(self, region: Region, page: int) -> bool:
         is_fixed = region.held or region.arrival is not None or page in region.replicas
+        is_fixed = is_fixed or region.first_key + page in self.memory.residency.pins
         return not is_fixed and bool(region.advice.preferred[page] < 0)
 
     def _judge(

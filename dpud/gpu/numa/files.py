@@ -13,7 +13,7 @@ from dpud.gpu.numa.module import NumaModule
 from dpud.gpu.numa.placement import MAX_WEIGHT
 from dpud.gpu.numa.rules import OFF, RULES
 from dpud.gpu.numa.topology import Matrix, format_list
-from kernelsim.attr import Attr, Bool, Choice, Int, Kobject, Size, Text
+from kernelsim.attr import Attr, Bool, Bytes, Choice, Int, Kobject, Size, Text
 
 _NS_PER_MS = 1_000_000
 _MAX_MS = 2**31 - 1
@@ -59,6 +59,24 @@ def _limit(name: str) -> tuple[Callable[[Any], int], Callable[[Any, int], None]]
     return get, put
 
 
+def _long(doc: str, read: Callable[[Any], str]) -> Attr[bytes]:
+    """A text that may be longer than the page that a file of sysfs has; read in pieces, so it is kept meanwhile."""
+    attr: Attr[bytes] = Attr(Bytes(), doc=doc, mode=0o444)
+
+    def size(files: Any) -> int:
+        files.shown[attr] = read(files).encode()
+        return len(files.shown[attr])
+
+    def piece(files: Any, pos: int, size: int, _nonblock: bool) -> bytes:
+        if pos == 0 or attr not in files.shown:
+            files.shown[attr] = read(files).encode()
+        return bytes(files.shown[attr][pos : pos + size])
+
+    attr.size(size)
+    attr.read(piece)
+    return attr
+
+
 class NumaFiles(Kobject):
     """What concerns all nodes."""
 
@@ -81,6 +99,7 @@ class NumaFiles(Kobject):
     scan_period_max_ms = _number(
         Int(1, _MAX_MS), "It never gets longer; at least scan_period_min_ms.", *_limit("max_period_ns")
     )
+    horizon_ms = _number(Int(1, _MAX_MS), "How far ahead what a move saves is reckoned.", *_limit("horizon_ns"))
     scan_size = _number(
         Size(1),
         "Bytes that are unmapped at once.",
@@ -94,13 +113,21 @@ class NumaFiles(Kobject):
         lambda files, value: setattr(files.numa.balancer, "access_bytes", value),
     )
     stat = Attr(Text(), doc="Scans, hint faults, moves, refusals by reason, pages allocated as in numastat.")
-    decisions = Attr(Text(), doc="The last wishes: ns, address, from, to, verdict, ns of benefit, cost, and net.")
-    pingpong = Attr(
-        Text(), doc="Pages that came back to the node they had left: address, how often, ns until they stay."
+    decisions = _long(
+        "The last wishes: ns, address, from, to, verdict, ns of benefit, cost, and net.",
+        lambda files: "".join(f"{each}\n" for each in files.numa.balancer.decisions),
+    )
+    pingpong = _long(
+        "Pages that came back to the node they had left: address, how often, ns until they stay.",
+        lambda files: "".join(
+            f"{va:x} {heat.nr_pingpongs} {heat.backoff_until_ns}\n" for va, heat in files.numa.balancer.playing()
+        ),
     )
 
     def __init__(self, numa: NumaModule) -> None:
         self.numa = numa
+        self.shown: dict[Attr[bytes], bytes] = {}
+        """Of long files: what their reader began with."""
 
     @topology.show
     def _topology(self) -> str:
@@ -135,16 +162,6 @@ class NumaFiles(Kobject):
     @stat.show
     def _stat(self) -> str:
         return "".join(f"{name} {nr}\n" for name, nr in self.numa.stats().items())
-
-    @decisions.show
-    def _decisions(self) -> str:
-        return "".join(f"{each}\n" for each in self.numa.balancer.decisions)
-
-    @pingpong.show
-    def _pingpong(self) -> str:
-        return "".join(
-            f"{va:x} {heat.nr_pingpongs} {heat.backoff_until_ns}\n" for va, heat in self.numa.balancer.playing()
-        )
 
 
 def _table(matrix: Matrix) -> str:

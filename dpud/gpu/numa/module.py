@@ -35,12 +35,15 @@ _GRAIN = 2 << 20
 """What a node's memory is a multiple of: the largest page."""
 
 
-def host_nodes(topology: Topology, nr_bytes: int, clock: Clock, first_id: int = 0) -> list[SimulatedDevice]:
-    """Host memory of a GpuMemory: `nr_bytes` in all, divided as the topology's nodes are, each at least 2 MiB."""
+def host_nodes(
+    topology: Topology, nr_bytes: int, clock: Clock, first_id: int = 0, grain: int = _GRAIN
+) -> list[SimulatedDevice]:
+    """Host memory of a GpuMemory: `nr_bytes` in all, divided as the topology's nodes are, each a multiple of `grain`
+    and at least that."""
     total = sum(node.memory_bytes for node in topology.nodes)
     made = []
     for at, node in enumerate(topology.nodes):
-        size = max(_GRAIN, nr_bytes * node.memory_bytes // total // _GRAIN * _GRAIN)
+        size = max(grain, nr_bytes * node.memory_bytes // total // grain * grain)
         latency_ns, bandwidth = int(topology.latency_ns[at, at]), int(topology.bandwidth[at, at])
         profile = DeviceProfile(f"node{node.nid}", size, bandwidth, latency_ns, bandwidth, latency_ns)
         made.append(SimulatedDevice(profile, clock, first_id + at))

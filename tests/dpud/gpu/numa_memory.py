@@ -33,6 +33,7 @@ class Nodes:
     def sample_every(self, ns: int) -> None:
         self.balancer.min_period_ns = self.balancer.max_period_ns = ns
         self.balancer.set_period(ns)
+        self.balancer.horizon_ns = 32 * ns
 
     def at(self, node: int) -> int:
         """Location of a node."""

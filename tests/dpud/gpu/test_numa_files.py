@@ -42,6 +42,13 @@ class Gpu:
         self.write("location", location, BUFFER)
         self.tree.open(f"{BUFFER}/data", os.O_RDWR).write(bytes(MIB), 0)
 
+    def long(self, name: str) -> list[str]:
+        """A file that is longer than a page, in pieces as `cat` reads it."""
+        file, found = self.tree.open(f"{NUMA}/{name}", os.O_RDONLY), b""
+        while piece := file.read(1000, len(found)):
+            found += piece
+        return found.decode().splitlines()
+
     def free(self) -> list[int]:
         return [int(self.read(f"nodes/node{nid}/free_bytes")) for nid in range(4)]
 
@@ -123,12 +130,14 @@ def test_decisions_say_why(gpu: Gpu) -> None:
     balancer = gpu.memory.numa.balancer
     balancer.min_period_ns = 20_000
     balancer.set_period(20_000)
+    balancer.horizon_ns = 1_000_000
     region = next(iter(gpu.memory.space.regions))
     for number in range(4000):
         gpu.memory.read("c", region.va + 4096 * (number * 7 % 64), 64, gpu.memory.nr_devices + 1)
-    ns, address, source, target, verdict, *figures = gpu.read("decisions").splitlines()[0].split()
+    ns, address, source, target, verdict, *figures = gpu.long("decisions")[0].split()
     assert (source, target, verdict) == ("node0", "node1", "promoted:pays")
     assert int(ns) > 0
+    assert len(gpu.long("decisions")) == 64
     assert region.va <= int(address, 16) < region.end
     benefit, cost, net = (int(figure.partition("=")[2]) for figure in figures)
     assert abs(benefit - cost - net) <= 1

@@ -32,7 +32,7 @@ NODE_BYTES = 32 * PAGE_BYTES
 HORIZON_NS = 3_000_000
 """About as long as a phase takes."""
 PERIOD_NS = 100_000
-"""Of a scan, at first: about 700 accesses. It may adapt to a quarter of that, and to twice as much."""
+"""Of a scan, at most: about 700 accesses. It may adapt to a quarter of that."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Run:
         self.memory, self.numa = memory_of(load.topology)
         self.numa.placement.set_policy(strategy.policy)
         balancer = self.numa.balancer
-        balancer.rule, balancer.min_period_ns, balancer.max_period_ns = strategy.rule, PERIOD_NS // 4, 2 * PERIOD_NS
+        balancer.rule, balancer.min_period_ns, balancer.max_period_ns = strategy.rule, PERIOD_NS // 4, PERIOD_NS
         balancer.horizon_ns = HORIZON_NS
         balancer.set_period(PERIOD_NS)
         va = self.memory.allocate("load", load.nr_pages * PAGE_BYTES, RegionType.HOST, page_size=PAGE_BYTES)

@@ -11,7 +11,8 @@ Theory of operation
 
     It is refused, and said so: beyond the rate limit (so many MB in each second, as the kernel's
     numa_balancing_promote_rate_limit_MBps); while a page is in backoff. A page that comes back to the node it left
-    last, within the horizon, plays ping-pong: it stays for a horizon then, and twice as long each further time.
+    last, within the horizon, plays ping-pong. Once may be a mistake that was made good, or a change of use; the second
+    time it stays for an eighth of a horizon, and twice as long each further time.
 
     The scan period adapts as the kernel's does: shorter where faults lead to moves, longer where they do not.
 
@@ -241,8 +242,9 @@ class Balancer:
         self._note(region, page, wish, home, "promoted", wish.why)
         if wish.to == heat.left and now_ns - heat.left_ns < self.horizon_ns:
             self.stat["pingpongs"] += 1
-            heat.backoff_until_ns = now_ns + (self.horizon_ns << min(heat.nr_pingpongs, 16))
             heat.nr_pingpongs += 1
+            if heat.nr_pingpongs > 1:
+                heat.backoff_until_ns = now_ns + ((self.horizon_ns >> 3) << min(heat.nr_pingpongs - 2, 16))
         heat.left, heat.left_ns = home, now_ns
 
     def _note(self, region: Region, page: int, wish: Wish, home: int, event: str, why: str = "") -> None:

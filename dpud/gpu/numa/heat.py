@@ -14,8 +14,8 @@ FORGET = 0.15
 """So what is known goes back about seven samples."""
 STREAK, SELDOM = 3, 0.34
 """By chance that happens to one in 27 at most, of the pages whose use is divided the least favourably."""
-DOUBT = 0.5
-"""Samples that are thought to have come from all locations alike, before anything is known."""
+DOUBT = 1.0
+"""One sample is thought to have come from all locations alike, before anything is known."""
 
 
 class Heat:

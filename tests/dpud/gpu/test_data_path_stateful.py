@@ -229,7 +229,9 @@ class Path(RuleBasedStateMachine):
             self.migrate_on(steps)
         else:
             busy, same = module.is_busy, known is not None and known.device == device
-            wanted = errno.EBUSY if busy else errno.ENOENT if known is None else errno.EINVAL if same else errno.ENODATA
+            pinned = any(pin.region.client == client for pin in self.memory.residency.pins)
+            wanted = errno.EBUSY if pinned else errno.EINVAL if same else errno.ENODATA
+            wanted = errno.EBUSY if busy else errno.ENOENT if known is None else wanted
             assert number == wanted or (number == errno.ENODATA and not known.regions)
 
     @rule(steps=st.integers(1, 60))

@@ -8,6 +8,8 @@ from hypothesis.stateful import precondition, rule
 from small import KIB, DictSwap
 from test_data_path_stateful import FRACTIONS, Path
 
+from dpud.gpu.address_space.permissions import Permission
+from dpud.gpu.address_space.regions import RegionType
 from dpud.gpu.clock import ManualClock
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
@@ -21,6 +23,13 @@ NODES = st.sampled_from([2, 3])
 
 
 class NumaPath(Path):
+    """Each begins with a region of host memory, on node 0, that its owner may use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allocate("ann", 100 * KIB, 4096, RegionType.HOST, Permission.READ | Permission.WRITE, 0)
+        self.write("ann", 0.0, 0.0, 0.999, 2, same=False)
+
     def new_memory(self) -> GpuMemory:
         clock, topology = ManualClock(), load("two-socket")
         sizes = 512 * KIB, 256 * KIB
@@ -45,14 +54,12 @@ class NumaPath(Path):
         self.numa.balancer.rule, self.numa.balancer.limit_MBps = name, limit
 
     @precondition(lambda self: self.models)
-    @rule(which=FRACTIONS, where=FRACTIONS, node=NODES, nr=st.integers(1, 20))
-    def use(self, which: float, where: float, node: int, nr: int) -> None:
-        """Often, from one node: so that pages come there."""
-        model = self.pick(which)
-        at = int(where * len(model.data))
-        for _ in range(nr):
-            self.read(model.owner, which, where, 0.0, node)
-        assert at < len(model.data)
+    @rule(which=st.one_of(st.just(0.0), FRACTIONS), node=NODES, nr=st.integers(5, 80))
+    def use(self, which: float, node: int, nr: int) -> None:
+        """All over the region, from one node: so that pages come there."""
+        owner = self.pick(which).owner
+        for number in range(nr):
+            self.read(owner, which, number / nr, 0.0, node)
 
     @rule(nr_bytes=st.integers(1, 600 * KIB), location=st.sampled_from([0, 1, 2, 3]))
     def evict(self, nr_bytes: int, location: int) -> None:

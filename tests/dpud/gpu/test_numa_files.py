@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 from wiring import errno_of
 
+from dpud.config import Config
+from dpud.config import Gpu as Section
+from dpud.daemon import add_gpu
+from dpud.errors import UserError
+from dpud.gpu.clock import PacedClock
 from dpud.gpu.numa import sysfs
 from dpud.gpu.system import CLASS_PATH, CONFIG_PATH, REAL, GpuConfig, add_files, build
 from fs.kernfs import Tree
@@ -153,3 +158,10 @@ def test_a_machine_of_one_node_has_nothing_to_balance() -> None:
 def test_the_topology_of_this_machine(tmp_path: Path) -> None:
     gpu = Gpu(REAL)
     assert gpu.read("topology").count("cpus=") == len(sysfs.read().nodes)
+
+
+@pytest.mark.parametrize("name", ["/nonexistent.toml", "nowhere"])
+def test_a_topology_that_is_none_is_named_to_the_user(name: str) -> None:
+    config = Config(gpu=Section(numa=name))
+    with pytest.raises(UserError, match="gpu.numa: no topology"):
+        add_gpu(None, None, config, PacedClock())  # type: ignore[arg-type]  nothing is asked of them before

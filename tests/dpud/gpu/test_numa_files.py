@@ -163,5 +163,5 @@ def test_the_topology_of_this_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["/nonexistent.toml", "nowhere"])
 def test_a_topology_that_is_none_is_named_to_the_user(name: str) -> None:
     config = Config(gpu=Section(numa=name))
-    with pytest.raises(UserError, match="gpu.numa: no topology"):
+    with pytest.raises(UserError, match=r"gpu\.numa: no topology"):
         add_gpu(None, None, config, PacedClock())  # type: ignore[arg-type]  nothing is asked of them before

@@ -60,7 +60,7 @@ _dpud() {
                 _dpud_offer w --help
                 return
             fi
-            _dpud_offer w capture process compression defrag fault migration overcommit performance qos swap unified all
+            _dpud_offer w capture process compression defrag fault migration numa overcommit performance qos swap unified all
             ;;
         diag)
             case $prev in

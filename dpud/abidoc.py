@@ -43,6 +43,7 @@ _ALIKE = {
     r"/gpu0/": "/gpu*/",
     r"/swap/tiers/nvme/": "/swap/tiers/NAME/",
     r"/qos/levels/\d/": "/qos/levels/*/",
+    r"/gpu0/numa/weighted_interleave/node0$": "/gpu0/numa/weighted_interleave/node*",
     r"/fault/fail_\w+/": "/fault/fail_NAME/",
     r"/proc/\d+/": "/proc/PID/",
     rf"/fail_({'|'.join(_KINDS)})/": "/fail_KIND/",

@@ -29,6 +29,8 @@
     swap_ssd = "2G"
     swap_hdd = "4G"
     swap_folder = ""         # where these files are; "": the system's folder for temporary files
+    numa = ""                # nodes of host memory: "two-socket", "four-node-cxl", "eight-node", a topology file, or
+                             # "real": this machine's; "": one node
     checkpoint_folder = ""   # where checkpoints of clients are; "": a temporary folder that goes with the daemon
     [mount]
     path = "/run/dpud"
@@ -186,6 +188,13 @@ class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
     swap_folder: Annotated[str, _about("Folder of these files; empty: the system's for temporary files.")] = ""
     checkpoint_folder: Annotated[
         str, _about("Folder of clients' checkpoints; empty: one that goes with the daemon.")
+    ] = ""
+    numa: Annotated[
+        str,
+        _about(
+            'Nodes of host memory: a topology file, a shipped one ("two-socket", "four-node-cxl", "eight-node"), or '
+            '"real", this machine\'s; empty: one node.'
+        ),
     ] = ""
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ from dpud.gpu.clock import PacedClock
 from dpud.gpu.memory import GpuMemory
 from dpud.gpu.migration import MigrationModule
 from dpud.gpu.performance import set_log_level
-from dpud.gpu.system import GpuConfig, add_files, build, checkpointer, reclaimer, sampler, scrubber
+from dpud.gpu.system import GpuConfig, add_files, build, checkpointer, reclaimer, sampler, scrubber, topology_of
 from dpud.inject import BlockingWaitQueue, LiveClock, boot_time_s
 from dpud.journal_device import NotedDriver
 from dpud.owner import Owner
@@ -277,6 +277,7 @@ def gpu_config(gpu: Gpu) -> GpuConfig:
         tiers=gpu.tiers,
         swap_folder=Path(gpu.swap_folder) if gpu.swap_folder else None,
         checkpoint_folder=Path(gpu.checkpoint_folder) if gpu.checkpoint_folder else None,
+        numa=gpu.numa,
     )
 
 
@@ -290,6 +291,10 @@ def add_gpu(machine: Machine, owner: Owner, config: Config, clock: PacedClock) -
         return None
     set_log_level()
     migration = MigrationModule(BlockingWaitQueue, lambda: secrets.token_hex(8))
+    try:
+        topology_of(gpu_config(gpu))
+    except OSError as error:
+        raise UserError(f"gpu.numa: no topology {gpu.numa!r}: {error.strerror}") from error
     try:
         memory = build(gpu_config(gpu), clock, BlockingWaitQueue(), migration)
     except OSError as error:

@@ -17,7 +17,18 @@ from dpud.errors import UserError
 CAPTURE, PROCESS = "capture", "process"
 SCENES = (CAPTURE, PROCESS)
 MIGRATION = "migration"
-GPU_SCENES = ("compression", "defrag", "fault", MIGRATION, "overcommit", "performance", "qos", "swap", "unified")
+GPU_SCENES = (
+    "compression",
+    "defrag",
+    "fault",
+    MIGRATION,
+    "numa",
+    "overcommit",
+    "performance",
+    "qos",
+    "swap",
+    "unified",
+)
 """Only played when named."""
 ALL = "all"
 _CAPTURED = Path(__file__).parent.parent / "data" / "captures" / "demo"  # capture.DEMO, without loading numba

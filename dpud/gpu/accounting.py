@@ -96,8 +96,9 @@ class Accounting:
 
     def _memory_bytes(self) -> int:
         """Of all devices, and what is used of the host's."""
-        *devices, host = (location.frames for location in self._locations)
-        return sum(frames.nr_bytes for frames in devices) + host.nr_bytes - host.nr_free_bytes
+        return sum(
+            each.frames.nr_bytes - (each.frames.nr_free_bytes if each.is_host else 0) for each in self._locations
+        )
 
     def pool_bytes(self, nr_new_bytes: int = 0) -> int:
         """Bytes that the pool can still take, if not one of them compresses; with keys for so many bytes more."""

@@ -29,6 +29,8 @@ def violations(memory: GpuMemory) -> list[str]:
         found += _migrating(region)
     if isinstance(memory.residency.traffic, QosModule):
         found += [f"qos: {problem}" for problem in memory.residency.traffic.violations()]
+    if memory.numa is not None:
+        found += [f"numa: {problem}" for problem in memory.numa.violations()]
     return found
 
 

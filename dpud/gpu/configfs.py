@@ -302,7 +302,7 @@ class Buffer(Kobject):
         if text.strip() not in names:
             raise OSError(errno.EINVAL, f"{text.strip()!r} is none of {', '.join(names)}")
         number = names.index(text.strip())
-        return HOST if number == self.memory.nr_devices else number
+        return HOST if names[number] == "host" else number
 
 
 class BufferGroup(ConfigGroup):

@@ -79,6 +79,11 @@ from dpud.gpu.facade_migration import init_migration_manager as init_migration_m
 from dpud.gpu.facade_migration import print_migration_stats as print_migration_stats
 from dpud.gpu.facade_migration import receive_memory_migration as receive_memory_migration
 from dpud.gpu.facade_migration import start_memory_migration as start_memory_migration
+from dpud.gpu.facade_numa import cleanup_numa_memory_manager as cleanup_numa_memory_manager
+from dpud.gpu.facade_numa import get_numa_stats as get_numa_stats
+from dpud.gpu.facade_numa import init_numa_memory_manager as init_numa_memory_manager
+from dpud.gpu.facade_numa import print_numa_stats as print_numa_stats
+from dpud.gpu.facade_numa import set_numa_policy as set_numa_policy
 from dpud.gpu.facade_overcommit import allocate_overcommit_memory as allocate_overcommit_memory
 from dpud.gpu.facade_overcommit import cleanup_memory_overcommit as cleanup_memory_overcommit
 from dpud.gpu.facade_overcommit import free_overcommit_memory as free_overcommit_memory

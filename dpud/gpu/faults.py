@@ -9,7 +9,7 @@ In this order, so that whatever can fail does so before anything is lost:
     5. pages to be written become this location's alone: copies go, the stores forget what they had.
 
 Where a page of managed memory is put: at its preferred location, else where it is used. DEVICE memory is put on its
-device, HOST and PINNED in host memory.
+device, HOST and PINNED in host memory, where the placement says (placement.py).
 """
 
 import errno
@@ -24,6 +24,7 @@ from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.address_space.space import Pages
 from dpud.gpu.errors import GpuError
 from dpud.gpu.location import Frames, Location
+from dpud.gpu.placement import Balancer, OneHost, Placement
 from dpud.gpu.residency import Busy, Residency
 from dpud.gpu.traffic import Cause
 
@@ -98,7 +99,8 @@ class FaultService:
         self.residency = residency
         self.space = residency.space
         self.locations = residency.locations
-        self.host = host
+        self.placement: Placement = OneHost(host)
+        self.balancer: Balancer | None = None
         self.prefetcher = prefetcher
         self.thrash_guard = thrash_guard
         self.watcher: Watcher | None = None
@@ -132,7 +134,7 @@ class FaultService:
     def populate(self, region: Region) -> None:
         """Give every page of a region a zeroed frame. Raises GpuError(ENOMEM), and has given none."""
         pages = np.arange(region.nr_pages)
-        self._populate(region, pages, self.host, np.zeros(len(pages), dtype=np.bool_), ())
+        self._populate(region, pages, region.device, np.zeros(len(pages), dtype=np.bool_), ())
 
     def write_back(self, region: Region, pages: Pages) -> int:
         """Put what the stores do not have of resident pages there, and keep the pages -> how many.
@@ -244,6 +246,8 @@ class FaultService:
             return
         reached = self.space.table.ptes[at, region.leaf + pages] != 0
         pages = pages[~reached]
+        if self.balancer is not None:
+            self.balancer.reached(region, pages, at, lambda some, to: self._try(self.migrate, region, some, to, busy))
         elsewhere = region.home[pages] != at
         if region.type is RegionType.MANAGED and elsewhere.any():
             stay = self._stays(region, pages, at)
@@ -260,7 +264,8 @@ class FaultService:
         """Pages that advice, or somebody's pin, keeps where they are."""
         advice, bit = region.advice, np.uint64(1 << at)
         stays: Mask = (advice.preferred[pages] == region.home[pages]) | (advice.accessed_by[pages] & bit != 0)
-        return stays | self.residency.pins.mask(region, pages)
+        stays |= self.residency.pins.mask(region, pages)
+        return stays if self.balancer is None else stays | self.balancer.holds(region, pages, at)
 
     def _try(self, bring: Callable[..., None], region: Region, pages: Pages, at: int, busy: Busy) -> None:
         """Bring pages closer; where there is no room, they are reached over the link."""
@@ -286,7 +291,7 @@ class FaultService:
     def _move(self, region: Region, pages: Pages, source: Location, target: Location, frames: Frames) -> None:
         backed = region.backed[pages]
         self.residency.charge(region, Cause.MIGRATION, pages, target)
-        rows = source.load_pages(region.frame[pages], region.page_bytes)
+        rows = source.load_pages(region.frame[pages], region.page_bytes, target.number)
         target.store_pages(frames, rows)
         self.space.unmap_pages(region, pages)
         for key in (region.first_key + pages).tolist():
@@ -303,7 +308,7 @@ class FaultService:
             here = region.home[pages] == source.number
             if here.any():
                 self.residency.charge(region, Cause.MIGRATION, pages[here], target)
-                target.store_pages(frames[here], source.load_pages(region.frame[pages[here]], region.page_bytes))
+                target.store_pages(frames[here], source.load_pages(region.frame[pages[here]], region.page_bytes, at))
         for page, frame in zip(pages.tolist(), frames.tolist(), strict=True):
             region.replicas.setdefault(page, {})[at] = frame
             target.policy.insert(region.first_key + page)
@@ -353,9 +358,10 @@ class FaultService:
         if region.type is RegionType.DEVICE:
             return [(self.locations[region.device], pages)] if len(pages) else []
         if region.type is not RegionType.MANAGED:
-            return [(self.locations[self.host], pages)] if len(pages) else []
-        preferred = region.advice.preferred[pages]
-        targets = np.where(preferred >= 0, preferred, at)
+            targets = self.placement.place(region, pages, at)
+        else:
+            preferred = region.advice.preferred[pages]
+            targets = np.where(preferred >= 0, preferred, at)
         return [(self.locations[number], pages[targets == number]) for number in np.unique(targets).tolist()]
 
     def _map(self, region: Region, pages: Pages, at: int) -> None:

@@ -3,9 +3,12 @@
 
 All of the memory is one buffer of the hardware layer; frames.py cuts it into pages. Bytes move in as few transfers as
 the frames' places allow, and every method here returns when they are there.
+
+Where there is a NUMA topology, who moves them (`at`, a location) says over which path: `paths` has one for each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +21,26 @@ from dpud.gpu.policy import ClientPolicies, NewPolicy
 Frames = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Path:
+    """How one location reaches another's memory."""
+
+    latency_ns: int
+    bytes_per_s: int
+
+
 class Location:
     """Frames of a memory, and the order in which pages leave it."""
 
-    def __init__(self, number: int, name: str, hardware: Device, new_policy: NewPolicy) -> None:
+    def __init__(self, number: int, name: str, hardware: Device, new_policy: NewPolicy, is_host: bool = False) -> None:
         self.number = number
+        self.is_host = is_host
         self.name = name
         self.hardware = hardware
         self.frames = FramePool(hardware.memory_bytes)
         self.policy = ClientPolicies(new_policy)
+        self.paths: Sequence[Path] = ()
+        """From each location to this memory; none: its hardware has one for all."""
         self._stream = hardware.create_stream()
         self._buffer = hardware.allocate(hardware.memory_bytes, self._stream)
         self._stream.sync()
@@ -36,15 +50,22 @@ class Location:
         """Its device answers nobody any more."""
         return self.hardware.lost
 
-    def load_pages(self, frames: Frames, page_bytes: int) -> Bytes:
+    def _go(self, at: int | None) -> None:
+        if self.paths:
+            path = self.paths[self.number if at is None else at]
+            self.hardware.use_path(path.bytes_per_s, path.latency_ns)
+
+    def load_pages(self, frames: Frames, page_bytes: int, at: int | None = None) -> Bytes:
         """Bytes of pages, [page, byte]."""
+        self._go(at)
         out = np.empty((len(frames), page_bytes), dtype=np.uint8)
         self._buffer.gather(frames * FRAME_BYTES, page_bytes, out, stream=self._stream)
         self._stream.sync()
         return out
 
-    def store_pages(self, frames: Frames, data: Bytes) -> None:
+    def store_pages(self, frames: Frames, data: Bytes, at: int | None = None) -> None:
         """The other way; data[page, byte]."""
+        self._go(at)
         self._buffer.scatter(frames * FRAME_BYTES, data.shape[1], data, stream=self._stream)
         self._stream.sync()
 
@@ -72,17 +93,29 @@ class Location:
         """Until what `copy` queued is done."""
         self._stream.sync()
 
-    def load(self, frames: Frames, page_bytes: int, offset: int, out: Bytes) -> None:
+    def load(self, frames: Frames, page_bytes: int, offset: int, out: Bytes, at: int | None = None) -> None:
         """len(out) bytes from `offset` on in the pages taken together."""
+        self._go(at)
         for at, nr_bytes, done in _runs(frames, page_bytes, offset, len(out)):
             self._buffer.view(at, nr_bytes).copy_to(out[done : done + nr_bytes].data, stream=self._stream)
         self._stream.sync()
 
-    def store(self, frames: Frames, page_bytes: int, offset: int, data: Bytes) -> None:
+    def store(self, frames: Frames, page_bytes: int, offset: int, data: Bytes, at: int | None = None) -> None:
         """The other way."""
+        self._go(at)
         for at, nr_bytes, done in _runs(frames, page_bytes, offset, len(data)):
             self._buffer.view(at, nr_bytes).copy_from(data[done : done + nr_bytes].data, stream=self._stream)
         self._stream.sync()
+
+
+def make_locations(devices: Sequence[Device], hosts: Sequence[Device], new_policy: NewPolicy) -> list[Location]:
+    """device0, device1, ..., then `host`, or each host memory by its own name where there are several."""
+    names = [f"device{number}" for number in range(len(devices))]
+    names += ["host"] if len(hosts) == 1 else [each.name for each in hosts]
+    return [
+        Location(number, name, hardware, new_policy, number >= len(devices))
+        for number, (name, hardware) in enumerate(zip(names, [*devices, *hosts], strict=True))
+    ]
 
 
 def _runs(frames: Frames, page_bytes: int, offset: int, nr_bytes: int) -> Iterator[tuple[int, int, int]]:

@@ -2,9 +2,10 @@
 """GpuMemory: the data path. Clients allocate, read, write and free; everything else is what it takes to do that.
 
 Theory of operation
-    Locations are devices 0..n-1 and the host, which is number n and also called HOST. Each has a memory, a page table
-    and a TLB. An access comes from a location (the client's device, unless it says otherwise) and goes page by page:
-    permission, translation, a fault where that leads nowhere (faults.py), then the bytes, from wherever they are.
+    Locations are devices 0..n-1 and from n on the host, or its nodes (numa/); HOST is the one nearest to the client.
+    Each has a memory, a page table and a TLB. An access comes from a location (the client's device, unless it says
+    otherwise) and goes page by page: permission, translation, a fault where that leads nowhere (faults.py), then the
+    bytes, from wherever they are.
 
     An access of many pages is done in spans of at most 1 MiB, or a quarter of the smallest memory: only one span's
     pages have to be in memory at once, so an access may be larger than the device. An access that fails has done the
@@ -39,7 +40,7 @@ from dpud.gpu.faults import CorruptAccess, FaultService, Prefetcher, ThrashGuard
 from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.interface import Device
 from dpud.gpu.hal.simulated import SimulatedDevice
-from dpud.gpu.location import Location
+from dpud.gpu.location import Location, make_locations
 from dpud.gpu.policy import Lru, NewPolicy
 from dpud.gpu.residency import Residency
 from dpud.gpu.spans import piece_of, stretches, whole_pages
@@ -65,7 +66,7 @@ class GpuMemory:
         self,
         devices: Sequence[Device] | None = None,
         *,
-        host: Device | None = None,
+        host: Device | Sequence[Device] | None = None,
         clock: Clock | None = None,
         codec: PageCodec | None = None,
         pool: Pool | None = None,
@@ -78,15 +79,11 @@ class GpuMemory:
         space_bytes: int = DEFAULT_BYTES,
     ) -> None:
         self.clock = clock or ManualClock()
-        hardware: list[Device] = [SimulatedDevice(clock=self.clock)] if devices is None else list(devices)
-        hardware.append(host or SimulatedDevice(HOST_PROFILE, self.clock, len(hardware)))
-        self.nr_devices = len(hardware) - 1
-        names = [*(f"device{number}" for number in range(self.nr_devices)), "host"]
-        self.locations = [
-            Location(number, name, each, new_policy)
-            for number, (name, each) in enumerate(zip(names, hardware, strict=True))
-        ]
-        self.space = AddressSpace(names, self.clock, space_bytes)
+        hardware = [SimulatedDevice(clock=self.clock)] if devices is None else list(devices)
+        self.nr_devices = len(hardware)
+        host = host or SimulatedDevice(HOST_PROFILE, self.clock, self.nr_devices)
+        self.locations = make_locations(hardware, [host] if isinstance(host, Device) else host, new_policy)
+        self.space = AddressSpace([location.name for location in self.locations], self.clock, space_bytes)
         self.store = BackingStore(codec, pool, swap)
         self.residency = Residency(self.space, self.locations, self.store)
         self.faults = FaultService(self.residency, self.nr_devices, prefetcher, thrash_guard)
@@ -99,12 +96,10 @@ class GpuMemory:
         if admission is not None:
             self.residency.follow(admission.reclaim_order)
         self.watcher: Watcher | None = None
-        self.migration: Any = None
-        """migration.MigrationModule, where there is one."""
+        self.migration: Any = None  # the modules of these names, where there are such
         self.fault: Any = None
-        """fault.FaultModule, where there is one."""
         self.defrag: Any = None
-        """defrag.module.DefragModule, where there is one."""
+        self.numa: Any = None
         self.on_short: Callable[[], None] = lambda: None
         """Called when an access left a location below its low watermark: for whoever runs `background`."""
         self.on_client: Callable[[], None] = lambda: None
@@ -226,9 +221,8 @@ class GpuMemory:
 
     def _check_fits(self, region: Region) -> None:
         """A page has to fit into every memory it may come to."""
-        kind = region.type
-        numbers = {RegionType.DEVICE: [region.device], RegionType.MANAGED: range(len(self.locations))}
-        for location in (self.locations[number] for number in numbers.get(kind, [self.nr_devices])):
+        places = {RegionType.DEVICE: [self.locations[region.device]], RegionType.MANAGED: self.locations}
+        for location in places.get(region.type, self.locations[self.nr_devices :]):
             if region.page_bytes > location.frames.nr_bytes:
                 raise GpuError(errno.EINVAL, f"pages of {region.page_bytes} bytes do not fit into {location.name}")
 
@@ -249,7 +243,7 @@ class GpuMemory:
         with self.stalls.access(client):
             for first, nr_pages, offset, span in self._spans(region, va, nr_bytes):
                 entries = self._reach(client, region, first, nr_pages, at, None)
-                self._load(client, region, entries, offset, out[span])
+                self._load(client, region, entries, offset, out[span], at)
         return out.tobytes()
 
     def write(self, client: str, va: int, data: bytes | bytearray | memoryview, at: int | None = None) -> None:
@@ -264,7 +258,7 @@ class GpuMemory:
                 except GpuError as error:
                     error.nr_done = span.start
                     raise
-                self._store(client, region, entries, offset, source[span])
+                self._store(client, region, entries, offset, source[span], at)
                 self.space.set_dirty(region, first, nr_pages, at)
 
     def access(self, client: str, va: int, permissions: Permission, at: int | None = None) -> Window:
@@ -290,9 +284,9 @@ class GpuMemory:
         caller = self.client(client)
         caller.active_ns = self.clock.now_ns()
         at = caller.device if at is None else at
-        if not -1 <= at <= self.nr_devices or nr_bytes < 0:
+        if not -1 <= at < len(self.locations) or nr_bytes < 0:
             raise GpuError(errno.EINVAL, f"{nr_bytes} bytes from location {at}")
-        at = self.nr_devices if at == HOST else at
+        at = self.faults.placement.nearest(caller.device) if at == HOST else at
         if self.locations[at].is_lost:
             raise GpuError(errno.ENODEV, f"{self.locations[at].name} is lost")
         region = self.space.check_access(client, va, nr_bytes, wanted, at)
@@ -317,6 +311,8 @@ class GpuMemory:
         if region.arrival is not None:
             region.arrival.bring(first, nr_pages, whole)
         pages: Pages = np.arange(first, first + nr_pages)
+        if self.faults.balancer is not None:
+            self.faults.balancer.tick()
         for attempt in range(_MAX_FAULTS):
             self.residency.examine(region, pages)  # again after each fault: what came in may lie in broken cells
             entries = self.space.entries(region, first, nr_pages, at)
@@ -382,7 +378,7 @@ class GpuMemory:
                 access(key)
 
     def _load(
-        self, client: str, region: Region, entries: NDArray[np.uint64], offset: int, out: NDArray[np.uint8]
+        self, client: str, region: Region, entries: NDArray[np.uint64], offset: int, out: NDArray[np.uint8], at: int
     ) -> None:
         for place, start, end in stretches(entries):
             piece = piece_of(region, start, end, offset, len(out))
@@ -392,16 +388,16 @@ class GpuMemory:
                 frames = frames_of(entries[start:end])
                 nr_bytes = piece[1].stop - piece[1].start
                 self.residency.traffic.charge(client, Cause.ACCESS, nr_bytes, place)
-                self.locations[place].load(frames, region.page_bytes, piece[0], out[piece[1]])
+                self.locations[place].load(frames, region.page_bytes, piece[0], out[piece[1]], at)
 
     def _store(
-        self, client: str, region: Region, entries: NDArray[np.uint64], offset: int, data: NDArray[np.uint8]
+        self, client: str, region: Region, entries: NDArray[np.uint64], offset: int, data: NDArray[np.uint8], at: int
     ) -> None:
         for place, start, end in stretches(entries):
             assert place is not None, "a page without a frame"
             skip, part = piece_of(region, start, end, offset, len(data))
             self.residency.traffic.charge(client, Cause.ACCESS, part.stop - part.start, place)
-            self.locations[place].store(frames_of(entries[start:end]), region.page_bytes, skip, data[part])
+            self.locations[place].store(frames_of(entries[start:end]), region.page_bytes, skip, data[part], at)
 
     # Changing regions.
 
@@ -420,7 +416,7 @@ class GpuMemory:
             raise GpuError(errno.EINVAL, "advice is for managed memory")
         if advice.takes_location != (location is not None):
             raise GpuError(errno.EINVAL, f"{advice.value} with location {location}")
-        where = self._location(location).number if location is not None else 0
+        where = 0 if location is None else self._location(location).number
         region.advice.give(first, end, advice, where)
         self.faults.follow_advice(region, np.arange(first, end), advice, where)
 
@@ -456,9 +452,9 @@ class GpuMemory:
         return region
 
     def _location(self, number: int) -> Location:
-        if not -1 <= number <= self.nr_devices:
+        if not -1 <= number < len(self.locations):
             raise GpuError(errno.EINVAL, f"no location {number}")
-        return self.locations[number]
+        return self.locations[self.nr_devices if number == HOST else number]
 
     # Translation and pressure.
 

@@ -96,6 +96,8 @@ class Residency:
         self.cluster_bytes = CLUSTER_BYTES
         self.reclaim_order: ReclaimOrder | None = None
         """Whose pages go first; without it, the policy's order decides alone."""
+        self.demote: Callable[[Location, int], int] = lambda _location, _nr_frames: 0
+        """Move cold pages of a host node to a slower one, rather than into the stores -> frames freed (numa/)."""
         self.examiner: Examiner | None = None
         """Who makes good what ECC finds, where faults are reckoned with."""
         self.pins = Pins()
@@ -292,7 +294,8 @@ class Residency:
                 self._reclaiming.discard(location.number)
                 continue
             wanted = min(lacking, (budget_bytes - evicted) // FRAME_BYTES)
-            nr = self._evict_in_order(location, wanted, (), _ANY_PRIORITY)
+            nr = self.demote(location, wanted)
+            nr += self._evict_in_order(location, wanted - nr, (), _ANY_PRIORITY)
             nr += self.evict(location, wanted - nr)
             if nr == 0 and evicted < budget_bytes:
                 self._reclaiming.discard(location.number)  # nothing more can go

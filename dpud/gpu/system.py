@@ -3,7 +3,7 @@
 
 /sys/class/gpu_memvirt/gpuN/memory            each device's memory
 /sys/class/gpu_memvirt/gpuN/MODULE            the modules; they are shared by all devices
-/sys/class/gpu_memvirt/host/memory            the host's
+/sys/class/gpu_memvirt/host/memory            the host's; with NUMA nodeN/memory
 /sys/kernel/config/gpu_memvirt/gpuN/clients   who uses it
 """
 
@@ -26,6 +26,10 @@ from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.memory import HOST_PROFILE, GpuMemory
 from dpud.gpu.migration import MigrationFiles, MigrationModule
+from dpud.gpu.numa import sysfs
+from dpud.gpu.numa.files import NodeFiles, NumaFiles, WeightFiles, weight_file
+from dpud.gpu.numa.module import NumaModule, host_nodes, one_node
+from dpud.gpu.numa.topology import Topology, load
 from dpud.gpu.overcommit import Admission
 from dpud.gpu.overcommit.files import OvercommitFiles
 from dpud.gpu.overcommit.predictor import SAMPLE_NS
@@ -41,6 +45,9 @@ from kernelsim.wait import WaitQueue
 
 CLASS_PATH = "/sys/class/gpu_memvirt"
 CONFIG_PATH = "/sys/kernel/config/gpu_memvirt"
+
+REAL = "real"
+"""The topology of the machine that this runs on."""
 
 _SLICE_BYTES = 1 << 20
 _SCRUB_NS = 250_000_000
@@ -67,6 +74,8 @@ class GpuConfig:
     """Where the tiers' temporary files are; the system's folder for such if None."""
     checkpoint_folder: Path | None = None
     """Where checkpoints are, and stay; a temporary one if None."""
+    numa: str = ""
+    """Which nodes host memory is divided into: a topology file, the name of a shipped one, or REAL; "" for one node."""
 
 
 def build(
@@ -83,13 +92,15 @@ def build(
     clock = clock or ManualClock()
     profile = DeviceProfile(memory_bytes=config.device_bytes)
     devices = [SimulatedDevice(profile, clock, number) for number in range(config.nr_devices)]
+    topology = topology_of(config)
     host = SimulatedDevice(HOST_PROFILE.sized(config.host_bytes), clock, config.nr_devices)
+    nodes = host_nodes(topology, config.host_bytes, clock, config.nr_devices)
     codec, pool = _compression(config)
     swap = SwapModule.with_tiers(config.tiers, clock, config.swap_folder) if any(config.tiers.values()) else None
     admission = Admission(config.nr_devices * config.device_bytes, clock, waiters=waiters)
     memory = GpuMemory(
         devices,
-        host=host,
+        host=nodes if len(nodes) > 1 else host,
         clock=clock,
         codec=codec,
         pool=pool,
@@ -101,9 +112,19 @@ def build(
     if swap is not None:
         swap.attach(memory)
     (migration or MigrationModule()).attach(memory)
+    NumaModule(topology).attach(memory)
     FaultModule(memory, _checkpoint_codec(config), config.checkpoint_folder)
     DefragModule().attach(memory)
     return memory
+
+
+def topology_of(config: GpuConfig) -> Topology:
+    """Raises GpuError, OSError for a file that is none."""
+    if config.numa == REAL:
+        return sysfs.read()
+    if config.numa:
+        return load(config.numa)
+    return one_node(config.host_bytes, HOST_PROFILE.local_bytes_per_s, HOST_PROFILE.local_latency_ns)
 
 
 def _checkpoint_codec(config: GpuConfig) -> PageCodec | None:
@@ -144,6 +165,13 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
             yield f"swap/tiers/{tier.name}", TierFiles(swap, tier)
     if memory.migration is not None:
         yield "migration", MigrationFiles(memory.migration)
+    numa = memory.numa
+    if isinstance(numa, NumaModule):
+        yield "numa", NumaFiles(numa)
+        yield "numa/weighted_interleave", WeightFiles(numa)
+        for at, node in enumerate(numa.topology.nodes):
+            yield f"numa/nodes/node{node.nid}", NodeFiles(numa, at)
+            yield "numa/weighted_interleave", weight_file(numa, at)
     fault = memory.fault
     if isinstance(fault, FaultModule):
         yield "fault", FaultFiles(fault)
@@ -157,7 +185,7 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
 def add_files(registry: Registry, memory: GpuMemory) -> None:
     """Show devices, modules and clients."""
     for location in memory.locations:
-        folder = "host" if location.number == memory.nr_devices else f"gpu{location.number}"
+        folder = location.name if location.number >= memory.nr_devices else f"gpu{location.number}"
         registry.add(f"{CLASS_PATH}/{folder}/memory", MemoryFiles(memory, location))
     for name, kobj in modules(memory):
         registry.add(f"{CLASS_PATH}/gpu0/{name}", kobj)

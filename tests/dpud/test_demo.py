@@ -337,3 +337,22 @@ def test_the_defrag_demo_moves_pages_but_no_pinned_ones_and_loses_nothing(tmp_pa
     before, after, last = (part.count('fill="#b91c1c"') for part in text.split("<svg")[1:])
     assert (before, last) == (after, 0)
     assert before >= 8  # 512 KiB in parts of 64 KiB
+
+
+@pytest.mark.mount
+@pytest.mark.slow
+def test_the_numa_demo_brings_every_page_to_the_gpu_that_uses_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dpud", "demo", "numa"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    nodes = re.findall(r"^on_node0 (\d+)\non_node1 (\d+)$", done.stdout, re.MULTILINE)
+    assert nodes[0] == ("128", "0")
+    assert int(nodes[1][1]) > 120
+    assert len(set(re.findall(r"^([0-9a-f]{32})  -$", done.stdout, re.MULTILINE))) == 1
+    assert re.search(r"node0 node1 promoted:pays benefit=\d+ cost=\d+ net=\d+$", done.stdout, re.MULTILINE)
+    assert re.search(r"^ok$", done.stdout, re.MULTILINE)
+    (picture,) = tmp_path.glob("dpud-demo-numa-*/numa.html")
+    assert picture.read_text().count("<rect") == 3 * 4

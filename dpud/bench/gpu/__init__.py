@@ -14,6 +14,7 @@ BENCHMARKS: Mapping[str, str] = {
     "defrag": "defrag",
     "fault": "fault",
     "migration": "migration",
+    "numa": "numa",
     "overcommit": "overcommit",
     "qos": "qos",
     "swap": "swap",

@@ -63,7 +63,7 @@ class Failover:
         named = [each for each in alive if each.number == self.spare]
         if named or alive:
             return named[0] if named else max(alive, key=lambda each: each.frames.nr_free)
-        return self._memory.locations[self._memory.nr_devices]
+        return self._memory.locations[self._memory.faults.placement.nearest(source.number)]
 
     def lose(self, source: Location) -> None:
         """The device is gone: `hardware.lost` says so already."""

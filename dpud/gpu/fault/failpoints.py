@@ -21,7 +21,7 @@ REQUESTS = {
 
 
 class FailPoints:
-    """`host`: number of the location that is no device."""
+    """`host`: number of the first location that is no device."""
 
     def __init__(self, injector: Injector, host: int) -> None:
         self.points = {name: FaultAttr(name) for name in REQUESTS}
@@ -45,6 +45,6 @@ class FailPoints:
                 continue
             page = int(resident[point.nr_injected % len(resident)])
             home = int(region.home[page])
-            if (name, home) != ("fail_device", self._host):
+            if name != "fail_device" or home < self._host:
                 va = region.va + (page << region.page_shift)
                 self._injector.inject(replace(REQUESTS[name], location=home, va=va))

@@ -142,7 +142,7 @@ class Injector:
         if location.is_lost:
             raise GpuError(errno.ENODEV, f"{location.name} is lost")
         if request.kind == "device":
-            if request.location == self._memory.nr_devices:
+            if request.location >= self._memory.nr_devices:
                 raise GpuError(errno.EINVAL, "the host's memory does not fall off the bus")
             self._lose(location)
             self.nr_injected["device"] += 1

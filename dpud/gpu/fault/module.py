@@ -154,7 +154,7 @@ class FaultModule:
 
     def drain(self, location: Location) -> None:
         """Everything leaves a device. Raises GpuError: EINVAL for the host, ENODEV for one that is lost."""
-        if location.number == self.memory.nr_devices:
+        if location.number >= self.memory.nr_devices:
             raise GpuError(errno.EINVAL, "host memory cannot be emptied")
         if location.is_lost:
             raise GpuError(errno.ENODEV, f"{location.name} is lost")

@@ -74,5 +74,5 @@ def home_of(memory: GpuMemory, region: Region) -> Location:
         return memory.locations[region.device]
     owner = memory.clients.get(region.client)
     if region.type is not RegionType.MANAGED or owner is None:
-        return memory.locations[memory.nr_devices]
+        return memory.locations[memory.faults.placement.nearest(region.device)]
     return memory.locations[owner.device]

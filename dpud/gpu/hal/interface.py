@@ -134,6 +134,9 @@ class Device(ABC):
     @abstractmethod
     def create_stream(self) -> Stream: ...
 
+    def use_path(self, bytes_per_s: int, latency_ns: int) -> None:  # noqa: B027  not every device has to
+        """The next transfers to and from it go over a path like this. Real ones are as fast as they are."""
+
     @abstractmethod
     def sync(self) -> None:
         """Wait for all streams."""

@@ -123,6 +123,10 @@ class SimulatedDevice(Device):
         self._streams.append(SimStream(self))
         return self._streams[-1]
 
+    def use_path(self, bytes_per_s: int, latency_ns: int) -> None:
+        for engine in (self.upload, self.download):
+            engine.bandwidth_bytes_per_s, engine.latency_ns = bytes_per_s, latency_ns
+
     def sync(self) -> None:
         self.clock.sleep_until(max((stream.free_at_ns for stream in self._streams), default=0))
         self.retire()

@@ -18,7 +18,7 @@ from dpud.gpu.address_space.regions import PageState, RegionType
 from dpud.gpu.check import violations
 from dpud.gpu.defrag.module import DefragModule
 from dpud.gpu.errors import GpuError
-from dpud.gpu.memory import HOST
+from dpud.gpu.memory import HOST, GpuMemory
 from dpud.gpu.migration import MigrationModule
 from dpud.gpu.migration.converge import Strategy
 from dpud.gpu.qos import QosModule
@@ -57,9 +57,7 @@ class Path(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = small_memory(
-            512 * KIB, 256 * KIB, host_bytes=512 * KIB, pool=HostPool(192 * KIB), swap=DictSwap(512 * KIB)
-        )
+        self.memory = self.new_memory()
         MigrationModule().attach(self.memory)
         self.running: Iterator[object] | None = None
         self.qos = QosModule(self.memory.clock)
@@ -68,6 +66,11 @@ class Path(RuleBasedStateMachine):
         self.defrag.attach(self.memory)
         self.models: list[Model] = []
         self.rng = np.random.default_rng(7)
+
+    def new_memory(self) -> GpuMemory:
+        return small_memory(
+            512 * KIB, 256 * KIB, host_bytes=512 * KIB, pool=HostPool(192 * KIB), swap=DictSwap(512 * KIB)
+        )
 
     @rule(
         owner=st.sampled_from(CLIENTS),
@@ -226,8 +229,9 @@ class Path(RuleBasedStateMachine):
             self.migrate_on(steps)
         else:
             busy, same = module.is_busy, known is not None and known.device == device
-            busy |= any(pin.region.client == client for pin in self.memory.residency.pins)
-            wanted = errno.EBUSY if busy else errno.ENOENT if known is None else errno.EINVAL if same else errno.ENODATA
+            pinned = any(pin.region.client == client for pin in self.memory.residency.pins)
+            wanted = errno.EBUSY if pinned else errno.EINVAL if same else errno.ENODATA
+            wanted = errno.EBUSY if busy else errno.ENOENT if known is None else wanted
             assert number == wanted or (number == errno.ENODATA and not known.regions)
 
     @rule(steps=st.integers(1, 60))

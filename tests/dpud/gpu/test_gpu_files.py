@@ -23,7 +23,7 @@ BUFFER = f"{CLIENTS}/c/buffers/b"
 SPACE = f"{CLASS_PATH}/gpu0/address_space"
 ABI = {
     path: facts
-    for table in ("gpu.toml", "qos.toml")
+    for table in ("gpu.toml", "numa.toml", "qos.toml")
     for path, facts in tomllib.loads((Path(__file__).parents[2] / "abi" / table).read_text()).items()
 }
 FACTS: dict[str, dict[str, Any]] = {

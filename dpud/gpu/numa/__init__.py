@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""NUMA: host memory in several nodes, which of them a page is put on, and when it moves."""

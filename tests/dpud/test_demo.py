@@ -293,7 +293,7 @@ def test_the_fault_demo_gets_every_byte_back_or_says_so(tmp_path: Path) -> None:
     assert re.search(r"^ok$", done.stdout, re.MULTILINE)
     (picture,) = tmp_path.glob("dpud-demo-fault-*/fault.html")
     text = picture.read_text()
-    assert text.count("<rect") > 60
+    assert text.count("<rect") > 30
     assert "dbe" in text
 
 

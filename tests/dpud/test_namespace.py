@@ -144,7 +144,7 @@ def test_without_a_daemon_there_is_one_clear_line(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become someone else")
 def test_an_ordinary_user_gets_a_user_namespace(tree: Path) -> None:
     for directory in (tree, *tree.parents):
-        if directory.name.startswith(("pytest-", "test_")):
+        if directory.name.startswith(("pytest-", "popen-", "test_")):
             directory.chmod(0o755)
     os.chown(tree / "proc/sys/vm/swappiness", 65534, 65534)
     script = "id -u; echo 5 | tee /proc/sys/vm/swappiness; cat /sys/kernel/debug/dpu_compact/stats"

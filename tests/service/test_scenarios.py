@@ -91,7 +91,7 @@ def test_the_gpu_s_tenants_are_under_pressure_by_their_rank() -> None:
     allocated = [int(client[0]) for client in clients]
     resident = [int(client[1]) for client in clients]
     assert sum(allocated) > 1.5 * int(total) >= 1.5 * sum(resident)
-    assert resident[0] > max(resident[1:])
+    assert resident[0] >= max(resident[1:])
     assert all(client[2] != "total=0" for client in clients)
     assert words[-1] == "ok"
 

@@ -28,8 +28,6 @@ DROP_IN = f"""
 [Service]
 # This checkout's modules, whatever the environment has installed.
 Environment=PYTHONPATH={ROOT} PYTHONDONTWRITEBYTECODE=1
-# Which may be below /tmp, of which the unit has its own.
-BindReadOnlyPaths={ROOT}
 """
 
 

@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.mount,
     pytest.mark.slow,
     pytest.mark.skipif(not can_boot(), reason="needs root, systemd and a cgroup2 hierarchy"),
+    pytest.mark.skipif(ROOT.is_relative_to("/tmp"), reason="the unit has a /tmp of its own, without this checkout"),
     pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="/dev/fuse cannot be opened"),
 ]
 

@@ -11,13 +11,16 @@ Theory of operation
     Between a death of the daemon and the next start the store keeps the connection, so requests wait rather than fail.
     The next `service-mount` takes it out of the store, which ends them, and the mount they came through.
 
-    The watchdog is fed after a file was read through the mount: so kernel, FUSE, this daemon and its machine answer.
+    The watchdog is fed after a file was read through the mount: so kernel, FUSE, this daemon and its machine answer. A
+    process of its own reads it. A thread of the daemon's would wait in the kernel for an answer of the daemon's, which
+    no signal interrupts: one that is killed meanwhile could not end, and its connection would not close either.
 """
 
 import logging
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -86,13 +89,19 @@ def watch(probe: str) -> threading.Event | None:
 
 def _feed(probe: str, period_s: float, stop: threading.Event) -> None:
     while not stop.wait(period_s):
-        try:
-            with open(probe, "rb", buffering=0) as file:
-                file.read(1)
-        except OSError as error:
-            _log.warning("watchdog: %s: %s", probe, error.strerror)
-        else:
+        if answers(probe):
             notify("WATCHDOG=1")
+
+
+def answers(probe: str) -> bool:
+    """Whether a file can be read; why not is logged. For who serves the mount that it is in."""
+    command = ["head", "-c1", probe]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        _log.warning("watchdog: %s", done.stderr.strip())
+    return done.returncode == 0
 
 
 def in_journal() -> bool:

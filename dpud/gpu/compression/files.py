@@ -8,9 +8,8 @@ the codec they have.
 """
 
 import errno
-from collections.abc import Callable
-from typing import Any
 
+from dpud.gpu.attrs import value
 from dpud.gpu.compression.codec import name_of
 from dpud.gpu.compression.dictionary import Dictionaries
 from dpud.gpu.compression.pool import CompressedPool
@@ -37,17 +36,6 @@ class Algorithms(Choice):
         return super().format(value)
 
 
-def _value(doc: str, read: Callable[["CompressionFiles"], Any]) -> Attr[str]:
-    """A file that shows one number."""
-    attr: Attr[str] = Attr(Text(), doc=doc)
-
-    def show(files: "CompressionFiles") -> str:
-        return f"{read(files)}\n"
-
-    attr.show(show)
-    return attr
-
-
 class CompressionFiles(Kobject):
     """The directory `compression`."""
 
@@ -67,20 +55,20 @@ class CompressionFiles(Kobject):
     dictionary_enabled = Attr(Bool(), doc="Whether small pages are sampled, and encoded with dictionaries.")
     mem_used_max = Attr(Int(0, 0), doc="Highest mem_used_total; write 0 to begin anew.")
 
-    orig_data_size = _value("Raw bytes of the pages in the pool.", lambda files: files.pool.stored_bytes)
-    compr_data_size = _value("Their encoded bytes.", lambda files: files.pool.encoded_bytes)
-    mem_used_total = _value("Memory the pool takes, metadata included.", lambda files: files.pool.used_bytes)
-    metadata_bytes = _value("What of that is metadata and dictionaries.", lambda files: files.pool.metadata_bytes)
-    dead_bytes = _value("What of that compacting would win.", lambda files: files.pool.dead_bytes)
-    nr_pages = _value("Pages in the pool.", lambda files: len(files.pool))
-    same_pages = _value("Pages that one word fills.", lambda files: files.pool.nr_same)
-    huge_pages = _value("Pages kept raw, as incompressible.", lambda files: files.pool.nr_huge)
-    huge_pages_since = _value("The same, ever.", lambda files: files.pool.nr_huge_ever)
-    pages_compacted = _value("Host pages freed by moving pages together, ever.", lambda files: files.pool.nr_compacted)
-    recompressed_pages = _value("Pages that a stronger codec made shorter, ever.", lambda f: f.pool.nr_recompressed)
-    recompressed_bytes = _value("By how much, ever.", lambda files: files.pool.recompressed_bytes)
-    corrupt_pages = _value("Pages that failed their checksum, ever.", lambda files: files.system.nr_corrupt)
-    regret = _value(
+    orig_data_size = value("Raw bytes of the pages in the pool.", lambda files: files.pool.stored_bytes)
+    compr_data_size = value("Their encoded bytes.", lambda files: files.pool.encoded_bytes)
+    mem_used_total = value("Memory the pool takes, metadata included.", lambda files: files.pool.used_bytes)
+    metadata_bytes = value("What of that is metadata and dictionaries.", lambda files: files.pool.metadata_bytes)
+    dead_bytes = value("What of that compacting would win.", lambda files: files.pool.dead_bytes)
+    nr_pages = value("Pages in the pool.", lambda files: len(files.pool))
+    same_pages = value("Pages that one word fills.", lambda files: files.pool.nr_same)
+    huge_pages = value("Pages kept raw, as incompressible.", lambda files: files.pool.nr_huge)
+    huge_pages_since = value("The same, ever.", lambda files: files.pool.nr_huge_ever)
+    pages_compacted = value("Host pages freed by moving pages together, ever.", lambda files: files.pool.nr_compacted)
+    recompressed_pages = value("Pages that a stronger codec made shorter, ever.", lambda f: f.pool.nr_recompressed)
+    recompressed_bytes = value("By how much, ever.", lambda files: files.pool.recompressed_bytes)
+    corrupt_pages = value("Pages that failed their checksum, ever.", lambda files: files.system.nr_corrupt)
+    regret = value(
         "Percent that chosen encodings are longer than the best.",
         lambda files: f"{files.system.regret.percent:.3f}",
     )

@@ -9,10 +9,10 @@ cat progress                                      at any time
 `state` has QEMU's names, and the parameters those of QEMU's migrate-set-parameters, as far as they are the same thing.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dpud.gpu.attrs import value
 from dpud.gpu.compression.system import algorithms
 from dpud.gpu.migration.converge import Strategy
 from dpud.gpu.migration.encoding import DEFAULT_CACHE_BYTES
@@ -23,17 +23,6 @@ from kernelsim.attr import Attr, Bool, Choice, Int, Kobject, Size, Text, Trigger
 
 _DEFAULTS = Settings()
 _NS_PER_MS = 1_000_000
-
-
-def _value(doc: str, read: Callable[[Any], Any]) -> Attr[str]:
-    """A file that shows one value."""
-    attr: Attr[str] = Attr(Text(), doc=doc)
-
-    def show(files: Kobject) -> str:
-        return f"{read(files)}\n"
-
-    attr.show(show)
-    return attr
 
 
 class MigrationFiles(Kobject):
@@ -64,8 +53,8 @@ class MigrationFiles(Kobject):
     stat = Attr(Text(), doc="Counters: name and number.")
     blocktime = Attr(Text(), doc="Accesses that waited for pages in post-copy: number, and ns of p50, p99, max.")
 
-    state = _value("State of the last one, as QEMU names it.", lambda files: files.last("state") or State.NONE)
-    digest = _value("Of all pages of the last one at its switch, on both sides.", lambda files: files.last("digest"))
+    state = value("State of the last one, as QEMU names it.", lambda files: files.last("state") or State.NONE)
+    digest = value("Of all pages of the last one at its switch, on both sides.", lambda files: files.last("digest"))
 
     def __init__(self, migration: MigrationModule) -> None:
         self.migration = migration

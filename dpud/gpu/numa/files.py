@@ -9,6 +9,7 @@ Counters only grow.
 from collections.abc import Callable
 from typing import Any
 
+from dpud.gpu.attrs import number, value
 from dpud.gpu.numa.module import NumaModule
 from dpud.gpu.numa.placement import MAX_WEIGHT
 from dpud.gpu.numa.rules import OFF, RULES
@@ -17,31 +18,6 @@ from kernelsim.attr import Attr, Bool, Bytes, Choice, Int, Kobject, Size, Text
 
 _NS_PER_MS = 1_000_000
 _MAX_MS = 2**31 - 1
-
-
-def _value(doc: str, read: Callable[[Any], Any]) -> Attr[str]:
-    """A file that shows one value."""
-    attr: Attr[str] = Attr(Text(), doc=doc)
-
-    def show(files: Kobject) -> str:
-        return f"{read(files)}\n"
-
-    attr.show(show)
-    return attr
-
-
-def _number(kind: Int, doc: str, get: Callable[[Any], int], put: Callable[[Any, int], None]) -> Attr[int]:
-    attr: Attr[int] = Attr(kind, doc=doc)
-
-    def show(files: Kobject) -> int:
-        return get(files)
-
-    def store(files: Kobject, value: int) -> None:
-        put(files, value)
-
-    attr.show(show)
-    attr.store(store)
-    return attr
 
 
 def _limit(name: str) -> tuple[Callable[[Any], int], Callable[[Any, int], None]]:
@@ -83,30 +59,30 @@ class NumaFiles(Kobject):
     topology = Attr(Text(), doc="Nodes, then distances, latencies in ns and MB/s, row: who accesses; and the source.")
     policy = Attr(Text(), doc="Where new pages are put: local, prefer:N, bind:NODES, interleave:NODES, weighted:NODES.")
     balancing = Attr(Choice(OFF, *RULES), doc="By which rule pages move to who uses them.")
-    promote_rate_limit_MBps = _number(
+    promote_rate_limit_MBps = number(
         Int(0, 2**31 - 1),
         "MiB that hint faults may move in a second.",
         lambda files: files.numa.balancer.limit_MBps,
         lambda files, value: setattr(files.numa.balancer, "limit_MBps", value),
     )
-    scan_period_ms = _number(
+    scan_period_ms = number(
         Int(1, _MAX_MS),
         "How often pages are unmapped to see who uses them; adapts between the limits, to which it is cut.",
         lambda files: files.numa.balancer.period_ns // _NS_PER_MS,
         lambda files, ms: files.numa.balancer.set_period(ms * _NS_PER_MS),
     )
-    scan_period_min_ms = _number(Int(1, _MAX_MS), "It never gets shorter.", *_limit("min_period_ns"))
-    scan_period_max_ms = _number(
+    scan_period_min_ms = number(Int(1, _MAX_MS), "It never gets shorter.", *_limit("min_period_ns"))
+    scan_period_max_ms = number(
         Int(1, _MAX_MS), "It never gets longer; at least scan_period_min_ms.", *_limit("max_period_ns")
     )
-    horizon_ms = _number(Int(1, _MAX_MS), "How far ahead what a move saves is reckoned.", *_limit("horizon_ns"))
-    scan_size = _number(
+    horizon_ms = number(Int(1, _MAX_MS), "How far ahead what a move saves is reckoned.", *_limit("horizon_ns"))
+    scan_size = number(
         Size(1),
         "Bytes that are unmapped at once.",
         lambda files: files.numa.balancer.scan_bytes,
         lambda files, value: setattr(files.numa.balancer, "scan_bytes", value),
     )
-    access_bytes = _number(
+    access_bytes = number(
         Size(1, 1 << 30),
         "How large an access is taken to be where benefits are reckoned.",
         lambda files: files.numa.balancer.access_bytes,
@@ -171,21 +147,21 @@ def _table(matrix: Matrix) -> str:
 class NodeFiles(Kobject):
     """One node."""
 
-    cpulist = _value("Its CPUs; empty for a node of memory only.", lambda files: format_list(files.node.cpus))
-    distance = _value(
+    cpulist = value("Its CPUs; empty for a node of memory only.", lambda files: format_list(files.node.cpus))
+    distance = value(
         "To each node, its own is 10.",
         lambda files: " ".join(map(str, files.numa.topology.distance[files.at].tolist())),
     )
-    fallback = _value(
+    fallback = value(
         "Nodes in the order in which they are tried.",
         lambda files: " ".join(
             str(files.numa.topology.nodes[other].nid) for other in files.numa.topology.fallback(files.at)
         ),
     )
-    total_bytes = _value("Of its memory.", lambda files: files.host.frames.nr_bytes)
-    free_bytes = _value("Of it, in free frames.", lambda files: files.host.frames.nr_free_bytes)
-    devices = _value("GPUs that hang here.", lambda files: " ".join(files.device_names()))
-    tiers = _value(
+    total_bytes = value("Of its memory.", lambda files: files.host.frames.nr_bytes)
+    free_bytes = value("Of it, in free frames.", lambda files: files.host.frames.nr_free_bytes)
+    devices = value("GPUs that hang here.", lambda files: " ".join(files.device_names()))
+    tiers = value(
         "Swap tiers that hang here.",
         lambda files: " ".join(name for name in files.numa.topology.tiers if files.tier_is_here(name)),
     )
@@ -227,7 +203,7 @@ class WeightFiles(Kobject):
 
 def weight_file(numa: NumaModule, at: int) -> Kobject:
     """`nodeN` beside `auto`: a directory has as many as there are nodes."""
-    attr = _number(
+    attr = number(
         Int(0, MAX_WEIGHT),
         "Pages put here in each turn, 1 to 255; 0 takes what auto would.",
         lambda _files: numa.placement.weights[at],

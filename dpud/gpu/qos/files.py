@@ -8,6 +8,7 @@ are cgroup's io.weight: 1 to 10000, 100 at first. Counters only grow.
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dpud.gpu.attrs import number
 from dpud.gpu.qos.flow import DEFAULT_LEVEL, DEFAULT_SHARE, MAX_SHARE, NR_LEVELS
 from dpud.gpu.qos.levels import Level, LevelStat
 from dpud.gpu.qos.module import QosModule
@@ -25,21 +26,7 @@ _HEAD = ("client", "level", "reservation", "limit", "burst", "share", "granted",
 
 def _bandwidth(doc: str, get: Callable[[Any], int], put: Callable[[Any, int], None]) -> Attr[int]:
     """A file of a number of bytes, or bytes/s."""
-    return _number(Size(0, MAX_BANDWIDTH), doc, get, put)
-
-
-def _number(kind: Int, doc: str, get: Callable[[Any], int], put: Callable[[Any, int], None]) -> Attr[int]:
-    attr: Attr[int] = Attr(kind, doc=doc)
-
-    def show(files: Kobject) -> int:
-        return get(files)
-
-    def store(files: Kobject, value: int) -> None:
-        put(files, value)
-
-    attr.show(show)
-    attr.store(store)
-    return attr
+    return number(Size(0, MAX_BANDWIDTH), doc, get, put)
 
 
 class QosFiles(Kobject):
@@ -145,7 +132,7 @@ class LevelFiles(Kobject):
         lambda files: files.level.bucket.burst_set,
         lambda files, burst: files.qos.set_level(files.number, burst=burst),
     )
-    latency_target_us = _number(
+    latency_target_us = number(
         Int(0, MAX_TARGET_US),
         "Time that 99 percent of its requests may wait, as the policy adaptive pursues it; 0: none.",
         lambda files: files.level.target_ns // _NS_PER_US,
@@ -193,7 +180,7 @@ def _promise(kind: Int, key: str, doc: str, default: int) -> Attr[int]:
     def put(files: Any, value: int) -> None:
         files.qos.set_client(files.name, **{key: value})
 
-    attr = _number(kind, doc, get, put)
+    attr = number(kind, doc, get, put)
     attr.default = default
     return attr
 

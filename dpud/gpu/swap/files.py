@@ -6,9 +6,8 @@ counts and limits in units of 4 KiB. Other sizes are in bytes, times in ns. Coun
 """
 
 import errno
-from collections.abc import Callable
-from typing import Any
 
+from dpud.gpu.attrs import value
 from dpud.gpu.errors import GpuError
 from dpud.gpu.swap import policy, prefetch
 from dpud.gpu.swap.module import SwapModule
@@ -32,17 +31,6 @@ _BELADY_HEAD = (
 )
 
 
-def _value(doc: str, read: Callable[[Any], Any]) -> Attr[str]:
-    """A file that shows one value."""
-    attr: Attr[str] = Attr(Text(), doc=doc)
-
-    def show(files: Kobject) -> str:
-        return f"{read(files)}\n"
-
-    attr.show(show)
-    return attr
-
-
 class SwapFiles(Kobject):
     """What concerns all tiers."""
 
@@ -59,14 +47,14 @@ class SwapFiles(Kobject):
 
     verify = Attr(Text(), doc="Checks that no two slots overlap and every count is right: ok, or what is not.")
 
-    used_bytes = _value("Of all tiers, headers and padding included.", lambda files: files.swap.space.used_bytes)
-    free_bytes = _value("Of the tiers that take pages.", lambda files: files.swap.space.nr_free_bytes)
-    nr_pages = _value("Pages kept.", lambda files: len(files.swap.space))
-    prefetch_accuracy = _value(
+    used_bytes = value("Of all tiers, headers and padding included.", lambda files: files.swap.space.used_bytes)
+    free_bytes = value("Of the tiers that take pages.", lambda files: files.swap.space.nr_free_bytes)
+    nr_pages = value("Pages kept.", lambda files: len(files.swap.space))
+    prefetch_accuracy = value(
         "Percent of the pages brought in unasked that were used.",
         lambda files: f"{100 * files.swap.accuracy.accuracy:.1f}",
     )
-    prefetch_coverage = _value(
+    prefetch_coverage = value(
         "Percent of the pages that were to be read from tiers or pool that had been brought in before.",
         lambda files: f"{100 * files.swap.accuracy.coverage:.1f}",
     )
@@ -187,19 +175,19 @@ class TierFiles(Kobject):
     bd_stat = Attr(Text(), doc="zram's three columns: 4 KiB units in use, read and written, ever.")
     fault_latency = Attr(Text(), doc="Of reads: number, and ns of the median, of 99 percent, and of the slowest.")
 
-    profile = _value("Whose data sheet bandwidth and latency are from.", lambda files: files.tier.profile.name)
-    size = _value("Bytes for pages.", lambda files: files.tier.size_bytes)
-    used = _value("Bytes in use, headers and padding included.", lambda files: files.tier.used_bytes)
-    nr_pages = _value("Pages kept here.", lambda files: files.tier.nr_pages)
-    orig_data_size = _value("Their raw bytes.", lambda files: files.tier.nr_stored_bytes)
-    wear = _value("Bytes written, ever.", lambda files: files.tier.budget.nr_written_bytes)
-    wear_percent = _value(
+    profile = value("Whose data sheet bandwidth and latency are from.", lambda files: files.tier.profile.name)
+    size = value("Bytes for pages.", lambda files: files.tier.size_bytes)
+    used = value("Bytes in use, headers and padding included.", lambda files: files.tier.used_bytes)
+    nr_pages = value("Pages kept here.", lambda files: files.tier.nr_pages)
+    orig_data_size = value("Their raw bytes.", lambda files: files.tier.nr_stored_bytes)
+    wear = value("Bytes written, ever.", lambda files: files.tier.budget.nr_written_bytes)
+    wear_percent = value(
         "The same in percent of what the data sheet allows; 0 for no limit.",
         lambda files: f"{files.tier.budget.wear_percent:.6f}",
     )
-    direct_io = _value("Whether the file is used past the page cache.", lambda files: int(files.tier.file.is_direct))
-    errors = _value("Transfers that failed, and records that were damaged.", lambda files: files.tier.nr_errors)
-    state = _value("ok, or why nothing is written here any more.", lambda files: files.tier.trouble or "ok")
+    direct_io = value("Whether the file is used past the page cache.", lambda files: int(files.tier.file.is_direct))
+    errors = value("Transfers that failed, and records that were damaged.", lambda files: files.tier.nr_errors)
+    state = value("ok, or why nothing is written here any more.", lambda files: files.tier.trouble or "ok")
 
     def __init__(self, swap: SwapModule, tier: Tier) -> None:
         self.swap = swap

@@ -146,13 +146,20 @@ def test_the_daemon_and_the_twin_read_the_same_capture() -> None:
 # All of it.
 
 
-@pytest.fixture(scope="module")
-def played() -> str:
+def output_of(name: str | None, folder: Path | None = None) -> str:
+    """What a demo (None: the usual ones) prints, played to its end; its pictures are in `folder`, if that is given."""
+    command = [sys.executable, "-m", "dpud", "demo", *([name] if name else [])]
+    environment = os.environ | ({} if folder is None else {"TMPDIR": str(folder)})
     done = subprocess.run(
-        [sys.executable, "-m", "dpud", "demo"], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+        command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env=environment
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="module")
+def played() -> str:
+    return output_of(None)
 
 
 @pytest.mark.mount
@@ -177,64 +184,54 @@ def test_the_demo_loses_no_byte(played: str) -> None:
 
 @pytest.mark.mount
 def test_the_unified_demo_says_where_pages_are_and_loses_none() -> None:
-    command = [sys.executable, "-m", "dpud", "demo", "unified"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    sums = re.findall(r"^([0-9a-f]{64})  -$", done.stdout, re.MULTILINE)
+    out = output_of("unified")
+    sums = re.findall(r"^([0-9a-f]{64})  -$", out, re.MULTILINE)
     assert len(sums) == 7
     assert len(set(sums[:5])) == 1
     assert sums[5] == sums[6]
-    where = re.findall(r"^(on_device0|on_device1|on_host|copies) (\d+)$", done.stdout, re.MULTILINE)
+    where = re.findall(r"^(on_device0|on_device1|on_host|copies) (\d+)$", out, re.MULTILINE)
     assert ("on_host", "1024") in where
     assert ("on_device1", "1024") in where
     assert [nr for name, nr in where if name == "copies"][3:5] == ["2048", "2046"]
-    assert re.search(
-        r"client=train at=host va=0x\w+ access=w error=EACCES page=RESIDENT why=permissions are r--", done.stdout
-    )
-    assert done.stdout.endswith("\nok\n")
+    assert re.search(r"client=train at=host va=0x\w+ access=w error=EACCES page=RESIDENT why=permissions are r--", out)
+    assert out.endswith("\nok\n")
 
 
 @pytest.mark.mount
 @pytest.mark.slow
 def test_the_compression_demo_gets_every_byte_back_from_less_memory() -> None:
-    command = [sys.executable, "-m", "dpud", "demo", "compression"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(re.findall(r"^(\w+): the same$", done.stdout, re.MULTILINE)) == 8
-    columns = re.search(r"^\$ cat \S+/mm_stat\n([\d ]+)$", done.stdout, re.MULTILINE)
+    out = output_of("compression")
+    assert len(re.findall(r"^(\w+): the same$", out, re.MULTILINE)) == 8
+    columns = re.search(r"^\$ cat \S+/mm_stat\n([\d ]+)$", out, re.MULTILINE)
     assert columns is not None
     raw, _, used = map(int, columns[1].split()[:3])
     assert raw == 16 << 20
     assert used < raw // 2
-    before, after = map(int, re.findall(r"^\$ cat \S+/mem_used_total\n(\d+)$", done.stdout, re.MULTILINE))
+    before, after = map(int, re.findall(r"^\$ cat \S+/mem_used_total\n(\d+)$", out, re.MULTILINE))
     assert after < 0.75 * before
 
 
 @pytest.mark.mount
 @pytest.mark.slow
 def test_the_overcommit_demo_refuses_queues_and_grants() -> None:
-    command = [sys.executable, "-m", "dpud", "demo", "overcommit"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "write error: Cannot allocate memory\n" in done.stdout
-    assert re.search(r"^serve 209715200 of 419430400$", done.stdout, re.MULTILINE)  # all that it wrote is on the device
-    assert re.search(r"^other +335544320 +0 +\d+ +\d+ +\d+\ngranted$", done.stdout, re.MULTILINE)
-    waited_us = re.findall(r"^other\nsome avg10=\S+ avg60=\S+ avg300=\S+ total=(\d+)$", done.stdout, re.MULTILINE)
+    out = output_of("overcommit")
+    assert "write error: Cannot allocate memory\n" in out
+    assert re.search(r"^serve 209715200 of 419430400$", out, re.MULTILINE)  # all that it wrote is on the device
+    assert re.search(r"^other +335544320 +0 +\d+ +\d+ +\d+\ngranted$", out, re.MULTILINE)
+    waited_us = re.findall(r"^other\nsome avg10=\S+ avg60=\S+ avg300=\S+ total=(\d+)$", out, re.MULTILINE)
     assert int(waited_us[0]) > 0
 
 
 @pytest.mark.mount
 @pytest.mark.slow
 def test_the_swap_demo_gets_every_byte_back_from_four_tiers() -> None:
-    command = [sys.executable, "-m", "dpud", "demo", "swap"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^the same$", done.stdout, re.MULTILINE)
-    pages = dict(re.findall(r"^(memory|nvme|ssd|hdd) (\d+) pages", done.stdout, re.MULTILINE))
+    out = output_of("swap")
+    assert re.search(r"^the same$", out, re.MULTILINE)
+    pages = dict(re.findall(r"^(memory|nvme|ssd|hdd) (\d+) pages", out, re.MULTILINE))
     assert all(int(nr) > 0 for nr in pages.values())
     assert sum(map(int, pages.values())) >= 48 << 8
-    assert "corrupt 0\n" in done.stdout
-    closed = re.findall(r"device0 .* (-?[\d.]+)$", done.stdout, re.MULTILINE)
+    assert "corrupt 0\n" in out
+    closed = re.findall(r"device0 .* (-?[\d.]+)$", out, re.MULTILINE)
     assert float(closed[0]) == 0
     assert float(closed[1]) > 0
 
@@ -242,15 +239,13 @@ def test_the_swap_demo_gets_every_byte_back_from_four_tiers() -> None:
 @pytest.mark.mount
 @pytest.mark.slow
 def test_the_migration_demo_moves_every_byte_to_another_gpu_and_another_daemon() -> None:
-    command = [sys.executable, "-m", "dpud", "demo", "migration"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "on_device0 0\non_device1 4096\n" in done.stdout
-    sums = re.findall(r"^([0-9a-f]{64})  -$", done.stdout, re.MULTILINE)
+    out = output_of("migration")
+    assert "on_device0 0\non_device1 4096\n" in out
+    sums = re.findall(r"^([0-9a-f]{64})  -$", out, re.MULTILINE)
     assert sums[0] == sums[1]
     assert sums[2] == sums[4]
-    assert len(re.findall(r" completed +(precopy|postcopy) ", done.stdout)) >= 2
-    picture = re.search(r"picture:\s+(\S+)", done.stdout)
+    assert len(re.findall(r" completed +(precopy|postcopy) ", out)) >= 2
+    picture = re.search(r"picture:\s+(\S+)", out)
     assert picture is not None
     assert Path(picture[1]).read_text().count("<circle") > 15
 
@@ -258,16 +253,14 @@ def test_the_migration_demo_moves_every_byte_to_another_gpu_and_another_daemon()
 @pytest.mark.mount
 @pytest.mark.slow
 def test_the_qos_demo_keeps_its_promises_and_draws_them() -> None:
-    command = [sys.executable, "-m", "dpud", "demo", "qos"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "write error: Device or resource busy\n" in done.stdout
-    serve, train = (re.findall(rf"^{name}: ([\d.]+) MB/s$", done.stdout, re.MULTILINE) for name in ("serve", "train"))
+    out = output_of("qos")
+    assert "write error: Device or resource busy\n" in out
+    serve, train = (re.findall(rf"^{name}: ([\d.]+) MB/s$", out, re.MULTILINE) for name in ("serve", "train"))
     assert len(serve) == len(train) == 5
     assert all(float(one) + float(other) < 110 for one, other in zip(serve, train, strict=True))
     assert float(train[2]) < 11  # limited to 10
-    assert done.stdout.count("\nok\n") == 1
-    chart = Path(re.findall(r"^.* (/\S+/bandwidth\.html)$", done.stdout.replace(":\n", ": "), re.MULTILINE)[0])
+    assert out.count("\nok\n") == 1
+    chart = Path(re.findall(r"^.* (/\S+/bandwidth\.html)$", out.replace(":\n", ": "), re.MULTILINE)[0])
     assert chart.read_text().count("<polyline") == 2
     shutil.rmtree(chart.parent)
 
@@ -275,22 +268,17 @@ def test_the_qos_demo_keeps_its_promises_and_draws_them() -> None:
 @pytest.mark.mount
 @pytest.mark.slow
 def test_the_fault_demo_gets_every_byte_back_or_says_so(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dpud", "demo", "fault"]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env=environment
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(re.findall(r"^the same$", done.stdout, re.MULTILINE)) == 7
-    assert "Input/output error" in done.stdout
-    counts = dict(re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE))
+    out = output_of("fault", tmp_path)
+    assert len(re.findall(r"^the same$", out, re.MULTILINE)) == 7
+    assert "Input/output error" in out
+    counts = dict(re.findall(r"^(\w+) (\d+)$", out, re.MULTILINE))
     assert int(counts["corrected"]) == 200
     assert (counts["retried"], counts["remapped"]) == ("3", "3")
     assert int(counts["rollbacks"]) == 1
-    assert re.search(r"^device0 max=\d+ high=\d+ partial=\d+ low=\d+ none=1$", done.stdout, re.MULTILINE)
-    assert "device1\n" in done.stdout
-    assert "rolled_back=16" in done.stdout
-    assert re.search(r"^ok$", done.stdout, re.MULTILINE)
+    assert re.search(r"^device0 max=\d+ high=\d+ partial=\d+ low=\d+ none=1$", out, re.MULTILINE)
+    assert "device1\n" in out
+    assert "rolled_back=16" in out
+    assert re.search(r"^ok$", out, re.MULTILINE)
     (picture,) = tmp_path.glob("dpud-demo-fault-*/fault.html")
     text = picture.read_text()
     assert text.count("<rect") > 30
@@ -300,17 +288,12 @@ def test_the_fault_demo_gets_every_byte_back_or_says_so(tmp_path: Path) -> None:
 @pytest.mark.mount
 @pytest.mark.slow
 def test_the_performance_demo_times_every_stage(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dpud", "demo", "performance"]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env=environment
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(re.findall(r"│ +[\d,]+ │ +\d+ % │$", done.stdout, re.MULTILINE)) == 7
-    moved = dict(re.findall(r"^train (\w+) (\d+)$", done.stdout, re.MULTILINE))
+    out = output_of("performance", tmp_path)
+    assert len(re.findall(r"│ +[\d,]+ │ +\d+ % │$", out, re.MULTILINE)) == 7
+    moved = dict(re.findall(r"^train (\w+) (\d+)$", out, re.MULTILINE))
     assert int(moved["access"]) == 4 * 48 << 20
     assert int(moved["swap"]) == 2 * 48 << 20
-    assert re.search(r"^ok$", done.stdout, re.MULTILINE)
+    assert re.search(r"^ok$", out, re.MULTILINE)
     (chart,) = tmp_path.glob("dpud-demo-performance-*/performance.html")
     assert chart.read_text().count("<rect") == 7
 
@@ -318,18 +301,13 @@ def test_the_performance_demo_times_every_stage(tmp_path: Path) -> None:
 @pytest.mark.mount
 @pytest.mark.slow
 def test_the_defrag_demo_moves_pages_but_no_pinned_ones_and_loses_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dpud", "demo", "defrag"]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env=environment
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(re.findall(r"^the same$", done.stdout, re.MULTILINE)) == 2
-    assert re.search(r"^ok$", done.stdout, re.MULTILINE)
-    blocks = [int(row.split()[-1]) for row in re.findall(r"^(?:\d+ ){10}\d+$", done.stdout, re.MULTILINE)]
+    out = output_of("defrag", tmp_path)
+    assert len(re.findall(r"^the same$", out, re.MULTILINE)) == 2
+    assert re.search(r"^ok$", out, re.MULTILINE)
+    blocks = [int(row.split()[-1]) for row in re.findall(r"^(?:\d+ ){10}\d+$", out, re.MULTILINE)]
     assert blocks[1] > blocks[0]
     assert blocks[2] >= blocks[1] - 14  # 13 of them are in use now
-    counts = dict(re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE))
+    counts = dict(re.findall(r"^(\w+) (\d+)$", out, re.MULTILINE))
     assert int(counts["bytes_moved"]) < int(counts["gained_bytes"])
     (picture,) = tmp_path.glob("dpud-demo-defrag-*/memory.html")
     text = picture.read_text()
@@ -342,17 +320,12 @@ def test_the_defrag_demo_moves_pages_but_no_pinned_ones_and_loses_nothing(tmp_pa
 @pytest.mark.mount
 @pytest.mark.slow
 def test_the_numa_demo_brings_every_page_to_the_gpu_that_uses_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dpud", "demo", "numa"]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env=environment
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    nodes = re.findall(r"^on_node0 (\d+)\non_node1 (\d+)$", done.stdout, re.MULTILINE)
+    out = output_of("numa", tmp_path)
+    nodes = re.findall(r"^on_node0 (\d+)\non_node1 (\d+)$", out, re.MULTILINE)
     assert nodes[0] == ("128", "0")
     assert int(nodes[1][1]) > 120
-    assert len(set(re.findall(r"^([0-9a-f]{32})  -$", done.stdout, re.MULTILINE))) == 1
-    assert re.search(r"node0 node1 promoted:pays benefit=\d+ cost=\d+ net=\d+$", done.stdout, re.MULTILINE)
-    assert re.search(r"^ok$", done.stdout, re.MULTILINE)
+    assert len(set(re.findall(r"^([0-9a-f]{32})  -$", out, re.MULTILINE))) == 1
+    assert re.search(r"node0 node1 promoted:pays benefit=\d+ cost=\d+ net=\d+$", out, re.MULTILINE)
+    assert re.search(r"^ok$", out, re.MULTILINE)
     (picture,) = tmp_path.glob("dpud-demo-numa-*/numa.html")
     assert picture.read_text().count("<rect") == 3 * 4

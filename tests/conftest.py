@@ -24,6 +24,7 @@ hypothesis.settings.register_profile("dpud", deadline=None)
 hypothesis.settings.load_profile("dpud")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With pytest-xdist: a file's tests stay together, for they share a daemon, and those that watch or change the
     host's own memory (marked `host`) come one after another."""

@@ -154,9 +154,10 @@ def test_progress_is_told(proc: Path) -> None:
 
 
 def assert_like_buddyinfo(image: HostImage, quiet: bool) -> None:
-    """To the byte if the host held still, else near it."""
+    """To the byte if the host held still, else near it. (Lists that are as before at the end may have changed
+    in between: then the image says so.)"""
     ours = format_buddyinfo(image.zones, count_free_blocks(image))
-    if quiet:
+    if quiet and not any("changed while it was read" in note for note in image.notes):
         assert ours == image.buddyinfo
         return
     totals = [

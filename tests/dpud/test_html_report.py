@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.mount,
     pytest.mark.slow,
     pytest.mark.skipif(not has_fuse(), reason="needs /dev/fuse"),
-    pytest.mark.xdist_group("report"),
 ]
 VOID = {"meta", "path"}
 

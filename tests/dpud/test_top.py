@@ -41,7 +41,6 @@ pytestmark = [
     pytest.mark.mount,
     pytest.mark.slow,
     pytest.mark.skipif(not has_fuse(), reason="needs /dev/fuse"),
-    pytest.mark.xdist_group("top"),
 ]
 
 

@@ -25,7 +25,7 @@ Invariants
 import errno
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -54,8 +54,9 @@ _MAX_REFUSALS = 8
 that are tried before none can be emptied."""
 
 Busy = Collection[int]
-ReclaimOrder = Callable[[int, int], Sequence[tuple[str, int]]]
-"""overcommit.Admission.reclaim_order: (bytes needed, for which priority) -> (client, bytes to take) in order."""
+ReclaimOrder = Callable[[int, int, Mapping[str, int]], Sequence[tuple[str, int]]]
+"""overcommit.Admission.reclaim_order: (bytes needed, for which priority, what each client has there) -> (client, bytes
+to take) in order."""
 
 log = logging.getLogger("dpud.gpu.address_space")
 
@@ -187,25 +188,43 @@ class Residency:
         if lacking > 0:
             wanted = max(lacking, min(self.cluster_bytes // FRAME_BYTES, location.frames.nr_frames >> 4))
             freed = self._evict_in_order(location, wanted, busy, region.priority)
-            freed += self.evict(location, wanted - freed, busy)
             if freed < lacking and self._held:
                 self._held.clear()
-                freed += self.evict(location, lacking - freed, busy)
+                freed += self._evict_in_order(location, lacking - freed, busy, region.priority)
+            if freed < lacking:  # from higher priorities no more than it takes
+                freed += self._evict_in_order(location, lacking - freed, busy, _ANY_PRIORITY)
+            freed += self.evict(location, lacking - freed, busy)
             if freed < lacking:
                 self._evict_clean(location, lacking - freed, busy)
         if location.frames.nr_free_for(order) >= 1 << order and not any(location.frames.free_blocks()[order:]):
             self._put_together(order, location, busy)
 
     def _evict_in_order(self, location: Location, nr_frames: int, busy: Busy, priority: int) -> int:
-        """Evict from clients as admission says -> frames freed."""
+        """Evict from clients as admission says -> frames freed.
+
+        A page that is held for a while is no reason to take one of a higher priority; one that stays for good is.
+        """
         before = location.frames.nr_free
-        if self.reclaim_order is not None:
-            for client, nr_bytes in self.reclaim_order(nr_frames * FRAME_BYTES, priority):
+        if self.reclaim_order is None:
+            return self.evict(location, nr_frames, busy)
+        resident = self._resident_bytes(location)
+        for asked in (nr_frames, location.frames.nr_frames):
+            for client, nr_bytes in self.reclaim_order(asked * FRAME_BYTES, priority, resident):
                 lacking = nr_frames - (location.frames.nr_free - before)
                 if lacking <= 0:
                     break
                 self.evict(location, min(lacking, -(-nr_bytes // FRAME_BYTES)), busy, client)
+            if self._held:
+                break
         return location.frames.nr_free - before
+
+    def _resident_bytes(self, location: Location) -> dict[str, int]:
+        """What each client has in a location's memory."""
+        found: dict[str, int] = {}
+        for region in self.space.regions:
+            nr_bytes = region.nr_resident(location.number) << region.page_shift
+            found[region.client] = found.get(region.client, 0) + nr_bytes
+        return found
 
     def _put_together(self, order: int, location: Location, busy: Busy) -> None:
         """There is enough free memory, but nowhere in one piece: pages move within the memory, else out of it."""
@@ -296,7 +315,6 @@ class Residency:
             wanted = min(lacking, (budget_bytes - evicted) // FRAME_BYTES)
             nr = self.demote(location, wanted)
             nr += self._evict_in_order(location, wanted - nr, (), _ANY_PRIORITY)
-            nr += self.evict(location, wanted - nr)
             if nr == 0 and evicted < budget_bytes:
                 self._reclaiming.discard(location.number)  # nothing more can go
             evicted += nr * FRAME_BYTES

@@ -91,8 +91,9 @@ def test_the_gpu_s_tenants_are_under_pressure_by_their_rank() -> None:
     allocated = [int(client[0]) for client in clients]
     resident = [int(client[1]) for client in clients]
     assert sum(allocated) > 1.5 * int(total) >= 1.5 * sum(resident)
-    assert resident[0] >= max(resident[1:])
-    assert all(client[2] != "total=0" for client in clients)
+    assert resident[0] == allocated[0], "nobody below it takes a page of the first in rank"
+    assert resident[1] < allocated[1]
+    assert [client[2] != "total=0" for client in clients] == [False, True, True], "who has waited for memory"
     assert words[-1] == "ok"
 
 

@@ -35,7 +35,7 @@ docs/exhaustion.md says all this from the clients' side.
 import errno
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from dpud.gpu.clock import Clock, ManualClock
@@ -353,6 +353,7 @@ class Admission:
         kept += sum(account.reserved_growth_bytes for account in others if account not in higher)
         return nr_bytes <= self._left_bytes(location, kept, new=False) or nr_bytes <= asker.reserved_growth_bytes
 
-    def reclaim_order(self, need_bytes: int, for_priority: int) -> list[tuple[str, int]]:
-        """Whose pages are to leave memory, in order: (client, bytes). Together at most `need_bytes`."""
-        return reclaim_order(self.accounts.values(), need_bytes, for_priority, self.clock.now_ns())
+    def reclaim_order(self, need_bytes: int, for_priority: int, resident: Mapping[str, int]) -> list[tuple[str, int]]:
+        """Whose pages are to leave a memory where clients have `resident` bytes, in order: (client, bytes). Together at
+        most `need_bytes`."""
+        return reclaim_order(self.accounts.values(), need_bytes, for_priority, self.clock.now_ns(), resident)

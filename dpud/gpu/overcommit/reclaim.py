@@ -6,7 +6,7 @@ the longest idle first, all they have; then the others, each in proportion to wh
 reserved is left alone. (Which of a client's pages go is the replacement policy's business.)
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from dpud.gpu.overcommit.account import Account
 
@@ -14,13 +14,14 @@ IDLE_NS = 2_000_000_000
 
 
 def reclaim_order(
-    accounts: Iterable[Account], need_bytes: int, for_priority: int, now_ns: int
+    accounts: Iterable[Account], need_bytes: int, for_priority: int, now_ns: int, resident: Mapping[str, int]
 ) -> list[tuple[str, int]]:
-    """(client, bytes) until there are `need_bytes`, or nobody is left."""
+    """(client, bytes) until there are `need_bytes`, or nobody is left. `resident`: what each client has there now."""
+    takeable = {each: max(0, resident.get(each.client, 0) - each.reservation_bytes) for each in accounts}
     found: list[tuple[str, int]] = []
-    candidates = [each for each in accounts if each.priority <= for_priority and takeable_bytes(each) > 0]
+    candidates = [each for each, nr_bytes in takeable.items() if each.priority <= for_priority and nr_bytes > 0]
     for priority in sorted({account.priority for account in candidates}):
-        same = [account for account in candidates if account.priority == priority]
+        same = {each: takeable[each] for each in candidates if each.priority == priority}
         for client, nr_bytes in _within(same, need_bytes, now_ns):
             found.append((client, nr_bytes))
             need_bytes -= nr_bytes
@@ -29,25 +30,20 @@ def reclaim_order(
     return found
 
 
-def takeable_bytes(account: Account) -> int:
-    """What a client has in memory beyond its reservation."""
-    return max(0, account.nr_resident - account.reservation_bytes)
-
-
-def _within(accounts: list[Account], need_bytes: int, now_ns: int) -> Iterator[tuple[str, int]]:
+def _within(takeable: dict[Account, int], need_bytes: int, now_ns: int) -> Iterator[tuple[str, int]]:
     """Shares of clients of one priority."""
     active = []
-    for account in sorted(accounts, key=lambda each: (each.active_ns, each.client)):
+    for account in sorted(takeable, key=lambda each: (each.active_ns, each.client)):
         if now_ns - account.active_ns < IDLE_NS:
             active.append(account)
         elif need_bytes > 0:
-            taken = min(need_bytes, takeable_bytes(account))
+            taken = min(need_bytes, takeable[account])
             need_bytes -= taken
             yield account.client, taken
-    total = sum(map(takeable_bytes, active))
+    total = sum(takeable[account] for account in active)
     need_bytes = min(need_bytes, total)
     for account in active:
-        has = takeable_bytes(account)
+        has = takeable[account]
         share = -(-need_bytes * has // total)
         total -= has
         need_bytes -= share

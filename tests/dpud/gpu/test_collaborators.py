@@ -2,7 +2,7 @@
 """What the data path asks of those that are passed in, and what it does with the answers."""
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,7 +67,9 @@ class Gate:
         if nr_touched >= 0:
             self.used.append((client, nr_resident, nr_touched, nr_stored))
 
-    def reclaim_order(self, need_bytes: int, for_priority: int) -> Sequence[tuple[str, int]]:
+    def reclaim_order(
+        self, need_bytes: int, for_priority: int, resident: Mapping[str, int]
+    ) -> Sequence[tuple[str, int]]:
         return self.order
 
     def compressibility(self, ratio: float) -> None:

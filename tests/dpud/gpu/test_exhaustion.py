@@ -271,9 +271,10 @@ def test_13_the_longest_idle_leave_first() -> None:
 
 def test_14_the_active_give_in_proportion() -> None:
     admission = Admission(2 * MIB, ManualClock())
-    for client, nr_resident in (("ann", 300), ("bob", 600), ("cid", 100)):
-        admission.usage(client, nr_resident, 1, admission.clock.now_ns())
-    assert sorted(admission.reclaim_order(100, 0)) == [("ann", 30), ("bob", 60), ("cid", 10)]
+    resident = {"ann": 300, "bob": 600, "cid": 100}
+    for client, nr_bytes in resident.items():
+        admission.usage(client, nr_bytes, 1, admission.clock.now_ns())
+    assert sorted(admission.reclaim_order(100, 0, resident)) == [("ann", 30), ("bob", 60), ("cid", 10)]
 
 
 def test_15_within_a_reservation_pages_stay() -> None:

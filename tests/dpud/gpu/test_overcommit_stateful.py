@@ -243,8 +243,9 @@ class Ledger(RuleBasedStateMachine):
     @invariant()
     def reclaim_order_is_by_priority(self) -> None:
         accounts = self.admission.accounts
+        resident = {client: account.nr_resident for client, account in accounts.items()}
         for need, priority in ((1, 0), (500, 3), (10_000, 5)):
-            order = self.admission.reclaim_order(need, priority)
+            order = self.admission.reclaim_order(need, priority, resident)
             ranks = [accounts[client].priority for client, _ in order]
             assert ranks == sorted(ranks)
             assert all(rank <= priority for rank in ranks)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dpud.gpu.address_space.pagetable import FRAME_BYTES
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.address_space.space import AddressSpace, Pages
 from dpud.gpu.client import Client
@@ -47,6 +48,7 @@ class Admission(Protocol):
     def reclaim_order(
         self, need_bytes: int, for_priority: int, resident: Mapping[str, int], /
     ) -> Sequence[tuple[str, int]]: ...
+    def moved(self, client: str, source: int, target: int, /) -> None: ...
     def compressibility(self, ratio: float, /) -> None: ...
 
 
@@ -97,10 +99,15 @@ class Accounting:
         return nr_pages * _RECORD_SHARE[0] - self._kept_bytes - exchanged
 
     def _memory_bytes(self) -> int:
-        """Of all devices, and what is used of the host's."""
+        """Of all devices, as far as it is whole, and what is used of the host's."""
         return sum(
-            each.frames.nr_bytes - (each.frames.nr_free_bytes if each.is_host else 0) for each in self._locations
+            each.frames.nr_usable * FRAME_BYTES - (each.frames.nr_free_bytes if each.is_host else 0)
+            for each in self._locations
         )
+
+    def broken_bytes(self) -> int:
+        """Device memory that is out of use: retired pages; of a lost device, all of it."""
+        return sum(each.frames.nr_retired * FRAME_BYTES for each in self._locations if not each.is_host)
 
     def pool_bytes(self, nr_new_bytes: int = 0) -> int:
         """Bytes that the pool can still take, if not one of them compresses; with keys for so many bytes more."""
@@ -129,6 +136,11 @@ class Accounting:
         if grant is not None and self.admission is not None:
             self.tell()
             self.admission.release(grant)
+
+    def moved(self, client: Client, source: int) -> None:
+        """What was promised to a client on a location is promised on its device, which is another one now."""
+        if self.admission is not None:
+            self.admission.moved(client.name, source, client.device)
 
     def forget(self, client: str) -> None:
         """A client is gone."""

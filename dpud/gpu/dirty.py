@@ -19,6 +19,10 @@ class DirtyLog:
         """Pages are about to be, or were, written to."""
         self._dirty[first : first + nr_pages] = True
 
+    def mark_pages(self, pages: NDArray[np.int64]) -> None:
+        """The same for pages that are not in a row, whose writer is nobody to be slowed down."""
+        self._dirty[pages] = True
+
     def __len__(self) -> int:
         """How many pages there are to take."""
         return int(np.count_nonzero(self._dirty))
@@ -30,6 +34,10 @@ class DirtyLog:
 
     def take(self, limit: int | None = None) -> NDArray[np.int64]:
         """The pages, lowest first and at most `limit`, which are clean from now on."""
-        pages = np.flatnonzero(self._dirty)[:limit]
+        pages = self.peek(limit)
         self._dirty[pages] = False
         return pages
+
+    def peek(self, limit: int | None = None) -> NDArray[np.int64]:
+        """The same pages, which stay."""
+        return np.flatnonzero(self._dirty)[:limit]

@@ -23,9 +23,10 @@ from dpud.gpu.address_space.advice import Advice
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.address_space.space import Pages
 from dpud.gpu.errors import GpuError
+from dpud.gpu.keepers import Busy
 from dpud.gpu.location import Frames, Location
 from dpud.gpu.placement import Balancer, OneHost, Placement
-from dpud.gpu.residency import Busy, Residency
+from dpud.gpu.residency import Residency
 from dpud.gpu.traffic import Cause
 
 Mask = NDArray[np.bool_]
@@ -148,7 +149,8 @@ class FaultService:
             if len(here):
                 self.residency.charge(region, Cause.SWAP, here, location)
                 rows = location.load_pages(region.frame[here], region.page_bytes)
-                self.residency.store.put((region.first_key + here).tolist(), [row.data for row in rows], region.client)
+                keys, data = (region.first_key + here).tolist(), [row.data for row in rows]
+                self.residency.store.put(keys, data, region.client, location.number)
                 region.backed[here] = True
                 self.space.write_protect(region, here)
         self._refuse_corrupt(lost)

@@ -20,6 +20,9 @@ from dpud.gpu.policy import ClientPolicies, NewPolicy
 
 Frames = NDArray[np.int64]
 
+HOST = -1
+"""Stands for the host node nearest to the client."""
+
 
 @dataclass(frozen=True)
 class Path:

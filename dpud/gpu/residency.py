@@ -18,17 +18,14 @@ Theory of operation
     `background` keeps free memory between watermarks, so that accesses rarely wait: below `low` it evicts until `high`.
 
 Invariants
-    - A page that a policy knows is RESIDENT there (or has a copy there), is not pinned, and each such page is known.
     - All of a page's bytes are in exactly one of: its frame, the stores (or both, while `backed`).
 """
 
 import errno
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 
@@ -37,11 +34,13 @@ from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.address_space.space import AddressSpace, Pages
 from dpud.gpu.defrag.pins import Pins
 from dpud.gpu.errors import GpuError
+from dpud.gpu.holdings import Holdings
+from dpud.gpu.keepers import Busy, Defragmenter
 from dpud.gpu.location import Frames, Location
 from dpud.gpu.performance import performance
 from dpud.gpu.policy import ClientPolicies
 from dpud.gpu.store import BackingStore, Place
-from dpud.gpu.traffic import Cause, Traffic, TrafficCounts
+from dpud.gpu.traffic import Cause
 
 _BATCH_FRAMES = (4 << 20) // FRAME_BYTES
 CLUSTER_BYTES = 128 << 10
@@ -53,28 +52,11 @@ _MAX_REFUSALS = 8
 """Pages in a row that find no room in the stores before eviction gives up: another may compress better. Also: blocks
 that are tried before none can be emptied."""
 
-Busy = Collection[int]
 ReclaimOrder = Callable[[int, int, Mapping[str, int]], Sequence[tuple[str, int]]]
 """overcommit.Admission.reclaim_order: (bytes needed, for which priority, what each client has there) -> (client, bytes
 to take) in order."""
 
 log = logging.getLogger("dpud.gpu.address_space")
-
-
-class Examiner(Protocol):
-    """fault.Recovery, as far as the data path goes."""
-
-    def examine(self, region: Region, pages: Pages, /) -> int: ...
-    def unreadable(self, region: Region, pages: Pages, /) -> Pages: ...
-    def are_fit(self, location: Location, firsts: Frames, order: int, /) -> bool: ...
-    def screen(self, location: Location, firsts: Frames, order: int, /) -> None: ...
-
-
-class Defragmenter(Protocol):
-    """defrag.DefragModule, as far as the data path goes."""
-
-    def make_block(self, location: Location, order: int, busy: Busy, /) -> bool: ...
-    def explain(self, location: Location, order: int, nr_blocks: int, busy: Busy, /) -> str: ...
 
 
 @dataclass
@@ -85,37 +67,23 @@ class Watermarks:
     high: int = 15
 
 
-class Residency:
-    """Frames and pages of all locations."""
+class Residency(Holdings):
+    """Who is in memory, of all locations."""
 
     def __init__(self, space: AddressSpace, locations: Sequence[Location], store: BackingStore) -> None:
-        self.space, self.locations, self.store = space, locations, store
+        super().__init__(space, locations, store)
         self.watermarks = Watermarks()
         self._reclaiming: set[int] = set()
         self._held: dict[int, int] = {}  # key -> until when, in ns
-        self.traffic: Traffic = TrafficCounts()
         self.cluster_bytes = CLUSTER_BYTES
         self.reclaim_order: ReclaimOrder | None = None
         """Whose pages go first; without it, the policy's order decides alone."""
         self.demote: Callable[[Location, int], int] = lambda _location, _nr_frames: 0
         """Move cold pages of a host node to a slower one, rather than into the stores -> frames freed (numa/)."""
-        self.examiner: Examiner | None = None
-        """Who makes good what ECC finds, where faults are reckoned with."""
         self.pins = Pins()
         """Pages that stay in their frames."""
         self.defragmenter: Defragmenter | None = None
         """Who puts free frames together before somebody is evicted for that."""
-        self.events: Counter[str] = Counter(
-            dict.fromkeys(("evicted", "evicted_clean", "evicted_copies", "refused", "corrupt", "blocks_emptied"), 0)
-        )
-
-    def examine(self, region: Region, pages: Pages) -> int:
-        """Make good what ECC would refuse to read of these pages -> how many are elsewhere now, or CORRUPT.
-
-        For who is about to read them and has not looked yet where they are. A read that meets such a page without
-        raises UncorrectableError.
-        """
-        return 0 if self.examiner is None else self.examiner.examine(region, pages)
 
     def follow(self, order: ReclaimOrder) -> None:
         """Somebody says whose pages go first: each client has a list of its own. Before there are any pages."""
@@ -149,24 +117,6 @@ class Residency:
                     why += f"; {self.defragmenter.explain(location, region.order, len(keys), busy)}"
                 raise GpuError(errno.ENOMEM, why)
         return taken
-
-    def find_frames(self, location: Location, order: int, keys: Pages) -> Frames:
-        """Free blocks for as many pages as there are, none of them known to be broken; nothing is evicted for it."""
-        while True:
-            taken = location.frames.alloc(order, keys)
-            if self.examiner is None or self.examiner.are_fit(location, taken, order):
-                return taken
-            location.frames.free(taken, order, keys[: len(taken)])
-            self.examiner.screen(location, taken, order)
-
-    def give_frames(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
-        """Give frames back."""
-        location.frames.free(frames, region.order, region.first_key + pages)
-
-    def charge(self, region: Region, cause: Cause, pages: Pages, location: Location) -> None:
-        """All bytes of these pages are about to move; the region's owner is who it is for."""
-        if len(pages):
-            self.traffic.charge(region.client, cause, len(pages) << region.page_shift, location.number)
 
     def hold(self, keys: Collection[int], until_ns: int) -> None:
         """Do not evict these pages for a while (they thrash), unless nothing else can be."""
@@ -351,16 +301,12 @@ class Residency:
         kept = []
         for region, numbers in by_region.items():
             pages = np.array(numbers, dtype=np.int64)
-            bad = self._unreadable(region, pages)
+            bad = self.unreadable(region, pages[~region.backed[pages]])
             kept += (region.first_key + bad).tolist()
             for page in self._evict_pages(region, np.setdiff1d(pages, bad), location).tolist():
                 kept.append(region.first_key + page)
         self.events["refused"] += len(kept)
         return kept
-
-    def _unreadable(self, region: Region, pages: Pages) -> Pages:
-        """What ECC would refuse stays until somebody makes it good; what the stores have need not be read."""
-        return pages[:0] if self.examiner is None else self.examiner.unreadable(region, pages[~region.backed[pages]])
 
     def _evict_pages(self, region: Region, pages: Pages, location: Location) -> Pages:
         """Evict pages of one region -> those that stay."""
@@ -383,7 +329,7 @@ class Residency:
         self.charge(region, Cause.SWAP, pages, location)
         rows = location.load_pages(region.frame[pages], region.page_bytes)
         keys = (region.first_key + pages).tolist()
-        if self._put(keys, [row.data for row in rows], region.client):
+        if self._put(keys, [row.data for row in rows], region.client, location):
             return pages[:0]
         if len(keys) == 1:
             return pages
@@ -391,13 +337,13 @@ class Residency:
         for index, (key, row) in enumerate(zip(keys, rows, strict=True)):
             if len(refused) == _MAX_REFUSALS:
                 return pages[[*refused, *range(index, len(keys))]]
-            if not self._put([key], [row.data], region.client):
+            if not self._put([key], [row.data], region.client, location):
                 refused.append(index)
         return pages[refused]
 
-    def _put(self, keys: Sequence[int], pages: Sequence[memoryview], client: str) -> bool:
+    def _put(self, keys: Sequence[int], pages: Sequence[memoryview], client: str, location: Location) -> bool:
         try:
-            self.store.put(keys, pages, client)
+            self.store.put(keys, pages, client, location.number)
         except GpuError as error:
             if error.errno != errno.ENOSPC:
                 log.error("a store failed: %s", error)
@@ -417,7 +363,7 @@ class Residency:
         rows = np.empty((len(pages), region.page_bytes), dtype=np.uint8)
         keys = (region.first_key + pages).tolist()
         try:
-            bad = set(self.store.fetch(keys, [row.data for row in rows]))
+            bad = set(self.store.fetch(keys, [row.data for row in rows], location.number))
         except GpuError:
             self.give_frames(region, pages, location, frames)
             raise
@@ -435,45 +381,12 @@ class Residency:
         performance(log, f"bring in {location.name}", nr_bytes, begin_ns, self.space.clock.now_ns())
         return lost
 
-    def settle(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
-        """Pages are in these frames from now on; nobody reaches them yet."""
-        region.state[pages] = PageState.RESIDENT
-        region.home[pages] = location.number
-        region.frame[pages] = frames
-        region.backed[pages] = False
-        if region.type is not RegionType.PINNED:
-            policy = location.policy.of(region.client)
-            for key in (region.first_key + pages).tolist():
-                policy.insert(key)
-
     def _mark_corrupt(self, region: Region, pages: Pages) -> None:
         region.state[pages] = PageState.CORRUPT
         region.backed[pages] = False
         self.events["corrupt"] += len(pages)
         for page in pages.tolist():
             log.error("page %#x at %#x is corrupt", region.first_key + page, region.va + (page << region.page_shift))
-
-    # Copies of read-mostly pages.
-
-    def drop_copies(self, region: Region, pages: Pages) -> int:
-        """Drop all copies of pages but the one at home -> how many pages had any."""
-        nr = 0
-        for page in pages.tolist() if region.replicas else ():
-            for number in list(region.replicas.get(page, ())):
-                self.locations[number].policy.remove(region.first_key + page)
-                self.drop_copy(region, page, self.locations[number])
-                nr += 1
-        return nr
-
-    def drop_copy(self, region: Region, page: int, location: Location) -> None:
-        """Drop the copy that a location has; its policy does not know it any more."""
-        frame = region.replicas[page].pop(location.number)
-        if not region.replicas[page]:
-            del region.replicas[page]
-        pages = np.array([page])
-        self.space.unmap_pages(region, pages, [location.number])
-        self.give_frames(region, pages, location, np.array([frame]))
-        self.events["evicted_copies"] += 1
 
     # Gone.
 
@@ -483,18 +396,3 @@ class Residency:
         self.discard(region, np.arange(region.nr_pages))
         for key in self._held.keys() & range(region.first_key, region.first_key + region.nr_pages):
             del self._held[key]
-
-    def discard(self, region: Region, pages: Pages) -> None:
-        """Throw the bytes of pages away, wherever they are: UNTOUCHED from now on."""
-        resident = pages[region.state[pages] == PageState.RESIDENT]
-        self.drop_copies(region, resident)
-        self.space.unmap_pages(region, resident)
-        for location in self.locations:
-            here = resident[region.home[resident] == location.number]
-            for key in (region.first_key + here).tolist():
-                location.policy.remove(key)
-            self.give_frames(region, here, location, region.frame[here])
-        for page in pages[region.backed[pages]].tolist():
-            self.store.drop(region.first_key + page)
-        region.state[pages] = PageState.UNTOUCHED
-        region.backed[pages] = False

@@ -22,6 +22,8 @@ from dpud.gpu.blob import Blob, PageCodec, PlainCodec
 from dpud.gpu.enums import plain_members
 from dpud.gpu.errors import CorruptPage, GpuError
 
+NOWHERE = -1
+"""No location in particular."""
 POOL_HIGH_PERCENT, POOL_LOW_PERCENT = 95, 90
 """How full a pool with swap behind it is kept in the background; 90 is zswap's accept_threshold_percent."""
 
@@ -49,8 +51,8 @@ class Pool(Protocol):
 class Swap(Protocol):
     """swap.SwapSpace, as far as the data path goes."""
 
-    def write(self, items: Sequence[tuple[int, Blob]], /) -> None: ...
-    def read_many(self, keys: Sequence[int], /) -> Sequence[Blob | GpuError]: ...
+    def write(self, items: Sequence[tuple[int, Blob]], near: int = ..., /) -> None: ...
+    def read_many(self, keys: Sequence[int], near: int = ..., /) -> Sequence[Blob | GpuError]: ...
     def drop(self, key: int, /) -> None: ...
 
     def background(self, budget_bytes: int, /) -> int: ...
@@ -93,8 +95,11 @@ class BackingStore:
         """Which store has a page."""
         return self._places.get(key)
 
-    def put(self, keys: Sequence[int], pages: Sequence[memoryview], client: str = "") -> None:
-        """Keep the bytes of a client's pages. Raises GpuError(ENOSPC), and has kept none of them."""
+    def put(self, keys: Sequence[int], pages: Sequence[memoryview], client: str = "", near: int = NOWHERE) -> None:
+        """Keep the bytes of a client's pages; `near`: the location whose memory has them.
+
+        Raises GpuError(ENOSPC), and has kept none of them.
+        """
         if not self.exists:
             raise GpuError(errno.ENOSPC, "there is nothing behind the devices")
         blobs = self.codec.encode(pages, client)
@@ -102,18 +107,20 @@ class BackingStore:
         if place is Place.SWAP:
             if self.swap is None:
                 raise GpuError(errno.ENOSPC, "the pool is full and there is no swap")
-            self.swap.write(list(zip(keys, blobs, strict=True)))
+            self.swap.write(list(zip(keys, blobs, strict=True)), near)
         self._places.update(dict.fromkeys(keys, place))
         self.nr_stored += len(keys)
 
-    def fetch(self, keys: Sequence[int], outs: Sequence[memoryview]) -> list[int]:
+    def fetch(self, keys: Sequence[int], outs: Sequence[memoryview], near: int = NOWHERE) -> list[int]:
         """Bytes of pages -> keys of those that are corrupt; their `outs` mean nothing. They are dropped.
+
+        near    the location to whose memory they go
 
         Raises GpuError of a tier that does not answer at all.
         """
         bad: list[int] = []
         found: list[tuple[int, Blob, memoryview]] = []
-        for key, blob, out in zip(keys, self._read(keys), outs, strict=True):
+        for key, blob, out in zip(keys, self._read(keys, near), outs, strict=True):
             if isinstance(blob, CorruptPage):
                 bad.append(key)
             elif isinstance(blob, GpuError):
@@ -210,13 +217,13 @@ class BackingStore:
                 raise
             return False
 
-    def _read(self, keys: Sequence[int]) -> list[Blob | GpuError]:
+    def _read(self, keys: Sequence[int], near: int = NOWHERE) -> list[Blob | GpuError]:
         """Each page, or what is wrong with it."""
         swapped = [key for key in keys if self._places[key] is Place.SWAP]
         answers: dict[int, Blob | GpuError] = {}
         if swapped:
             assert self.swap is not None
-            answers.update(zip(swapped, self.swap.read_many(swapped), strict=True))
+            answers.update(zip(swapped, self.swap.read_many(swapped, near), strict=True))
         return [answers[key] if key in answers else self._read_pool(key) for key in keys]
 
     def _read_pool(self, key: int) -> Blob | GpuError:

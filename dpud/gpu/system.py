@@ -37,6 +37,7 @@ from dpud.gpu.qos.files import LevelFiles, QosFiles
 from dpud.gpu.qos.flow import NR_LEVELS
 from dpud.gpu.qos.module import QosModule
 from dpud.gpu.store import HostPool, Pool
+from dpud.gpu.swap.blockfile import BLOCK_BYTES
 from dpud.gpu.swap.files import SwapFiles, TierFiles
 from dpud.gpu.swap.module import SwapModule
 from kernelsim.attr import Kobject, Operation, Registry
@@ -96,7 +97,8 @@ def build(
     host = SimulatedDevice(HOST_PROFILE.sized(config.host_bytes), clock, config.nr_devices)
     nodes = host_nodes(topology, config.host_bytes, clock, config.nr_devices)
     codec, pool = _compression(config)
-    swap = SwapModule.with_tiers(config.tiers, clock, config.swap_folder) if any(config.tiers.values()) else None
+    tiers = _tiers(config, topology)
+    swap = SwapModule.with_tiers(tiers, clock, config.swap_folder) if any(tiers.values()) else None
     admission = Admission(config.nr_devices * config.device_bytes, clock, waiters=waiters)
     memory = GpuMemory(
         devices,
@@ -125,6 +127,15 @@ def topology_of(config: GpuConfig) -> Topology:
     if config.numa:
         return load(config.numa)
     return one_node(config.host_bytes, HOST_PROFILE.local_bytes_per_s, HOST_PROFILE.local_latency_ns)
+
+
+def _tiers(config: GpuConfig, topology: Topology) -> dict[str, int]:
+    """Name -> size; where several nodes have a tier of a kind, each has its share."""
+    found: dict[str, int] = {}
+    for kind, size in config.tiers.items():
+        names = topology.tiers_of(kind)
+        found |= dict.fromkeys(names, size // len(names) // BLOCK_BYTES * BLOCK_BYTES)
+    return found
 
 
 def _checkpoint_codec(config: GpuConfig) -> PageCodec | None:

@@ -7,13 +7,13 @@ It holds no frame: each use goes through the data path, so a page may leave memo
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dpud.gpu.memory import GpuMemory
+    from dpud.gpu.access import AccessPath
 
 
 class Window:
-    """Bytes [va, va + len) for one client at one location. Reads and writes raise GpuError as GpuMemory's do."""
+    """Bytes [va, va + len) for one client at one location. Reads and writes raise GpuError as an AccessPath's do."""
 
-    def __init__(self, memory: "GpuMemory", client: str, va: int, nr_bytes: int, at: int) -> None:
+    def __init__(self, memory: "AccessPath", client: str, va: int, nr_bytes: int, at: int) -> None:
         self._memory, self._client, self._at = memory, client, at
         self.va = va
         self._nr_bytes = nr_bytes

@@ -238,6 +238,10 @@ class FramePool:
         """Whether all of a block is."""
         return bool((self.owner[block : block + (1 << order)] == FREE).all())
 
+    def is_used(self, block: int, order: int) -> bool:
+        """Whether a page has any of a block's frames."""
+        return bool((self.owner[block : block + (1 << order)] >= 0).any())
+
     def rejoin(self, block: int, order: int) -> None:
         """The inverse: they are free as any others."""
         self.nr_free += int(rejoin_frames(*self._lists, self.owner, block, block + (1 << order)))

@@ -176,6 +176,12 @@ class Regions:
         at = bisect_right(self._vas, va) - 1
         return self._by_va[at] if at >= 0 and va < self._by_va[at].end else None
 
+    def of_key(self, key: int) -> Region | None:
+        """The region of a page, if it lives."""
+        at = bisect_right(self._keys, key) - 1
+        region = self._by_key[at] if at >= 0 else None
+        return region if region is not None and key - region.first_key < region.nr_pages else None
+
     def page_of(self, key: int) -> tuple[Region, int]:
         """Region and page number of a key of a page that lives."""
         region = self._by_key[bisect_right(self._keys, key) - 1]

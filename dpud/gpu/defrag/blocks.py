@@ -65,7 +65,7 @@ class BlockMaker:
             if not self._empty_a_slice(location, order, blocks):
                 break
             yield None
-        if frames.owners(blocks[0], order) or not frames.is_free(blocks[0], order):
+        if not frames.is_free(blocks[0], order):
             stats["blocks_failed"] += 1
             return 0
         stats["blocks_made"] += 1
@@ -80,6 +80,7 @@ class BlockMaker:
         if not groups:
             return False
         region, pages = groups[0]
+        self._relocator.mend(region, pages)
         with self._set_apart(location, order, blocks):
             needs = Counter({region.order: len(pages)})
             return fits(frames.free_blocks()[:order], needs) and self._relocator.move(region, pages, location) > 0
@@ -87,7 +88,7 @@ class BlockMaker:
     @contextmanager
     def _set_apart(self, location: Location, order: int, blocks: Collection[int]) -> Iterator[None]:
         """Blocks that somebody has pages in."""
-        used = [block for block in blocks if location.frames.owners(block, order)]
+        used = [block for block in blocks if location.frames.is_used(block, order)]
         for block in used:
             location.frames.isolate(block, order)
         try:

@@ -4,8 +4,9 @@
 A slice is what is moved before anybody else has a turn. It is cut so short that by the device's profile it cannot take
 longer than the limit, even where each page is a transfer of its own. What takes longer as a single page is not moved
 in the background. `longest_ns` is what a slice really took. Where real time passes, the program's own time comes on
-top of the device's: after a slice that took longer than the limit the next ones are half as long, down to one page, and
-become longer again when they take less than half of it.
+top of the device's, so the time is looked at while pages move (relocate.py), and the slice ends before one more would
+be too much. After a slice that took longer than the limit all the same the next ones are half as long, down to one
+page, and become longer again when they take less than half of it.
 
 After a slice of t ns there is a rest of t * (100 - percent) / percent ns. (Redis bounds active defragmentation so, with
 active-defrag-cycle-max.)
@@ -29,6 +30,8 @@ class Effort:
         self.pause_limit_ns = DEFAULT_PAUSE_NS
         self._nr_halvings = 0
         self.longest_ns = self.last_ns = self.total_ns = self.nr_slices = 0
+        self.turn_ns = 0
+        """How long nobody else had a turn, the last time, where real time passes."""
 
     def pages_per_slice(self, location: Location, page_bytes: int) -> int:
         """How many may be moved at once; 0 where one is too much."""
@@ -58,6 +61,11 @@ class Effort:
             self._nr_halvings = min(_MAX_HALVINGS, self._nr_halvings + 1)
         elif took_ns * 2 < self.pause_limit_ns:
             self._nr_halvings = max(0, self._nr_halvings - 1)
+
+    def held(self, ns: int) -> None:
+        """So long nobody else had a turn."""
+        self.turn_ns = ns
+        self.longest_ns = max(self.longest_ns, ns)
 
     @property
     def rest_ns(self) -> int:

@@ -91,7 +91,8 @@ class Locality:
 
     def _join(self, region: Region, pages: Pages, location: Location, below: int) -> int:
         order = region.order + (len(pages) - 1).bit_length()
-        if not any(location.frames.free_blocks()[order:below]):
+        self._relocator.mend(region, pages)
+        if location.is_lost or not any(location.frames.free_blocks()[order:below]):
             return 0
         frames = location.frames.carve(order, region.order, region.first_key + pages)
         if not len(frames):

@@ -100,8 +100,12 @@ class DefragModule:
         """A free block for who waits for it -> whether there is one now."""
         if self._at_work:
             return False
-        with self._working():
-            return complete(self.maker.make(location, order, busy)) > 0
+        self.relocator.mends = False
+        try:
+            with self._working():
+                return complete(self.maker.make(location, order, busy)) > 0
+        finally:
+            self.relocator.mends = True
 
     def explain(self, location: Location, order: int, nr_blocks: int, busy: Collection[int]) -> str:
         """Why there is no block, in one line; it is kept."""
@@ -149,11 +153,14 @@ class DefragModule:
     def _slowly(self, operation: Operation[int], rests: bool) -> Operation[int]:
         """With a rest behind each slice."""
         while True:
+            begin_ns = self.memory.clock.now_ns()
             try:
                 with self._working():
                     next(operation)
             except StopIteration as stop:
                 return int(stop.value)
+            if isinstance(self.memory.clock, PacedClock):  # what others waited for, choosing what to move included
+                self.effort.held(self.memory.clock.now_ns() - begin_ns)
             if rests and isinstance(self.memory.clock, PacedClock):
                 yield self.memory.clock.until(self.memory.clock.now_ns() + self.effort.rest_ns)
             elif rests:

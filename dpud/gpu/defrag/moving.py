@@ -122,5 +122,4 @@ class RegionMover:
         self.memory.residency.settle(region, new, self.location, frames)
         region.state[corrupt] = PageState.CORRUPT
         for log in region.dirty_logs:
-            for page in (*old.tolist(), *new.tolist()):
-                log.mark(page, 1)
+            log.mark_pages(np.concatenate((old, new)))

@@ -5,7 +5,10 @@ A page is copied within the device, then every entry that points to its old fram
 forget it. All of that is one slice: nobody has a turn in between, so no write can be lost. The owner is charged
 (RELOCATION) before the slice begins, so that waiting for bandwidth is not a pause for others.
 
-A page that ECC would refuse to read is examined first (residency.examine), and stays where that leaves it.
+A page that ECC would refuse to read is made good first (`mend`), and stays where that leaves it. Recovery may do
+anything for that: move pages, empty a device, take a client back. So it is done before any frame is set apart or taken,
+and not at all where an access waits for a block (`mends`): it has taken frames already for pages whose state does not
+say so yet. What cannot be read stays where it is then.
 """
 
 from collections import Counter
@@ -33,6 +36,8 @@ class Relocator:
     def __init__(self, memory: "GpuMemory", effort: Effort) -> None:
         self.memory, self.effort = memory, effort
         self.stats: Counter[str] = Counter(dict.fromkeys(STATS, 0))
+        self.mends = True
+        """Whether pages that cannot be read are made good before they move."""
 
     @property
     def pins(self) -> Pins:
@@ -54,17 +59,38 @@ class Relocator:
             groups[-1][1].append(page)
         return [(region, np.array(pages)) for region, pages in groups]
 
+    def mend(self, region: Region, pages: Pages) -> None:
+        """Make good what ECC would refuse to read of pages that are about to move, if that is done here."""
+        if self.mends:
+            self.memory.residency.examine(region, pages)
+
     def move(self, region: Region, pages: Pages, location: Location) -> int:
-        """Pages to any other free frames of a location -> how many moved; nothing is evicted for them."""
+        """Pages to any other free frames of a location -> how many moved, all or as many as the limit of a pause left
+        time for; nothing is evicted for them.
+
+        All frames are found before the first page moves, so that no page takes the place of another that has left.
+        """
         here = self._movable(region, pages, location)
-        if not len(here):
-            return 0
-        self.memory.residency.charge(region, Cause.RELOCATION, here, location)
-        begin_ns = self.memory.clock.now_ns()
         frames = self.memory.residency.find_frames(location, region.order, region.first_key + here)
-        moved = self._relocate(region, here[: len(frames)], location, frames)
-        self.effort.spent(self.memory.clock.now_ns() - begin_ns)
+        at = moved = took_ns = 0
+        nr = 1
+        while nr > 0 and at < len(frames):
+            batch, to = here[: len(frames)][at : at + nr], frames[at : at + nr]
+            self.memory.residency.charge(region, Cause.RELOCATION, batch, location)
+            begin_ns = self.memory.clock.now_ns()
+            got = self._relocate(region, batch, location, to)
+            took_ns += self.memory.clock.now_ns() - begin_ns
+            at, moved = at + len(batch), moved + got
+            nr = self._next_batch(took_ns, moved, nr) if got == len(batch) else 0
+        location.frames.free(frames[at:], region.order, region.first_key + here[at : len(frames)])
+        if moved:
+            self.effort.spent(took_ns)
         return moved
+
+    def _next_batch(self, took_ns: int, moved: int, nr: int) -> int:
+        """Pages to move next within the limit, if they take as long as those so far: one first, then twice as many."""
+        left_ns = self.effort.pause_limit_ns - took_ns
+        return max(0, min(2 * nr, left_ns * moved // max(1, took_ns)))
 
     def move_to(self, region: Region, pages: Pages, location: Location, frames: Frames) -> int:
         """Pages to frames that are theirs already -> how many moved. Frames of those that did not are given back."""
@@ -78,7 +104,7 @@ class Relocator:
         return moved
 
     def _movable(self, region: Region, pages: Pages, location: Location) -> Pages:
-        self.memory.residency.examine(region, pages)
+        pages = np.setdiff1d(pages, self.memory.residency.unreadable(region, pages))
         at = self._frames_at(region, pages, location)
         movable: Pages = pages[(at >= 0) & ~self.pins.mask(region, pages)]
         return movable

@@ -37,11 +37,11 @@ from dpud.gpu.fault.checkpoint_file import Label, RegionLabel, Writer, read_blob
 from dpud.gpu.fault.creation import Creation
 from dpud.gpu.fault.interval import Interval
 from dpud.gpu.fault.pages import put
-from dpud.gpu.fault.placing import Placing
 from dpud.gpu.files import settle
 from dpud.gpu.hal.interface import Bytes
 from dpud.gpu.memory import GpuMemory
 from dpud.gpu.performance import performance
+from dpud.gpu.traffic import Cause
 from kernelsim.operation import Operation, complete
 
 MAX_INCREMENTS = 16
@@ -65,7 +65,7 @@ class RolledBack:
 class Checkpoints:
     """`folder`: where the files are; a temporary one that goes with the program if None."""
 
-    def __init__(self, memory: GpuMemory, placing: Placing, codec: PageCodec, folder: Path | None = None) -> None:
+    def __init__(self, memory: GpuMemory, codec: PageCodec, folder: Path | None = None) -> None:
         self.memory = memory
         self.interval = Interval(memory.clock.now_ns())
         self.records: dict[str, list[Record]] = {}
@@ -73,7 +73,7 @@ class Checkpoints:
         self.max_increments = MAX_INCREMENTS
         self.automatic = False
         """Whether somebody is to make checkpoints that are `due`."""
-        self._placing, self._codec = placing, codec
+        self._codec = codec
         self._folder = folder
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._chains: dict[str, Chain] = {}
@@ -126,14 +126,13 @@ class Checkpoints:
         creation = self._begin(owner, chain)
         self._creations[client] = creation
         try:
-            for _ in creation.rounds():
+            for nr_bytes in creation.rounds():
+                yield from self.memory.residency.traffic.admission(client, nr_bytes, Cause.CHECKPOINT)
                 yield from settle(self.memory)
                 yield None
-                if creation.is_stale:
-                    raise GpuError(errno.EAGAIN, f"{client} went back to an earlier checkpoint meanwhile")
-                if self.memory.clients.get(client) is not owner:
-                    raise GpuError(errno.ENOENT, f"{client} ended meanwhile")
+                self._check(owner, creation)
             creation.rest()
+            self._check(owner, creation)  # who reads a page may find it broken, and go back
             digest = creation.finish()
         except BaseException:
             creation.abandon()
@@ -144,6 +143,12 @@ class Checkpoints:
         finally:
             del self._creations[client]
         return self._finished(client, creation, digest, chain, begin_ns)
+
+    def _check(self, owner: Client, creation: Creation) -> None:
+        if creation.is_stale:
+            raise GpuError(errno.EAGAIN, f"{owner.name} went back to an earlier checkpoint meanwhile")
+        if self.memory.clients.get(owner.name) is not owner:
+            raise GpuError(errno.ENOENT, f"{owner.name} ended meanwhile")
 
     def _begin(self, owner: Client, chain: Chain | None) -> Creation:
         old = chain.kept if chain else {}
@@ -235,7 +240,7 @@ class Checkpoints:
         """One region -> pages that were not as they were then."""
         if each is None:
             touched = np.flatnonzero(region.state != PageState.UNTOUCHED)
-            self._placing.blank(region, touched)
+            self.memory.residency.discard(region, touched)
             return len(touched)
         changed = each.changed()
         self._write(each, changed)
@@ -247,7 +252,7 @@ class Checkpoints:
         """Pages of a region as they are in the chain. Raises GpuError: ENOMEM, EIO."""
         had = np.array([page in each.places for page in pages.tolist()], dtype=np.bool_)
         blank, full = pages[~had], pages[had]
-        self._placing.blank(each.region, blank[each.region.state[blank] != PageState.UNTOUCHED])
+        self.memory.residency.discard(each.region, blank[each.region.state[blank] != PageState.UNTOUCHED])
         for start in range(0, len(full), _BATCH_PAGES):
             batch = full[start : start + _BATCH_PAGES]
             rows = [self._bytes_of(each, page) for page in batch.tolist()]

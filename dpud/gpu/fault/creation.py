@@ -3,6 +3,8 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from dpud.gpu.address_space.regions import PageState
 from dpud.gpu.address_space.space import Pages
 from dpud.gpu.blob import PageCodec
@@ -26,18 +28,21 @@ class Creation:
         self._memory, self._codec = memory, codec
         self._places: list[dict[int, int]] = [{} for _ in kept]
 
-    def rounds(self) -> Iterator[None]:
-        """Copy, with a yield wherever others may run; what is changed meanwhile is left for `rest`."""
+    def rounds(self) -> Iterator[int]:
+        """Copy, with a yield wherever others may run, of how many bytes come next; what is changed meanwhile is left
+        for `rest`, before which there is a last yield."""
         for _ in range(NR_ROUNDS):
             if sum(len(each.log) << each.region.page_shift for each in self.kept) <= _SLICE_BYTES:
-                return
+                break
             for index, each in enumerate(self.kept):
                 left = len(each.log)
                 while left > 0:
-                    pages = each.log.take(min(left, max(1, _SLICE_BYTES >> each.region.page_shift)))
+                    nr = min(left, max(1, _SLICE_BYTES >> each.region.page_shift))
+                    yield _written_bytes(each, nr)
+                    pages = each.log.take(nr)
                     left -= len(pages) or left
                     self._copy(index, pages)
-                    yield
+        yield sum(_written_bytes(each) for each in self.kept)
 
     def rest(self) -> None:
         """Copy what is left: this is the moment that the checkpoint is of."""
@@ -81,3 +86,9 @@ class Creation:
     @property
     def nr_pages(self) -> int:
         return sum(map(len, self._places))
+
+
+def _written_bytes(each: KeptRegion, limit: int | None = None) -> int:
+    """Of the first pages that changed, those that have bytes."""
+    written = each.region.state[each.log.peek(limit)] != PageState.UNTOUCHED
+    return int(np.count_nonzero(written)) << each.region.page_shift

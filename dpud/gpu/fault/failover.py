@@ -81,6 +81,7 @@ class Failover:
             self._placing.lose(region, page)
             found[region.client]["lost"] += 1
         source.frames.retire_free()
+        self._memory.accounting.tell()
         for client, nr in Counter(region.client for region, _ in lost).items():
             self._go_back(client, nr, source, found[client])
         self._report(source, target, found)
@@ -112,6 +113,7 @@ class Failover:
         for client in self._memory.clients.values():
             if client.device == source.number:
                 client.device = target.number
+                self._memory.accounting.moved(client, source.number)
         for region in self._memory.space.regions:
             if region.type is RegionType.DEVICE and region.device == source.number:
                 region.device = target.number

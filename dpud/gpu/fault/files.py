@@ -324,6 +324,8 @@ class CheckpointFiles(Kobject):
 
     @rollback.store
     def _rollback(self, text: str) -> Operation[None]:
+        if self.fault.is_held(text.strip()):
+            raise GpuError(errno.EBUSY, f"{text.strip()} is being handed over")
         if not self.fault.roll_back(text.strip()):
             raise GpuError(errno.ENOENT, f"no checkpoint of {text.strip()}")
         yield from settle(self.fault.memory)

@@ -57,7 +57,7 @@ class FaultModule:
         self.predictors = [Predictor(rule=self.rule) for _ in self.cells]
         self.events = EventLog(memory.clock)
         self.placing = Placing(memory, self.cells, self.rows, self.events)
-        self.checkpoints = Checkpoints(memory, self.placing, codec or PlainCodec(), folder)
+        self.checkpoints = Checkpoints(memory, codec or PlainCodec(), folder)
         copies = Copies(memory, self.checkpoints)
         self.recovery = Recovery(memory, self.cells, self.rows, self.placing, copies, self.events, self.rule)
         self.failover = Failover(memory, self.placing, copies, self.events)
@@ -178,10 +178,21 @@ class FaultModule:
             for frame in range(frames.nr_frames):
                 if self.placing.is_retired(location, frame) and frame not in self.placing.retired[location.number]:
                     frames.unretire(frame)
+        self.memory.accounting.tell()  # somebody may have waited for them
         return before - frames.nr_retired
 
+    def is_held(self, client: str) -> bool:
+        """Whether a migration is just handing the client over."""
+        owner = self.memory.clients.get(client)
+        return owner is not None and any(region.held for region in owner.regions)
+
     def roll_back(self, client: str) -> bool:
-        """Bring a client back to its last checkpoint -> whether there was one that is whole."""
+        """Bring a client back to its last checkpoint -> whether there was one that is whole.
+
+        Not while it is held: what a migration has sent already would not fit to it any more.
+        """
+        if self.is_held(client):
+            return False
         done = self.checkpoints.roll_back(client)
         if done is None:
             return False

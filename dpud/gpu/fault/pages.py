@@ -33,6 +33,7 @@ def load(memory: GpuMemory, region: Region, pages: Pages) -> Rows:
             memory.residency.charge(region, Cause.CHECKPOINT, pages[here], location)
             rows[here] = location.load_pages(region.frame[pages[here]], region.page_bytes)
     stored = np.flatnonzero(state == PageState.STORED)
+    memory.residency.charge_stored(region, Cause.CHECKPOINT, pages[stored])
     keys = (region.first_key + pages[stored]).tolist()
     if keys and memory.store.peek(keys, [rows[at].data for at in stored.tolist()]):
         raise GpuError(errno.EIO, f"stored pages of {region.client} are corrupt")

@@ -15,7 +15,6 @@ from dpud.gpu import traffic
 from dpud.gpu.address_space.frames import FREE, RETIRED
 from dpud.gpu.address_space.pagetable import FRAME_BYTES
 from dpud.gpu.address_space.regions import PageState, Region, RegionType
-from dpud.gpu.address_space.space import Pages
 from dpud.gpu.errors import GpuError
 from dpud.gpu.fault.cells import Cells
 from dpud.gpu.fault.events import EventLog, Xid
@@ -112,7 +111,7 @@ class Placing:
         if not region.backed[page]:
             home = self._memory.locations[int(region.home[page])]
             self._memory.residency.charge(region, traffic.Cause.SWAP, np.array([page]), home)
-            self._memory.store.put([region.first_key + page], [row.data], region.client)
+            self._memory.store.put([region.first_key + page], [row.data], region.client, home.number)
         self._leave(region, page, broken)
         region.state[page] = PageState.STORED
         region.backed[page] = True
@@ -143,15 +142,6 @@ class Placing:
         pages, location = np.array([page]), self._memory.locations[int(region.home[page])]
         self._memory.residency.charge(region, traffic.Cause.RELOCATION, pages, location)
         location.store_pages(region.frame[pages], row[None])
-
-    def blank(self, region: Region, pages: Pages) -> None:
-        """Pages are as if they had never been written to."""
-        for page in pages.tolist():
-            self._memory.store.drop(region.first_key + page)
-            if region.state[page] == PageState.RESIDENT:
-                self._leave(region, page, NONE)
-        region.state[pages] = PageState.UNTOUCHED
-        region.backed[pages] = False
 
     def _leave(self, region: Region, page: int, broken: Broken) -> None:
         """A page is in no frame any more."""

@@ -202,7 +202,7 @@ class Recovery:
             self.stats[f"repaired_from_{kind}"] += 1
             log.info("page %#x is made good from %s", va, where)
             {Policy.RETRY: self._retry, Policy.REMAP: self._remap}.get(self.policy, self._move)(region, page, bad, row)
-        if self.policy is Policy.FAILOVER:
+        if self.policy is Policy.FAILOVER and not location.is_host and not location.is_lost:
             self.drain(location)
 
     def _retry(self, region: Region, page: int, bad: list[int], row: Bytes) -> None:
@@ -233,7 +233,7 @@ class Recovery:
         self._placing.rewrite(region, page, row)
 
     def _move(self, region: Region, page: int, bad: list[int], row: Bytes) -> None:
-        """Into another frame of the same location, else into the stores, else into another location's."""
+        """Into another frame of the same location, else into the stores, else into another location's, or node's."""
         broken, home = dict.fromkeys(bad, Cause.UNCORRECTABLE), int(region.home[page])
         self.stats["moved"] += 1
         if self._moved(region, page, self.memory.locations[home], row, broken):
@@ -243,7 +243,8 @@ class Recovery:
             return
         except GpuError as error:
             log.warning("page of %s: %s", region.client, error)
-        others = self.memory.locations if region.type is RegionType.MANAGED else ()
+        hosts = self.memory.locations[self.memory.nr_devices :]
+        others = {RegionType.MANAGED: self.memory.locations, RegionType.HOST: hosts}.get(region.type, ())
         if not any(self._moved(region, page, to, row, broken) for to in others if to.number != home):
             self._give_up(region, page, bad)
 

@@ -18,7 +18,6 @@ from dpud.gpu.errors import GpuError
 from dpud.gpu.hal.interface import Bytes
 from dpud.gpu.memory import GpuMemory
 from dpud.gpu.migration.pages import Area, Manifest, Mask, Pages, runs
-from dpud.gpu.overcommit import Admission
 from dpud.gpu.traffic import Cause
 from kernelsim.operation import Operation
 from kernelsim.wait import WaitQueue
@@ -40,11 +39,19 @@ def read_pages(memory: GpuMemory, region: Region, pages: Pages) -> tuple[Bytes, 
             memory.residency.charge(region, Cause.MIGRATION, pages[here], location)
             rows[here] = location.load_pages(region.frame[pages[here]], region.page_bytes)
     stored = np.flatnonzero(state == PageState.STORED)
+    memory.residency.charge_stored(region, Cause.MIGRATION, pages[stored])
     keys = (region.first_key + pages[stored]).tolist()
     bad = memory.store.peek(keys, [rows[at].data for at in stored.tolist()], patient=True) if keys else []
     lost |= np.isin(region.first_key + pages, bad)
     rows[lost] = 0
     return rows, lost
+
+
+def admit(memory: GpuMemory, region: Region, nr_pages: int) -> Operation[None]:
+    """Wait until QoS lets so many of a region's pages move. A clock of its own lets time pass when they do (charge)."""
+    if not isinstance(memory.clock, ManualClock):
+        nr_bytes = nr_pages << region.page_shift
+        yield from memory.residency.traffic.admission(region.client, nr_bytes, Cause.MIGRATION)
 
 
 class WriterLog(DirtyLog):
@@ -116,6 +123,9 @@ class ClientSource:
         self._sent_lost[area][pages] = lost
         return rows, lost
 
+    def admission(self, area: int, nr_pages: int) -> Operation[None]:
+        return admit(self.memory, self.regions[area], nr_pages)
+
     def check(self) -> None:
         """Raises GpuError(ESTALE) where the client has other memory than at first."""
         if self.memory.clients.get(self.client) is None or self.memory.clients[self.client].regions != self.regions:
@@ -148,6 +158,7 @@ class ClientSource:
         self.thaw()
         for region in self.regions:
             self.memory.free(region.va, self.client)
+        _forget_checkpoints(self.memory, self.client)
 
 
 def _area(region: Region) -> Area:
@@ -159,6 +170,12 @@ def _area(region: Region) -> Area:
         region.priority,
         list(_permission_runs(region)),
     )
+
+
+def _forget_checkpoints(memory: GpuMemory, client: str) -> None:
+    """They are of memory that the client has no more, or did not have yet."""
+    if memory.fault is not None:
+        memory.fault.forget(client)
 
 
 def _permission_runs(region: Region) -> list[tuple[int, int, int]]:
@@ -235,12 +252,22 @@ class ClientSink:
     def read(self, area: int, pages: Pages) -> tuple[Bytes, Mask]:
         return read_pages(self.memory, self.regions[area], pages)
 
+    def admission(self, area: int, nr_pages: int) -> Operation[None]:
+        return admit(self.memory, self.regions[area], nr_pages)
+
+    def lost(self, area: int) -> Mask:
+        region = self.regions[area]
+        self.memory.residency.examine(region, np.arange(region.nr_pages))
+        found: Mask = region.state == PageState.CORRUPT
+        return found
+
     def expect(self, area: int, missing: Mask) -> None:
         region, pages = self.regions[area], np.flatnonzero(missing)
         _lose(self.memory, region, pages)
         region.state[pages] = PageState.AWAY
 
     def own(self) -> None:
+        _forget_checkpoints(self.memory, self.manifest.client)
         for area, region in zip(self.manifest.areas, self.regions, strict=True):
             region.name = area.name
             self.memory.space.protect(region, region.client, 0, region.nr_pages, Permission.NONE)
@@ -289,15 +316,3 @@ def _lose(memory: GpuMemory, region: Region, pages: Pages) -> None:
         return
     memory.residency.discard(region, pages)
     region.state[pages] = PageState.CORRUPT
-
-
-def move_grants(memory: GpuMemory, regions: list[Region], client: str, device: int) -> None:
-    """What admission promised to a client is promised on another device from now on."""
-    memory.clients[client].device = device
-    admission = memory.accounting.admission
-    if isinstance(admission, Admission):
-        admission.account(client).location = device
-        for region in regions:
-            if region.grant is not None:
-                region.grant.location = device
-        memory.accounting.tell()

@@ -20,8 +20,9 @@ from dpud.gpu.address_space.regions import PageState, Region, RegionType
 from dpud.gpu.errors import GpuError
 from dpud.gpu.location import Location
 from dpud.gpu.memory import GpuMemory
-from dpud.gpu.migration.client_pages import ClientSource, move_grants
-from dpud.gpu.migration.pages import Mask, Pages, batches, new_digest
+from dpud.gpu.migration.client_pages import ClientSource
+from dpud.gpu.migration.hashes import PageHashes
+from dpud.gpu.migration.pages import Mask, Pages, batches
 from dpud.gpu.swap.latency import Latencies
 from kernelsim.operation import Operation
 
@@ -48,6 +49,10 @@ class DeviceTarget:
         self.name = f"device{device}"
         self.waits = Latencies()
         self._switched = False
+        areas = source.manifest.areas
+        self._here, self._there = PageHashes(areas), PageHashes(areas)
+        self._compared = [np.full(area.nr_pages, -1, dtype=np.int64) for area in areas]
+        """By page: the frame on the target that was compared with the page, or -1."""
 
     @property
     def _target(self) -> Location:
@@ -55,6 +60,7 @@ class DeviceTarget:
 
     def setup(self) -> Operation[None]:
         """Raises GpuError(ENOMEM) for what does not fit into the device, and where nothing could make room for it."""
+        self._check()
         nr_bytes = 0
         for region in self._source.regions:
             if region.type is RegionType.DEVICE and region.page_bytes > self._target.frames.nr_bytes:
@@ -65,6 +71,17 @@ class DeviceTarget:
             raise GpuError(errno.ENOMEM, f"{nr_bytes} bytes do not fit into the {free} that {self.name} has free")
         yield None
 
+    def _check(self) -> None:
+        """Before the switch. Raises GpuError: ESTALE; ENODEV where a device was lost: recovery has moved the client."""
+        self._source.check()
+        if self._switched:
+            return
+        for location in (self.memory.locations[self._from], self._target):
+            if location.is_lost:
+                raise GpuError(errno.ENODEV, f"{location.name} was lost")
+        if self.memory.clients[self._source.client].device != self._from:
+            raise GpuError(errno.ESTALE, f"{self._source.client} went to another device meanwhile")
+
     def _left_behind(self, region: Region, pages: Pages) -> Pages:
         """Of them, those that are still on the old device."""
         if region.type not in MOVED:
@@ -74,14 +91,17 @@ class DeviceTarget:
 
     def send(self, area: int, pages: Pages) -> Operation[int]:
         region = self._source.regions[area]
-        self._source.check()
         self.memory.residency.examine(region, pages)
+        self._check()
+        self._compared[area][pages] = -1
         pages = self._left_behind(region, pages)
         nr_bytes = 0
-        step = max(1, self.memory.span_bytes // region.page_bytes)
-        for start in range(0, len(pages), step):
+        for batch in batches(pages, region.page_bytes, self.memory.span_bytes):
+            self._check()
+            batch = self._left_behind(region, batch)  # what is broken may have been made good elsewhere
             try:
-                nr_bytes += self._bring(region, pages[start : start + step])
+                nr_bytes += self._bring(region, batch)
+                self._compare(area, batch)
             except GpuError as error:
                 if not self._switched or error.errno != errno.ENOMEM:
                     raise
@@ -106,22 +126,46 @@ class DeviceTarget:
         self.memory.locations[self._to].hardware.sync()
         yield None
 
+    def _copies(self, area: int, pages: Pages) -> tuple[Pages, NDArray[np.int64]]:
+        """(those that are still here and have a copy there, the copies' frames)."""
+        region = self._source.regions[area]
+        pages = self._left_behind(region, pages)
+        pages = pages[self._copied(region, pages)] if len(pages) else pages
+        return pages, np.array([region.replicas[page][self._to] for page in pages.tolist()], dtype=np.int64)
+
+    def _compare(self, area: int, pages: Pages) -> None:
+        """Hash pages here and their copies there, but those that were since they came."""
+        if self._switched:
+            return
+        region, old = self._source.regions[area], self.memory.locations[self._from]
+        self.memory.residency.examine(region, pages)
+        pages, frames = self._copies(area, pages)
+        fresh = self._compared[area][pages] != frames
+        pages, frames = pages[fresh], frames[fresh]
+        if not len(pages):
+            return
+        whole = np.zeros(len(pages), dtype=np.bool_)
+        self._here.put(area, pages, old.load_pages(region.frame[pages], region.page_bytes), whole)
+        self._there.put(area, pages, self._target.load_pages(frames, region.page_bytes), whole)
+        self._compared[area][pages] = frames
+
     def prepare(self, missing: list[Mask] | None) -> Operation[str]:
-        """The pages here, and their copies there, by digest."""
-        here, there = new_digest(), new_digest()
-        for region in self._source.regions:
-            self.memory.residency.examine(region, np.arange(region.nr_pages))
-            pages = self._left_behind(region, np.arange(region.nr_pages))
-            pages = pages[self._copied(region, pages)] if len(pages) else pages
-            for batch in batches(pages, region.page_bytes):
-                frames = np.array([region.replicas[page][self._to] for page in batch.tolist()], dtype=np.int64)
-                old = self.memory.locations[self._from]
-                here.update(old.load_pages(region.frame[batch], region.page_bytes).data)
-                there.update(self._target.load_pages(frames, region.page_bytes).data)
+        """The pages here, and their copies there, by digest. Most were compared when they came."""
+        left_out = []
+        for area, region in enumerate(self._source.regions):
+            every = np.arange(region.nr_pages)
+            self.memory.residency.examine(region, every)
+            if missing is not None:
+                self._compared[area][missing[area]] = -1
+            for batch in batches(self._copies(area, every)[0], region.page_bytes):
+                self._compare(area, batch)
                 yield None
-        if here.digest() != there.digest():
-            raise GpuError(errno.EIO, f"the digest is {here.hexdigest()} here, {there.hexdigest()} on {self.name}")
-        return str(here.hexdigest())
+            left_out.append(~np.isin(every, self._copies(area, every)[0]))
+        self._check()
+        here, there = self._here.digest(left_out), self._there.digest(left_out)
+        if here != there:
+            raise GpuError(errno.EIO, f"the digest is {here.hex()} here, {there.hex()} on {self.name}")
+        return here.hex()
 
     def commit(self) -> Operation[None]:
         """In one piece: nobody ever sees half of it."""
@@ -134,7 +178,9 @@ class DeviceTarget:
                 region.device = self._to
             if len(self._left_behind(region, pages)):
                 region.arrival = LocalArrival(self, region)
-        move_grants(self.memory, self._source.regions, self._source.client, self._to)
+        client = self.memory.client(self._source.client, self._to)
+        self.memory.accounting.moved(client, self._from)
+        self.memory.accounting.tell()
         self._source.thaw()
         yield None
 

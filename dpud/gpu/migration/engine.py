@@ -4,8 +4,9 @@
 Theory of operation
     Pre-copy: all pages are sent while their writer runs; then, round by round, those written to since. Once what is
     left takes no longer than `downtime_limit`, the writer is held, the rest is sent, both sides compare a digest of
-    all pages, and the target becomes the owner. converge.py predicts whether that ever comes. If it does not, the
-    writer is slowed down (auto-converge), or, after one round, the switch comes first and the rest follows: post-copy.
+    all pages (made of hashes that they took as pages went over, hashes.py), and the target becomes the owner.
+    converge.py predicts whether that ever comes. If it does not, the writer is slowed down (auto-converge), or, after
+    one round, the switch comes first and the rest follows: post-copy.
 
     Owner is the source until the target has said that it is. The source promises the target the pages in its journal
     (`handed-over`), tells it, and from then on runs the writer again only if the target says that it does not have
@@ -225,7 +226,7 @@ class Migration:
         begin_ns, before = self.clock.now_ns(), self.progress.moved_pages
         self._paced_ns = begin_ns
         nr_bytes = 0
-        for area, pages in [(area, self.source.take(area)) for area in range(len(self.areas))]:
+        for area, pages in self._take():
             nr_bytes += len(pages) * self.areas[area].page_bytes
             yield from self._send(area, pages)
         yield from self.target.end_round()
@@ -236,10 +237,19 @@ class Migration:
         performance(log, f"round {self.progress.rounds} of {self.progress.client}", nr_bytes, begin_ns, begin_ns + ns)
         return ns / NS_PER_S
 
+    def _take(self) -> list[tuple[int, Pages]]:
+        """What is dirty now, by area."""
+        return [(area, self.source.take(area)) for area in range(len(self.areas))]
+
+    def _send_all(self) -> Operation[None]:
+        for area, pages in self._take():
+            yield from self._send(area, pages)
+
     def _send(self, area: int, pages: Pages) -> Operation[None]:
         at_once = self.settings.bandwidth_bytes_per_s * _BURST_NS // NS_PER_S or BATCH_BYTES
         for batch in batches(pages, self.areas[area].page_bytes, min(at_once, BATCH_BYTES)):
             self._check()
+            yield from self.source.admission(area, len(batch))
             nr_bytes = yield from self.target.send(area, batch)
             self.progress.moved_bytes += nr_bytes
             self.progress.moved_pages += len(batch)
@@ -307,13 +317,13 @@ class Migration:
         self.source.freeze()
         begin_ns = self._paced_ns = self.clock.now_ns()
         missing: list[Mask] | None = None
-        dirty = [(area, self.source.take(area)) for area in range(len(self.areas))]
         if postcopy:
-            missing = [mask_of(pages, self.areas[area].nr_pages) for area, pages in dirty]
+            missing = [mask_of(pages, self.areas[area].nr_pages) for area, pages in self._take()]
         else:
             before = self.progress.moved_pages
-            for area, pages in dirty:
-                yield from self._send(area, pages)
+            yield from self._send_all()
+            while self.source.nr_dirty_bytes:  # the writer is held, but what is broken may have been made good
+                yield from self._send_all()
             self.progress.round_pages.append(self.progress.moved_pages - before)
             yield from self.target.end_round()
         self.progress.digest = yield from self.target.prepare(missing)
@@ -441,5 +451,5 @@ def until(clock: Clock, ns: int) -> Operation[None]:
         return
     if isinstance(clock, PacedClock) and not (debt := clock.debt()).is_over:
         yield debt
-    debt = Debt(ns)
+    debt = clock.until(ns) if isinstance(clock, PacedClock) else Debt(ns)
     yield None if debt.is_over else debt

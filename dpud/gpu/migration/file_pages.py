@@ -43,6 +43,10 @@ class FilePages:
     def read(self, area: int, pages: Pages) -> tuple[Bytes, Mask]:
         return self.rows[area][pages], np.zeros(len(pages), dtype=np.bool_)
 
+    def admission(self, area: int, nr_pages: int) -> Operation[None]:
+        """Nobody limits a file."""
+        yield from ()
+
 
 class FileSource(FilePages):
     """A pages.Source; the writer writes with `put`."""
@@ -100,6 +104,10 @@ class FileSink(FilePages):
         if lost.any():
             raise GpuError(errno.EIO, "lost pages cannot be kept in a file")
         self.rows[area][pages] = rows
+
+    def lost(self, area: int) -> Mask:
+        """None: a file has no way to lose a page and say so."""
+        return np.zeros(self.manifest.areas[area].nr_pages, dtype=np.bool_)
 
     def expect(self, area: int, missing: Mask) -> None:
         """What is in the file for them is overwritten when they come."""

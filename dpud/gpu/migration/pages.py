@@ -8,15 +8,15 @@ A page's number counts from 0 in its area. Bytes are uint8[page, byte].
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from dpud.gpu.dirty import DirtyLog
 from dpud.gpu.hal.interface import Bytes
+from kernelsim.operation import Operation
 
 Pages = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -78,6 +78,10 @@ class Source(Protocol):
         """(their bytes, which of them are lost and have none)."""
         ...
 
+    def admission(self, area: int, nr_pages: int, /) -> Operation[None]:
+        """Wait until so many pages may be read: whoever limits their owner's traffic says when."""
+        ...
+
     def throttle(self, percent: int, pages_per_s: float, /) -> None:
         """Let the writer do so much less than it did: no more than so many pages a second."""
         ...
@@ -102,9 +106,17 @@ class Source(Protocol):
 class Sink(Protocol):
     """Who takes them. Nobody else sees them before `own`."""
 
+    def admission(self, area: int, nr_pages: int, /) -> Operation[None]:
+        """Wait until so many pages may be put there and looked at: whoever limits their owner's traffic says when."""
+        ...
+
     def write(self, area: int, pages: Pages, rows: Bytes, lost: Mask, /) -> None: ...
 
     def read(self, area: int, pages: Pages, /) -> tuple[Bytes, Mask]: ...
+
+    def lost(self, area: int) -> Mask:
+        """Pages that have no bytes (any more), as far as can be told without reading all of them."""
+        ...
 
     def expect(self, area: int, missing: Mask, /) -> None:
         """These pages come after the switch: forget what there is of them."""
@@ -128,34 +140,6 @@ def batches(pages: Pages, page_bytes: int, nr_bytes: int = BATCH_BYTES) -> Itera
 
 class Reader(Protocol):
     def read(self, area: int, pages: Pages, /) -> tuple[Bytes, Mask]: ...
-
-
-def digest_slices(reader: Reader, areas: Sequence[Area], left_out: Sequence[Mask] | None, into: Any) -> Iterator[None]:
-    """Feed all pages but those left out into a hash, area by area; lost ones count as such. Yields between batches."""
-    for number, area in enumerate(areas):
-        pages = np.arange(area.nr_pages)
-        if left_out is not None:
-            pages = pages[~left_out[number]]
-        for batch in batches(pages, area.page_bytes):
-            rows, lost = reader.read(number, batch)
-            rows[lost] = 0
-            into.update(np.packbits(lost).tobytes())
-            into.update(np.ascontiguousarray(rows).data)
-            yield None
-
-
-def new_digest() -> Any:
-    """xxh3_128: against mistakes, not against a forger; who could forge pages could forge the digest too."""
-    return xxhash.xxh3_128()
-
-
-def digest_of(reader: Reader, areas: Sequence[Area], left_out: Sequence[Mask] | None = None) -> bytes:
-    """All at once."""
-    digest = new_digest()
-    for _ in digest_slices(reader, areas, left_out, digest):
-        pass
-    result: bytes = digest.digest()
-    return result
 
 
 def runs(pages: Pages) -> Iterator[tuple[int, int]]:

@@ -31,6 +31,7 @@ from dpud.gpu.errors import GpuError
 from dpud.gpu.hal.interface import Bytes
 from dpud.gpu.migration import uffd
 from dpud.gpu.migration.pages import Area, Manifest, Mask, Pages, runs
+from kernelsim.operation import Operation
 
 PAGE_BYTES: Literal[4096] = 4096
 _STOP_S = 5.0
@@ -109,6 +110,10 @@ class _Memory:
                 view, at = view[nr_bytes:], at + nr_bytes
             done += nr
         return rows, np.zeros(len(pages), dtype=np.bool_)
+
+    def admission(self, area: int, nr_pages: int) -> Operation[None]:
+        """Nobody limits a process of the host's."""
+        yield from ()
 
     def close(self) -> None:
         os.close(self.mem)
@@ -219,6 +224,10 @@ class ProcessSink(_Memory):
         if there.any():
             rows[there] = super().read(area, pages[there])[0]
         return rows, np.zeros(len(pages), dtype=np.bool_)
+
+    def lost(self, area: int) -> Mask:
+        """None: the kernel would have ended the process."""
+        return np.zeros(len(self._present), dtype=np.bool_)
 
     def expect(self, area: int, missing: Mask) -> None:
         """What was there of them goes, so that the next access is reported. Raises OSError."""

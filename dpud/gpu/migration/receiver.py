@@ -32,8 +32,9 @@ from dpud.gpu.clock import Clock
 from dpud.gpu.errors import GpuError
 from dpud.gpu.migration.channel import Channel, ConnectionLost, receive, send
 from dpud.gpu.migration.encoding import decode_pages
+from dpud.gpu.migration.hashes import PageHashes
 from dpud.gpu.migration.journal import Journal
-from dpud.gpu.migration.pages import Manifest, Mask, Pages, Sink, digest_slices, new_digest, runs
+from dpud.gpu.migration.pages import Manifest, Mask, Pages, Sink, runs
 from dpud.gpu.migration.remote_target import (
     MAX_WANTED,
     WANT,
@@ -85,6 +86,9 @@ class Session:
     waited_ns: int = 0
 
     def __post_init__(self) -> None:
+        self.hashes = PageHashes(self.manifest.areas)
+        self.lost: list[Mask] = []
+        """Pages that had no bytes when both sides compared them."""
         if not self.missing:
             self.missing = [np.zeros(area.nr_pages, dtype=np.bool_) for area in self.manifest.areas]
 
@@ -251,12 +255,18 @@ class Receiver:
 
     def _pages(self, session: Session, channel: Channel, frame: Frame) -> Operation[None]:
         area, pages, rows, lost = decode_pages(frame.payload, session.manifest.areas, session.sink)
+        times = 2 if session.phase is Phase.RECEIVING else 1  # written, and then read to be hashed
+        yield from session.sink.admission(area, times * len(pages))
+        if session.channel is not channel:
+            raise ConnectionLost("its source came back meanwhile")
         if session.phase is Phase.RUNNING:
             wanted = session.missing[area][pages]
             pages, rows, lost = pages[wanted], rows[wanted], lost[wanted]
         self.before_step("write")
         if len(pages):
             session.sink.write(area, pages, rows, lost)
+        if session.phase is Phase.RECEIVING:
+            session.hashes.put(area, pages, *session.sink.read(area, pages))  # as they are now where they will stay
         session.progress.moved_bytes += len(frame.payload)
         session.progress.moved_pages += len(pages)
         if session.phase is Phase.RUNNING and len(pages):
@@ -286,21 +296,25 @@ class Receiver:
 
     def _final(self, session: Session, channel: Channel, frame: Frame) -> Operation[None]:
         """Everything is to be here by now."""
-        digest = new_digest()
-        left_out = session.missing if session.postcopy else None
-        for _ in digest_slices(session.sink, session.manifest.areas, left_out, digest):
-            yield None
-        session.progress.digest = digest.hexdigest()
+        session.lost = [session.sink.lost(area) for area in range(len(session.manifest.areas))]
+        for area, lost in enumerate(session.lost):
+            session.hashes.lose(area, lost)
+        digest = session.hashes.digest(session.missing if session.postcopy else None)
+        session.progress.digest = digest.hex()
         self.before_step("prepare")
         postcopy = [payload.hex() for payload in missing_payloads(session.missing)] if session.postcopy else None
-        self._note(session, "prepared", digest=digest.hexdigest(), missing=postcopy)
+        self._note(session, "prepared", digest=digest.hex(), missing=postcopy)
         session.to(Phase.PREPARED, State.DEVICE, self.clock.now_ns())
         self.before_step("prepared")
-        yield from send(channel, Kind.PREPARED, digest.digest())
+        yield from send(channel, Kind.PREPARED, digest)
 
     def _commit(self, session: Session, channel: Channel, frame: Frame) -> Operation[None]:
         if frame.payload.hex() != session.progress.digest:
             raise GpuError(errno.EIO, f"the digest is {frame.payload.hex()} there, {session.progress.digest} here")
+        for area, lost in enumerate(session.lost):
+            if (session.sink.lost(area) & ~lost).any():
+                self._abandon(session, "pages were lost before they were taken over")
+                raise GpuError(errno.EIO, session.progress.why)
         self.before_step("own")
         self.own(session)
         self.before_step("owned")

@@ -14,7 +14,8 @@ from dpud.gpu.blob import PageCodec
 from dpud.gpu.errors import GpuError
 from dpud.gpu.migration.channel import Channel, ConnectionLost, receive, send
 from dpud.gpu.migration.encoding import DEFAULT_CACHE_BYTES, PageEncoder
-from dpud.gpu.migration.pages import Area, Manifest, Mask, Pages, Source, digest_slices, new_digest
+from dpud.gpu.migration.hashes import PageHashes
+from dpud.gpu.migration.pages import Area, Manifest, Mask, Pages, Source
 from dpud.gpu.migration.wire import Frame, Kind, ProtocolError
 from kernelsim.operation import Operation
 
@@ -89,6 +90,7 @@ class RemoteTarget:
         self._channel: Channel | None = None
         self._nr_rounds = 0
         self._missing: list[Mask] = []
+        self._hashes = PageHashes(source.manifest.areas)
         self._digest = b""
         self._lost: ConnectionLost | None = None
 
@@ -124,6 +126,8 @@ class RemoteTarget:
 
     def send(self, area: int, pages: Pages) -> Operation[int]:
         rows, lost = self._source.read(area, pages)
+        if not self._digest:
+            self._hashes.put(area, pages, rows, lost)
         before = self.channel.nr_sent_bytes
         yield from send(self.channel, Kind.PAGES, self.encoder.encode(area, pages, rows, lost))
         return self.channel.nr_sent_bytes - before
@@ -143,11 +147,8 @@ class RemoteTarget:
             self.encoder = PageEncoder(self._codec, 0)  # the versions sent before are thrown away over there
             for payload in missing_payloads(missing):
                 yield from send(self.channel, Kind.MISSING, payload)
-        yield from send(self.channel, Kind.FINAL)  # first, so that both sides read their pages at the same time
-        digest = new_digest()
-        for _ in digest_slices(self._source, self._source.manifest.areas, missing, digest):
-            yield None
-        self._digest = digest.digest()
+        yield from send(self.channel, Kind.FINAL)
+        self._digest = self._hashes.digest(missing)
         frame = yield from self._answer(Kind.PREPARED)
         if frame.payload != self._digest:
             raise GpuError(errno.EIO, f"the digest is {self._digest.hex()} here, {frame.payload.hex()} there")

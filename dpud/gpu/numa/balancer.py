@@ -314,9 +314,8 @@ class Balancer:
     def _push(self, region: Region, page: int, leaving: Wish) -> bool:
         """Move a page that nobody asks for now -> whether it is there."""
         pages, home = np.array([page]), int(region.home[page])
-        self.memory.residency.examine(region, pages)
-        if region.state[page] != PageState.RESIDENT or int(region.home[page]) != home:
-            return False
+        if len(self.memory.residency.unreadable(region, pages)):
+            return False  # in the middle of somebody's access is no time to make it good
         try:
             self.memory.faults.migrate(region, pages, leaving.to, {region.first_key + page})
         except GpuError:

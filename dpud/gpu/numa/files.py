@@ -88,7 +88,15 @@ class NumaFiles(Kobject):
         lambda files: files.numa.balancer.access_bytes,
         lambda files, value: setattr(files.numa.balancer, "access_bytes", value),
     )
-    stat = Attr(Text(), doc="Scans, hint faults, moves, refusals by reason, pages allocated as in numastat.")
+    stat = Attr(Text(), doc="Scans, hint faults, moves, refusals by reason, swapping over nodes, pages as in numastat.")
+    swap_tiers = _long(
+        "Why pages go to which tier: node, tier, rank, ns of the tier and of the way there and back, pages out, in.",
+        lambda files: "".join(
+            f"node{files.numa.topology.nodes[way.node].nid} {way.tier} {way.rank} {way.tier_ns} {way.crossing_ns}"
+            f" {way.nr_out} {way.nr_in}\n"
+            for way in files.numa.ways()
+        ),
+    )
     decisions = _long(
         "The last wishes: ns, address, from, to, verdict, ns of benefit, cost, and net.",
         lambda files: "".join(f"{each}\n" for each in files.numa.balancer.decisions),

@@ -25,8 +25,10 @@ from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.numa.balancer import Balancer
 from dpud.gpu.numa.paths import Paths
 from dpud.gpu.numa.placement import NodePlacement
+from dpud.gpu.numa.tiers import TierPaths, Way
 from dpud.gpu.numa.topology import LOCAL_DISTANCE, Node, Topology
 from dpud.gpu.placement import OneHost
+from dpud.gpu.swap.space import SwapSpace
 
 if TYPE_CHECKING:
     from dpud.gpu.memory import GpuMemory
@@ -94,6 +96,8 @@ class NumaModule:
         memory.residency.demote = lambda _location, _nr_frames: 0
         for location in memory.locations:
             location.paths = ()
+        if isinstance(memory.store.swap, SwapSpace):
+            memory.store.swap.crossing = None
 
     def attach(self, memory: "GpuMemory") -> None:
         """Have a memory's pages put, and moved, by this module. Raises GpuError(EINVAL) where nodes do not fit."""
@@ -111,10 +115,28 @@ class NumaModule:
         memory.faults.placement = self.placement
         memory.faults.balancer = self.balancer if nr_hosts > 1 else None
         memory.residency.demote = self.balancer.demote
+        swap = memory.store.swap
+        if isinstance(swap, SwapSpace) and nr_hosts > 1:
+            swap.crossing = TierPaths(self.topology, self.placement, self.paths, self._is_modelled)
 
     def stats(self) -> dict[str, int]:
         """Counters."""
-        return {**self.balancer.stat, **self._allocated()}
+        tiers = self.tiers.stat if self.tiers is not None else {}
+        return {**self.balancer.stat, **tiers, **self._allocated()}
+
+    @property
+    def tiers(self) -> TierPaths | None:
+        """Of swap, where there are some, and several nodes."""
+        swap = self.memory.store.swap
+        crossing = swap.crossing if isinstance(swap, SwapSpace) else None
+        return crossing if isinstance(crossing, TierPaths) else None
+
+    def ways(self) -> list[Way]:
+        """From each node to each swap tier."""
+        swap = self.memory.store.swap
+        if self.tiers is None or not isinstance(swap, SwapSpace):
+            return []
+        return list(self.tiers.ways(swap.tiers, self.placement.hosts))
 
     def _allocated(self) -> Counter[str]:
         total: Counter[str] = Counter(dict.fromkeys(self.placement.stat[0], 0))

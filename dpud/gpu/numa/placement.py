@@ -42,6 +42,11 @@ class NodePlacement:
         self.stat = [Counter(dict.fromkeys(STAT, 0)) for _ in topology.nodes]
         self._turns = self._round()
 
+    @property
+    def first_host(self) -> int:
+        """Location of the first node."""
+        return self._nr_devices
+
     # What it is told.
 
     def set_policy(self, text: str) -> None:

@@ -8,7 +8,7 @@ A topology is read from /sys/devices/system/node (sysfs.py) or from a TOML file:
     bandwidth_MBps = [[80000, 30000], [30000, 80000]]
     distance = [[10, 18], [18, 10]]                # ACPI's SLIT; without: latencies relative to the node's own
     devices = [0, 1]                               # the node that each GPU's link ends at; without: all at the first
-    tiers = { nvme = 1 }                           # of swap; without: at the first
+    tiers = { nvme = 1, ssd = [0, 1] }             # of swap; without: at the first. [0, 1]: one at each, ssd0, ssd1
 
     [[node]]
     id = 0
@@ -20,7 +20,7 @@ Rows and columns are in the order of the nodes. Ids may have holes. MB are 10^6 
 
 import errno
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
 from pathlib import Path
@@ -87,6 +87,10 @@ class Topology:
         """Position of the node that a device hangs at."""
         return self.position(self.devices[device]) if device < len(self.devices) else 0
 
+    def tiers_of(self, kind: str) -> list[str]:
+        """Names of the swap tiers of a kind: where several nodes have one, each by its node's number."""
+        return [name for name in self.tiers if name.rstrip("0123456789") == kind] or [kind]
+
     def tier_node(self, name: str) -> int:
         """Position of the node that a swap tier hangs at."""
         return self.position(self.tiers[name]) if name in self.tiers else 0
@@ -134,9 +138,17 @@ def _from_table(table: Mapping[str, Any]) -> Topology:
     latency_ns = _matrix(table["latency_ns"])
     distance = _matrix(table["distance"]) if "distance" in table else relative(latency_ns)
     bandwidth = _matrix(table["bandwidth_MBps"]) * _MB
-    return Topology(
-        nodes, distance, latency_ns, bandwidth, table["source"], tuple(table.get("devices", ())), table.get("tiers", {})
-    )
+    devices, tiers = tuple(table.get("devices", ())), dict(_tiers(table.get("tiers", {})))
+    return Topology(nodes, distance, latency_ns, bandwidth, table["source"], devices, tiers)
+
+
+def _tiers(table: Mapping[str, int | list[int]]) -> Iterator[tuple[str, int]]:
+    """(name, nid)"""
+    for kind, nids in table.items():
+        if isinstance(nids, int):
+            yield kind, nids
+        else:
+            yield from ((f"{kind}{nid}", nid) for nid in nids)
 
 
 def _matrix(rows: Iterable[Iterable[int]]) -> Matrix:

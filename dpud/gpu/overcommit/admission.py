@@ -22,7 +22,8 @@ Theory of operation
     A prediction can be wrong, and what was written can be overwritten with what compresses worse. Then there is less
     than was promised. `has_room` decides who notices: before a page gets bytes for the first time, it has to fit beside
     what is left of others' reservations and the growth of higher priorities. So the lowest priority is refused first,
-    and only new pages are.
+    and only new pages are. The same happens where memory breaks: what is retired or lost is no supply any more, and
+    `ratio` is of what is whole; what was promised on a lost device is promised on the one that took over.
 
 Invariants
     - a grant, at the moment it is given, is at most the supply less all that is reserved for others;
@@ -76,6 +77,10 @@ class Supply(Protocol):
         """Bytes that the pool can still take if they do not compress at all, once so many more are promised."""
         ...
 
+    def broken_bytes(self) -> int:
+        """Of the devices' memory, what is out of use: retired pages, devices that are lost."""
+        ...
+
 
 class _Alone:
     """The supply of an admission without a data path: memory less what clients said they use."""
@@ -93,6 +98,9 @@ class _Alone:
     def pool_bytes(self, _nr_new_bytes: int = 0) -> int:
         return 0
 
+    def broken_bytes(self) -> int:
+        return 0
+
 
 class Admission:
     """Promises of `physical_bytes` of device memory and what is behind it. Sizes in bytes, times in ns of `clock`."""
@@ -108,7 +116,7 @@ class Admission:
     ) -> None:
         if policy not in POLICIES:
             raise GpuError(errno.EINVAL, f"no policy {policy!r}: there are {', '.join(POLICIES)}")
-        self.physical_bytes = physical_bytes
+        self._physical_bytes = physical_bytes
         self.clock = clock or ManualClock()
         self.ratio_percent = ratio_percent
         self.policy = policy
@@ -169,8 +177,13 @@ class Admission:
         return sum(account.nr_granted for account in self.accounts.values())
 
     @property
+    def physical_bytes(self) -> int:
+        """Of device memory, what is whole."""
+        return max(0, self._physical_bytes - self.supply.broken_bytes())
+
+    @property
     def limit_bytes(self) -> int:
-        """Of all grants together."""
+        """Of all grants together. It shrinks with what breaks; grants that there are stay."""
         return self.physical_bytes * self.ratio_percent // 100
 
     def supply_bytes(self, location: int = 0) -> int:
@@ -305,6 +318,15 @@ class Admission:
         account.add(ticket.grant)
         self.line.leave(ticket)
         self.events["granted"] += 1
+
+    def moved(self, client: str, source: int, target: int) -> None:
+        """What a client was promised on one location, or waits for there, is to be on another from now on."""
+        account = self.accounts.get(client)
+        places: list[Account | Grant | Ticket] = [*self.line.of(client)]
+        places += [] if account is None else [account, *account.grants]
+        for each in places:
+            if each.location == source:
+                each.location = target
 
     def release(self, grant: Grant) -> None:
         """The memory is given back. Raises GpuError(EINVAL) for a grant that is none any more."""

@@ -23,7 +23,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dpud.gpu.clock import Clock, Debt, ManualClock, PacedClock
+from dpud.gpu.clock import Clock, ManualClock, PacedClock
 from dpud.gpu.errors import GpuError
 from dpud.gpu.qos.decisions import DecisionLog
 from dpud.gpu.qos.flow import Request
@@ -129,7 +129,7 @@ class QosModule(TrafficCounts):
         at_ns = self.scheduler.next_ns(now_ns)
         assert at_ns is not None, "somebody waits"
         at_ns = min(at_ns, now_ns + _LOOK_AGAIN_NS)
-        return Debt(at_ns) if isinstance(self.clock, PacedClock) else _Sleep(self.clock, at_ns)
+        return self.clock.until(at_ns) if isinstance(self.clock, PacedClock) else _Sleep(self.clock, at_ns)
 
     # Requests that are queued, and done when their turn comes.
 

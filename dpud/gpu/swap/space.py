@@ -17,6 +17,9 @@ Theory of operation
     A page whose record is found damaged is `lost`: it stays known, so that every read of it is an error until it is
     dropped or written anew; it is never read as something else.
 
+    Where tiers hang at different nodes, `crossing` says which is best for a page of some location's memory, and how
+    long the way takes besides (numa/tiers.py); without, the fastest is.
+
 Invariants
     - A key is in exactly one of: one tier's order, and then in `_slots` with that tier; `_lost`; neither.
     - A block's count in its tier's map is the number of slots that have a byte in it. No two slots overlap.
@@ -28,6 +31,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
@@ -35,6 +39,7 @@ from dpud.gpu.blob import Blob
 from dpud.gpu.clock import Clock
 from dpud.gpu.errors import CorruptPage, GpuError
 from dpud.gpu.performance import performance
+from dpud.gpu.store import NOWHERE
 from dpud.gpu.swap.slots import record_bytes
 from dpud.gpu.swap.tier import Slot, Tier
 
@@ -48,6 +53,22 @@ _COUNTERS = ("written", "read", "dropped", "demoted", "promoted", "corrupt", "re
 
 Item = tuple[int, Blob]
 log = logging.getLogger("dpud.gpu.swap")
+
+
+class Crossing(Protocol):
+    """numa.TierPaths, as far as swap goes."""
+
+    def order(self, tiers: Sequence[Tier], location: int, nr_bytes: int, /) -> Sequence[int]:
+        """Numbers of tiers, best first, for pages of a location."""
+        ...
+
+    def crossed(self, tier: Tier, location: int, nr_pages: int, nr_bytes: int, /, *, out: bool) -> int:
+        """Pages go there, or come from there -> ns that the way takes."""
+        ...
+
+    def preferred(self, nr_pages: int, /) -> None:
+        """Pages went to a tier that is not the fastest, because of the way."""
+        ...
 
 
 @dataclass
@@ -73,6 +94,7 @@ class SwapSpace:
         self._hot: deque[int] = deque(maxlen=1024)
         self._sinking: set[Tier] = set()
         self._generation = generation
+        self.crossing: Crossing | None = None
 
     def __len__(self) -> int:
         return len(self._slots) + len(self._lost)
@@ -110,19 +132,23 @@ class SwapSpace:
 
     # Writing.
 
-    def write(self, items: Sequence[Item]) -> None:
-        """Keep pages, instead of what is kept under their keys. Raises GpuError(ENOSPC), and has kept none of them."""
+    def write(self, items: Sequence[Item], near: int = NOWHERE) -> None:
+        """Keep pages, instead of what is kept under their keys; `near`: the location whose memory they leave.
+
+        Raises GpuError(ENOSPC), and has kept none of them.
+        """
         began_ns, placed = self.clock.now_ns(), list[tuple[int, Slot]]()
         try:
             self._check_room(items)
             for batch in _batches(items):
-                placed += self._place(batch, 0)
+                placed += self._place(batch, 0, near)
         except GpuError:
             for _, slot in placed:
                 slot.tier.release(slot)
             self.events["refused"] += len(items)
             raise
         for key, slot in placed:
+            slot.near = near
             self._forget(key)
             self._enter(key, slot)
         self.events["written"] += len(items)
@@ -134,31 +160,47 @@ class SwapSpace:
         if nr_bytes > (nr_free := self.nr_free_bytes):
             raise GpuError(errno.ENOSPC, f"{nr_bytes} bytes, and {nr_free} are free")
 
-    def _place(self, items: Sequence[Item], level: int) -> list[tuple[int, Slot]]:
+    def _place(self, items: Sequence[Item], level: int, near: int = NOWHERE) -> list[tuple[int, Slot]]:
         """Slots for pages at this level or below it; in halves where there is no room in one piece."""
-        slots = self._try_place(items, level)
+        slots = self._try_place(items, level, near)
         if slots is not None:
             return [(key, slot) for (key, _), slot in zip(items, slots, strict=True)]
         if len(items) == 1:
             raise GpuError(errno.ENOSPC, f"no tier has room for a page of {len(items[0][1].data)} bytes")
         half = len(items) // 2
-        first = self._place(items[:half], level)
+        first = self._place(items[:half], level, near)
         try:
-            return first + self._place(items[half:], level)
+            return first + self._place(items[half:], level, near)
         except GpuError:
             for _, slot in first:
                 slot.tier.release(slot)
             raise
 
-    def _try_place(self, items: Sequence[Item], level: int) -> list[Slot] | None:
+    def _try_place(self, items: Sequence[Item], level: int, near: int) -> list[Slot] | None:
         nr_bytes = sum(record_bytes(len(blob.data)) for _, blob in items)
-        for number in range(level, len(self.tiers)):
+        for number in self._order(level, near, nr_bytes):
             tier = self.tiers[number]
             if tier.free_bytes < nr_bytes and tier.trouble is None and tier.size_bytes >= nr_bytes:
                 self._sink(number, nr_bytes)
             if (slots := self._write_to(tier, items)) is not None:
+                self._cross(number, near, len(items), nr_bytes)
                 return slots
         return None
+
+    def _order(self, level: int, near: int, nr_bytes: int) -> Sequence[int]:
+        """Tiers in the order in which pages try them."""
+        if near == NOWHERE or self.crossing is None:
+            return range(level, len(self.tiers))
+        return self.crossing.order(self.tiers, near, nr_bytes)
+
+    def _cross(self, number: int, near: int, nr_pages: int, nr_bytes: int) -> None:
+        """Pages have gone from a location to a tier."""
+        if near == NOWHERE or self.crossing is None:
+            return
+        ns = self.crossing.crossed(self.tiers[number], near, nr_pages, nr_bytes, out=True)
+        if any(tier.room_bytes >= nr_bytes for tier in self.tiers[:number]):
+            self.crossing.preferred(nr_pages)
+        self.clock.sleep_until(self.clock.now_ns() + ns)
 
     def _write_to(self, tier: Tier, items: Sequence[Item]) -> list[Slot] | None:
         self._generation += 1
@@ -186,9 +228,12 @@ class SwapSpace:
             raise found
         return found
 
-    def read_many(self, keys: Sequence[int]) -> list[Blob | GpuError]:
-        """Each page, or the error that `read` would raise. What lies together is read together."""
-        began_ns, found = self.clock.now_ns(), self._fetch(keys)
+    def read_many(self, keys: Sequence[int], near: int = NOWHERE) -> list[Blob | GpuError]:
+        """Each page, or the error that `read` would raise; `near`: the location whose memory they come to.
+
+        What lies together is read together.
+        """
+        began_ns, found = self.clock.now_ns(), self._fetch(keys, near)
         for key, blob in found.items():
             if isinstance(blob, Blob):
                 self._warm(key)
@@ -203,13 +248,16 @@ class SwapSpace:
         if slot.heat >= HOT and slot.tier is not self.tiers[0]:
             self._hot.append(key)
 
-    def _fetch(self, keys: Sequence[int]) -> dict[int, Blob | GpuError]:
+    def _fetch(self, keys: Sequence[int], near: int = NOWHERE) -> dict[int, Blob | GpuError]:
         """All tiers at the same time; returns when the last page is there."""
         found = {key: CorruptPage(key, self._lost[key]) for key in keys if key in self._lost}
         began_ns = end_ns = self.clock.now_ns()
         answers: dict[int, Blob | GpuError] = {**found}
         for run in self._runs([key for key in keys if key not in found]):
             blobs, done_ns = run[0][1].tier.read(run, began_ns)
+            if near != NOWHERE and self.crossing is not None:
+                nr_bytes = sum(slot.nr_bytes for _, slot in run)
+                done_ns += self.crossing.crossed(run[0][1].tier, near, len(run), nr_bytes, out=False)
             end_ns = max(end_ns, done_ns)
             for (key, slot), blob in zip(run, blobs, strict=True):
                 answers[key] = blob
@@ -327,7 +375,7 @@ class SwapSpace:
             return lost
         nr = sum(self._slots[key].nr_bytes for key, _ in placed)
         for key, slot in placed:
-            slot.heat = self._slots[key].heat
+            slot.heat, slot.near = self._slots[key].heat, self._slots[key].near
             self._forget(key)
             self._enter(key, slot)
         self.events["demoted"] += len(placed)
@@ -343,14 +391,17 @@ class SwapSpace:
         return moved
 
     def _raise(self, key: int, slot: Slot) -> int:
-        """Move a page up, if a faster tier has room to spare -> its bytes."""
-        for tier in self.tiers[: self.tiers.index(slot.tier)]:
+        """Move a page up, if a better tier for it has room to spare -> its bytes."""
+        order = list(self._order(0, slot.near, slot.nr_bytes))
+        for number in order[: order.index(self.tiers.index(slot.tier))]:
+            tier = self.tiers[number]
             if tier.trouble is not None or tier.free_bytes * 100 < tier.size_bytes * self.marks.high:
                 continue
             blob = self._fetch([key])[key]
             if isinstance(blob, GpuError):
                 return 0
             if (found := self._write_to(tier, [(key, blob)])) is not None:
+                found[0].near = slot.near
                 self._forget(key)
                 self._enter(key, found[0])
                 self.events["promoted"] += 1

@@ -35,7 +35,7 @@ log = logging.getLogger("dpud.gpu.swap")
 class Slot:
     """Where a record lies, and how often its page was read lately."""
 
-    __slots__ = ("at", "generation", "heat", "nr_bytes", "raw_bytes", "tier")
+    __slots__ = ("at", "generation", "heat", "near", "nr_bytes", "raw_bytes", "tier")
 
     def __init__(self, tier: "Tier", at: int, nr_bytes: int, raw_bytes: int, generation: int) -> None:
         self.tier = tier
@@ -46,6 +46,8 @@ class Slot:
         self.raw_bytes = raw_bytes
         self.generation = generation
         self.heat = 0
+        self.near = -1
+        """The location whose memory its page left; -1: none in particular."""
 
     @property
     def blocks(self) -> range:
@@ -56,15 +58,19 @@ class Tier(ABC):
     """One tier.
 
     size_bytes  of its file; at least two blocks
+    name        where there are several of its kind
     path        a file that is kept; else a temporary one in `folder`
 
     Raises GpuError, OSError.
     """
 
-    name: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
     profile: ClassVar[TierProfile]
 
-    def __init__(self, size_bytes: int, clock: Clock, *, path: Path | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self, size_bytes: int, clock: Clock, *, name: str = "", path: Path | None = None, folder: Path | None = None
+    ) -> None:
+        self.name = name or self.kind
         if size_bytes < 2 * BLOCK_BYTES:
             raise GpuError(errno.EINVAL, f"a tier of {size_bytes} bytes")
         self.file = self._open(size_bytes // BLOCK_BYTES, path, folder)
@@ -226,7 +232,7 @@ def register(name: str) -> Callable[[type[Tier]], type[Tier]]:
     def registered(kind: type[Tier]) -> type[Tier]:
         if name in _KINDS:
             raise ValueError(f"there is a tier {name} already")
-        kind.name = name
+        kind.kind = name
         _KINDS[name] = kind
         return kind
 
@@ -239,10 +245,11 @@ def kinds() -> tuple[str, ...]:
 
 
 def new_tier(name: str, size_bytes: int, clock: Clock, *, path: Path | None = None, folder: Path | None = None) -> Tier:
-    """Raises GpuError(EINVAL) for a name that is none."""
-    if name not in _KINDS:
+    """`name`: a kind, with a number behind it where there are several. Raises GpuError(EINVAL) for what is none."""
+    kind = name if name in _KINDS else name.rstrip("0123456789")
+    if kind not in _KINDS:
         raise GpuError(errno.EINVAL, f"no tier {name}: there are {', '.join(_KINDS)}")
-    return _KINDS[name](size_bytes, clock, path=path, folder=folder)
+    return _KINDS[kind](size_bytes, clock, name=name, path=path, folder=folder)
 
 
 @register("memory")

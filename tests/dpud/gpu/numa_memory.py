@@ -9,7 +9,7 @@ from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.memory import GpuMemory
 from dpud.gpu.numa.module import NumaModule, host_nodes
-from dpud.gpu.numa.topology import load
+from dpud.gpu.numa.topology import Topology, load
 
 KIB, MIB = 1 << 10, 1 << 20
 PAGE = 4 * KIB
@@ -18,9 +18,9 @@ PAGE = 4 * KIB
 class Nodes:
     """Two devices of 2 MiB; nodes of 2 MiB each."""
 
-    def __init__(self, topology: str = "two-socket", nr_devices: int = 2, **collaborators: Any) -> None:
-        self.clock = ManualClock()
-        self.topology = load(topology)
+    def __init__(self, topology: str | Topology = "two-socket", nr_devices: int = 2, **collaborators: Any) -> None:
+        self.clock: ManualClock = collaborators.pop("clock", None) or ManualClock()
+        self.topology = topology if isinstance(topology, Topology) else load(topology)
         devices = [
             SimulatedDevice(DeviceProfile(memory_bytes=2 * MIB), self.clock, number) for number in range(nr_devices)
         ]

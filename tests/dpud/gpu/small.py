@@ -34,7 +34,7 @@ class DictSwap:
     def saved_bytes(self) -> int:
         return sum(blob.raw_bytes - len(blob.data) for blob in self.blobs.values())
 
-    def write(self, items: Sequence[tuple[int, Blob]]) -> None:
+    def write(self, items: Sequence[tuple[int, Blob]], near: int = -1) -> None:
         if sum(len(blob.data) for _, blob in items) > self.nr_free_bytes:
             raise GpuError(errno.ENOSPC, "swap is full")
         self.nr_writes += len(items)
@@ -45,7 +45,7 @@ class DictSwap:
             raise CorruptPage(key, "torn slot")
         return self.blobs[key]
 
-    def read_many(self, keys: Sequence[int]) -> list[Blob | GpuError]:
+    def read_many(self, keys: Sequence[int], near: int = -1) -> list[Blob | GpuError]:
         return [self._answer(key) for key in keys]
 
     def _answer(self, key: int) -> Blob | GpuError:

@@ -75,6 +75,9 @@ class Gate:
     def compressibility(self, ratio: float) -> None:
         self.ratios.append(ratio)
 
+    def moved(self, client: str, source: int, target: int) -> None:
+        pass
+
 
 def resident(memory: GpuMemory, va: int) -> int:
     region = memory.space.regions.find(va)

@@ -122,7 +122,11 @@ class Path(RuleBasedStateMachine):
             number, nr_done = error.errno or 0, error.nr_done
         self.judge(model, client, start, end, Permission.WRITE, number)
         if number != errno.EACCES:
-            model.data[start : start + nr_done] = data[:nr_done]
+            self.wrote(model, start, data[:nr_done])
+
+    def wrote(self, model: Model, start: int, data: bytes) -> None:
+        """All of this, and nothing behind it."""
+        model.data[start : start + len(data)] = data
 
     @precondition(lambda self: self.models)
     @rule(client=st.sampled_from(CLIENTS), which=FRACTIONS, where=FRACTIONS, length=FRACTIONS, at=LOCATIONS)
@@ -132,10 +136,14 @@ class Path(RuleBasedStateMachine):
         end = min(end, len(model.data))
         number = 0
         try:
-            assert self.memory.read(client, model.va + start, end - start, at) == model.data[start:end]
+            self.saw(model, start, self.memory.read(client, model.va + start, end - start, at))
         except GpuError as error:
             number = error.errno or 0
         self.judge(model, client, start, end, Permission.READ, number)
+
+    def saw(self, model: Model, start: int, data: bytes) -> None:
+        """Somebody read this."""
+        assert data == model.data[start : start + len(data)]
 
     def judge(self, model: Model, client: str, start: int, end: int, wanted: Permission, number: int) -> None:
         if model.allowed(client, start, end, wanted):
@@ -328,7 +336,7 @@ class Path(RuleBasedStateMachine):
         for location in self.memory.locations:
             assert location.frames.nr_free == location.frames.nr_usable
         assert self.memory.store.pool is not None
-        assert self.memory.store.pool.used_bytes == 0
+        assert self.memory.store.pool.stored_bytes == 0
 
 
 TestPath = Path.TestCase

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 from small import KIB, MIB, DictSwap, attempt, errno_of, small_memory
 
+from dpud.gpu.address_space.frames import FREE
+from dpud.gpu.address_space.pagetable import FRAME_BYTES
 from dpud.gpu.address_space.permissions import READ
-from dpud.gpu.address_space.regions import PageState
+from dpud.gpu.address_space.regions import PageState, RegionType
 from dpud.gpu.clock import ManualClock
+from dpud.gpu.fault.module import FaultModule
+from dpud.gpu.fault.rows import Cause
 from dpud.gpu.memory import GpuMemory
 from dpud.gpu.overcommit import Admission
 from dpud.gpu.overcommit.predictor import WARM_UP_SAMPLES
@@ -396,6 +400,80 @@ def test_23_waiting_is_pressure_of_who_waits() -> None:
     gpu.memory.read("ann", va, 3 * MIB)
     assert total_us("ann") > before
     assert total_us("bob") == 3_000_000
+
+
+class Breakable(Gpu):
+    """With what can break it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.fault = FaultModule(self.memory)
+
+    def retire(self, nr_bytes: int) -> None:
+        """So much of the device's free memory goes out of use, from the end of it."""
+        device = self.memory.locations[0]
+        for frame in np.flatnonzero(device.frames.owner == FREE)[-nr_bytes // FRAME_BYTES :].tolist():
+            self.fault.placing.retire(device, frame, Cause.UNCORRECTABLE)
+
+
+def test_24_what_is_broken_is_promised_to_nobody() -> None:
+    gpu = Breakable(pool=0, ratio=100)
+    va = gpu.give("ann", MIB)
+    gpu.retire(256 * KIB)
+    assert errno_of(gpu.give, "bob", MIB, timeout_ns=NS) == errno.ETIMEDOUT
+    assert errno_of(gpu.give, "bob", 2 * MIB, timeout_ns=NS) == errno.ENOMEM  # as in 3
+    gpu.have("bob", 768 * KIB)
+    gpu.fill("ann", va, MIB)
+    assert gpu.admission.physical_bytes == 2 * MIB - 256 * KIB
+
+
+def test_25_first_writes_beyond_what_is_left_are_refused() -> None:
+    gpu = Breakable(pool=0, policy="static")
+    low, high = gpu.give("bob", MIB), gpu.give("ann", MIB, 1)
+    data = gpu.fill("bob", low, 256 * KIB)
+    gpu.retire(768 * KIB)
+    assert errno_of(gpu.memory.write, "bob", low + 256 * KIB, data) == errno.ENOMEM
+    gpu.fill("ann", high, MIB)
+    assert gpu.memory.read("bob", low, 256 * KIB) == data
+    gpu.fill("bob", low, 256 * KIB)
+
+
+def two_devices() -> tuple[GpuMemory, Admission, FaultModule]:
+    admission = Admission(4 * MIB, ManualClock(), ratio_percent=100)
+    memory = small_memory(2 * MIB, 2 * MIB, clock=admission.clock, admission=admission)
+    return memory, admission, FaultModule(memory)
+
+
+def test_26_promises_go_where_their_clients_go() -> None:
+    memory, admission, fault = two_devices()
+    va = memory.allocate("ann", MIB)
+    memory.client("bob", 1)
+    rest = memory.allocate("bob", MIB)
+    waiting = memory.allocation(
+        "cid", 1536 * KIB, RegionType.DEVICE, READ, page_size=4096, priority=0, device=None, timeout_ns=60 * NS
+    )
+    next(waiting)
+    fault.lose(memory.locations[0])
+    assert [account.location for account in map(admission.account, ("ann", "bob", "cid"))] == [1, 1, 1]
+    memory.write("ann", va, bytes(MIB))
+    memory.free(va)
+    memory.free(rest)
+    with pytest.raises(StopIteration) as done:
+        next(waiting)
+    region = memory.space.regions.find(done.value.value)
+    assert region is not None
+    assert region.device == 1
+
+
+def test_27_what_is_mended_goes_to_who_waits() -> None:
+    memory, admission, fault = two_devices()
+    fault.lose(memory.locations[0])
+    memory.allocate("ann", MIB, device=1)
+    waiting = admission.request("bob", 1536 * KIB, 0, 60 * NS, 0)
+    next(waiting)
+    fault.reset(memory.locations[0])
+    assert is_over(waiting)
+    assert admission.physical_bytes == 4 * MIB
 
 
 def test_every_sentence_has_its_test() -> None:

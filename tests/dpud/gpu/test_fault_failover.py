@@ -98,7 +98,10 @@ def test_the_last_device() -> None:
     fault.inject("device")
     assert memory.read("a", va, SIZE) == DATA
     assert memory.state_of(next(iter(memory.space.regions)))["on_host"] == 16
-    assert errno_of(memory.allocate, "a", SIZE) == errno.EINVAL
+    assert errno_of(memory.allocate, "a", SIZE) == errno.ENODEV
+    other = memory.allocate("a", SIZE, RegionType.MANAGED)
+    memory.write("a", other, DATA)
+    assert memory.read("a", other, SIZE) == DATA
     assert errno_of(fault.inject, "device") == errno.ENODEV
     fault.reset(memory.locations[0])
     new = memory.allocate("b", SIZE)

@@ -13,6 +13,8 @@ from small import KIB, MIB, DictSwap, errno_of
 from dpud.gpu.address_space.advice import Advice
 from dpud.gpu.address_space.regions import PageState, RegionType
 from dpud.gpu.clock import ManualClock
+from dpud.gpu.hal.interface import Bytes
+from dpud.gpu.location import Frames
 from dpud.gpu.migration.client_pages import Brake
 from dpud.gpu.migration.converge import Strategy, dirty_rate, predict
 from dpud.gpu.migration.device_target import LocalSource
@@ -128,17 +130,20 @@ def test_no_room_on_the_target_leaves_everything_as_it_was() -> None:
 
 
 def test_a_copy_that_is_not_the_same_stops_it() -> None:
+    """A bit is wrong as it comes over."""
     two = Two()
     before = two.side.bytes_of("c")
-    hit = []
+    target, hit = two.memory.locations[1], list[int]()
+    store_pages = target.store_pages
 
-    def flip() -> None:
-        if two.region.replicas and not hit:
-            (frame,) = next(iter(two.region.replicas.values())).values()
-            two.memory.locations[1].hardware.memory[frame * 2048 + 5] ^= 4  # type: ignore[attr-defined]
-            hit.append(frame)
+    def flip(frames: Frames, data: Bytes, at: int | None = None) -> None:
+        store_pages(frames, data, at)
+        if not hit:
+            hit.append(int(frames[0]))
+            target.hardware.memory[hit[0] * 2048 + 5] ^= 4  # type: ignore[attr-defined]
 
-    progress = two.run(flip)
+    target.store_pages = flip  # type: ignore[method-assign]
+    progress = two.run()
     assert hit
     assert progress.state is State.FAILED
     assert "digest" in progress.why

@@ -42,6 +42,9 @@ class Supply:
         stored = max(0, sum(self.used.values()) - PHYSICAL)
         return max(0, self.store_limit - stored)
 
+    def broken_bytes(self) -> int:
+        return 0
+
     @property
     def can_hold(self) -> int:
         return self.free_bytes(0) + self.pool_bytes()

@@ -2,17 +2,18 @@
 """`dpud bench`: measures, beside something real that does the same.
 
 A benchmark is a module with `run() -> Report`; one of TAKES_FOLDERS has `run(folder) -> Report`, for each folder named
-behind it. What it is compared with is measured in the same run, in turns, and the
-reports say how busy the machine was and which CPUs could be used. A missed figure is printed, it is not an error: a
-timing on somebody's laptop decides nothing.
+behind it. One that is several has `each() -> Iterator[Report]` instead. What it is compared with is measured in the
+same run, in turns, and the reports say how busy the machine was and which CPUs could be used. A missed figure is
+printed, it is not an error: a timing on somebody's laptop decides nothing.
 """
 
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dpud import namespace
@@ -97,6 +98,14 @@ def _terminated(signum: int, _frame: object) -> None:
     raise SystemExit(128 + signum)
 
 
+def _results(module: ModuleType, folders: Sequence[str], options: Mapping[str, Any]) -> Iterator[Any]:
+    """What a benchmark finds; of several in one, each when it is done."""
+    if hasattr(module, "each"):
+        yield from module.each(*folders, **options)
+    else:
+        yield module.run(*folders, **options)
+
+
 def _run(wanted: list[tuple[str, ...]], write: Path | None, options: Mapping[str, Any]) -> int:
     """After `enter()`, which wants a process with one thread: importing numpy starts some."""
     from rich.console import Console
@@ -108,12 +117,16 @@ def _run(wanted: list[tuple[str, ...]], write: Path | None, options: Mapping[str
     reports = []
     for name, *folders in wanted:
         before = host.load()
-        with console.status(f"{name} ...") if sys.stdout.isatty() and name not in ON_REQUEST else nullcontext():
-            result: report.Report = import_module(f"dpud.bench.{BENCHMARKS[name]}").run(*folders, **options)
-        result.notes.insert(0, f"before: {before}; after: {host.load()}")
-        for part in (result, *result.parts):
-            console.print(part.table(), *part.notes, "", sep="\n")
-        reports.append(result)
+        results = _results(import_module(f"dpud.bench.{BENCHMARKS[name]}"), folders, options)
+        while True:
+            with console.status(f"{name} ...") if sys.stdout.isatty() and name not in ON_REQUEST else nullcontext():
+                result: report.Report | None = next(results, None)
+            if result is None:
+                break
+            result.notes.insert(0, f"before: {before}; after: {host.load()}")
+            for part in (result, *result.parts):
+                console.print(part.table(), *part.notes, "", sep="\n")
+            reports.append(result)
     if write is not None:
         write.write_text(report.document(host.conditions(), reports))
     return 0

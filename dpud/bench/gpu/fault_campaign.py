@@ -26,7 +26,7 @@ MIB = 1 << 20
 NR_FAULTS = 100_000
 _POLICIES = (Policy.MIGRATE, Policy.REMAP, Policy.RETRY)
 _PAGES = (2048, 4096, 65536)
-_FLIPS = (1, 150, ""), (2, 10, ""), (3, 6, ""), (5, 6, ""), (1, 4, " stuck=1"), (2, 2, " stuck=0")
+_FLIPS = (1, 330, ""), (2, 16, ""), (3, 8, ""), (5, 8, ""), (1, 6, " stuck=1"), (2, 3, " stuck=0")
 """(bits, how many of such faults in a round, what else) of each memory."""
 _SCRUB_EVERY, _CHECKPOINT_EVERY, _RESET_EVERY, _BANK_EVERY, _DEVICE_EVERY = 7, 3, 5, 10, 20
 """Rounds."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from dpud.gpu.migration import uffd
 from dpud.gpu.migration.process_pages import Lent
+from dpud.namespace import die_with_parent
 
 PAGE = 4096
 
@@ -29,12 +30,13 @@ def kernel_can() -> bool:
 def spawn(run: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
     """A process of its own and a connection to it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
+    parent, pid = os.getpid(), os.fork()
     if pid:
         theirs.close()
         return pid, ours
     try:
         ours.close()
+        die_with_parent(parent, signal.SIGKILL)  # who is stopped, or writes for ever, ends by nothing else
         signal.alarm(120)
         run(theirs)
     finally:

@@ -155,6 +155,9 @@ class _Device:
     def pool_bytes(self, _nr_new_bytes: int = 0) -> int:
         return 0
 
+    def broken_bytes(self) -> int:
+        return 0
+
 
 def beyond(each: Trace) -> int:
     """Grants of a whole Admission, replayed, that were more than was free at that moment.

@@ -71,7 +71,7 @@ def test_the_effective_ratio_counts_everything() -> None:
 
 def test_unknown_names_are_the_user_s_mistake() -> None:
     with pytest.raises(UserError, match="no benchmark gpu speed: there are address_space, compression"):
-        gpu.run("speed")
+        list(gpu.each("speed"))
 
 
 def test_the_algorithm_between_brackets() -> None:

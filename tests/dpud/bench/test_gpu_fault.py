@@ -29,9 +29,9 @@ def test_a_weaker_code_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_campaign_has_no_silent_corruption() -> None:
-    outcome = fault_campaign.run(3000, seed=5)
+    outcome = fault_campaign.run(6000, seed=5)
     assert (outcome.nr_silent, outcome.nr_unexplained, outcome.violations) == (0, 0, [])
-    assert outcome.nr_faults >= 3000
+    assert outcome.nr_faults >= 6000
     stats = outcome.stats
     assert stats["corrected"] > 300
     assert stats["repaired_from_store"] > 20

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpud.bench.gpu.min_moves import least_moved
+from dpud.bench.gpu.defrag import crowded_case
+from dpud.bench.gpu.min_moves import least_displaced, least_moved
 from dpud.gpu.defrag.heap import ALIGNMENT, Block, Heap, rounded
 from dpud.gpu.defrag.plan import plan
 
@@ -53,6 +54,29 @@ def test_small_cases_move_no_more_than_the_minimum(made: tuple[Heap, list[Block]
     assert [block.start // UNIT for block in blocks if block.pins] == [
         start for start, pin in zip(starts, pinned, strict=True) if pin
     ]
+
+
+@pytest.mark.parametrize("nr_blocks", [9, 10, 11, 12])
+def test_nine_to_twelve_blocks_move_at_most_twice_the_minimum(nr_blocks: int) -> None:
+    """Against a bound from below: bytes that are elsewhere in the cheapest layout that has the hole."""
+    cases = [crowded_case(seed) for seed in range(nr_blocks - 9, 48, 4)]
+    ratios = [ours / bound for ours, bound in filter(None, cases)]
+    assert len(ratios) >= 6
+    assert 1 <= min(ratios) <= max(ratios) <= 2
+
+
+@settings(max_examples=20, deadline=None)
+@given(heaps(), st.integers(1, 12))
+def test_the_bound_is_one(made: tuple[Heap, list[Block]], wanted: int) -> None:
+    """Never above what moves really are needed, and possible wherever they are."""
+    heap, blocks = made
+    starts, sizes = tuple(block.start // UNIT for block in blocks), [block.size // UNIT for block in blocks]
+    pinned = [bool(block.pins) for block in blocks]
+    exact = least_moved(starts, sizes, pinned, heap.nr_bytes // UNIT, wanted)
+    if exact is not None:
+        bound = least_displaced(starts, sizes, pinned, heap.nr_bytes // UNIT, wanted)
+        assert bound is not None
+        assert bound <= exact
 
 
 @pytest.mark.parametrize("seed", range(4))

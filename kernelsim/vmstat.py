@@ -27,6 +27,7 @@ from kernelsim.mmzone import (
     zone_names,
 )
 from kernelsim.page import PG_nopage
+from kernelsim.seq_printf import Template
 
 Events: TypeAlias = Any
 """Record array [1] of `events_dtype`."""
@@ -215,13 +216,19 @@ class VmstatFiles(Kobject):
         self.mem = mem
         self.events = events
         self.kconfig = kconfig
-        self._heads = [self._zone(zone) for zone in range(len(mem.zones))]
+        self._in_rows = b""
+        self._rows = Template("")
 
     @buddyinfo.show
-    def _buddyinfo(self) -> str:
+    def _buddyinfo(self) -> bytes:
         zones = self.mem.zones
-        rows = zip(self._heads, zones["present"].tolist(), zones["nr_free"].sum(axis=2).tolist(), strict=True)
-        return "".join([f"{head} {_BUDDYINFO % tuple(counts)}" for head, present, counts in rows if present])
+        is_populated = zones["present"] > 0
+        if self._in_rows != is_populated.tobytes():
+            self._in_rows = is_populated.tobytes()
+            self._rows = Template(
+                "".join([f"{self._zone(zone)} {_BUDDYINFO}" for zone in np.flatnonzero(is_populated).tolist()])
+            )
+        return self._rows.fill(zones["nr_free"].sum(axis=2)[is_populated].ravel())
 
     @pagetypeinfo.show
     def _pagetypeinfo(self) -> str:

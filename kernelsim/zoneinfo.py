@@ -9,13 +9,16 @@ A machine without per-CPU page lists (pcp.py) shows for each CPU what a kernel h
 hold nothing: high 0, batch 1.
 """
 
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kernelsim.attr import Attr, Kobject, Text
 from kernelsim.kconfig import Kconfig
-from kernelsim.mmzone import MAX_NR_ZONES, ZONE_MOVABLE, Mem, zone_dtype, zone_names
+from kernelsim.mmzone import MAX_NR_ZONES, ZONE_MOVABLE, Mem, node_dtype, pageset_dtype, zone_dtype, zone_names
+from kernelsim.seq_printf import Template
 from kernelsim.vmstat import BLOCKS, NODE_ITEMS, ZONE_ITEMS, unlisted, word
 
 _STAT_THRESHOLD = 0
@@ -28,12 +31,14 @@ _PAGESET_LINES = "".join(
 )
 _BOOT_PAGESET = (0, 0, 1, 0, 0)
 
-_NR_WORDS = zone_dtype.itemsize // 8
-_SPANNED, _FREE_BLOCKS, _ZERO = _NR_WORDS, _NR_WORDS + 1, _NR_WORDS + 2
+_NR_ZONE_WORDS, _NR_NODE_WORDS, _NR_PAGESET_WORDS = (
+    dtype.itemsize // 8 for dtype in (zone_dtype, node_dtype, pageset_dtype)
+)
+_SPANNED, _FREE_BLOCKS = _NR_ZONE_WORDS, _NR_ZONE_WORDS + 1
 """Where a zone's words go on with what has to be computed."""
-_FREE = word(zone_dtype, "free_pages")
+_BLOCK_WORDS, _BLOCK_SIZES = np.array(BLOCKS, dtype=np.int64).T.copy()
+_START, _END, _FREE = (word(zone_dtype, field) for field in ("start_pfn", "end_pfn", "free_pages"))
 _SIZES = (
-    ("boost", _ZERO),  # nothing boosts watermarks here
     *((name, word(zone_dtype, "watermark", mark)) for mark, name in enumerate(("min", "low", "high", "promo"))),
     ("spanned", _SPANNED),
     ("present", word(zone_dtype, "present")),
@@ -41,18 +46,65 @@ _SIZES = (
     ("cma", word(zone_dtype, "cma_pages")),
 )
 _SIZE_LINES = "".join(
-    ["  pages free     %d\n"]
+    ["  pages free     %d\n", "        boost    0\n"]  # nothing boosts watermarks here
     + [f"        {name:<8s} %d\n" for name, _ in _SIZES]
     + [f"        protection: ({', '.join(['%d'] * MAX_NR_ZONES)})\n"]
 )
 _SIZE_WORDS = (_FREE, *(at for _, at in _SIZES), *(word(zone_dtype, "reserve", above) for above in range(MAX_NR_ZONES)))
 
+Piece = tuple[str, Sequence[int]]
+"""Part of the text, and which of the values go into it."""
+
+
+class _Values:
+    """All numbers of the machine that the text may have, one after the other: records word by word."""
+
+    def __init__(self, mem: Mem) -> None:
+        self._mem = mem
+        self._nr_cpus = mem.pagesets.shape[1]
+        shapes = (
+            (len(mem.zones), _NR_ZONE_WORDS + 2),
+            (len(mem.nodes), _NR_NODE_WORDS),
+            (len(mem.zones) * self._nr_cpus, _NR_PAGESET_WORDS),
+            (len(mem.nodes), 1),
+        )
+        starts = np.cumsum([0, *(rows * columns for rows, columns in shapes)]).tolist()
+        self.now = np.zeros(starts[-1], dtype=np.int64)
+        self._zones, self._nodes, self._pagesets, self._hopeless = (
+            self.now[start:end].reshape(shape)
+            for start, end, shape in zip(starts[:-1], starts[1:], shapes, strict=True)
+        )
+        self._starts = starts
+
+    def of_zone(self, zone: int, words: Sequence[int]) -> list[int]:
+        return [zone * (_NR_ZONE_WORDS + 2) + at for at in words]
+
+    def of_node(self, nid: int, words: Sequence[int]) -> list[int]:
+        return [self._starts[1] + nid * _NR_NODE_WORDS + at for at in words]
+
+    def of_pageset(self, zone: int, cpu: int) -> list[int]:
+        start = self._starts[2] + (zone * self._nr_cpus + cpu) * _NR_PAGESET_WORDS
+        return [start + word(pageset_dtype, name) for name in _PAGESET]
+
+    def hopeless(self, nid: int) -> int:
+        return int(self._starts[3]) + nid
+
+    def look(self, hopeless: Sequence[bool]) -> None:
+        mem, zones = self._mem, self._zones
+        zones[:, :_NR_ZONE_WORDS] = _words(mem.zones)
+        zones[:, _SPANNED] = zones[:, _END] - zones[:, _START]
+        zones[:, _FREE_BLOCKS] = zones[:, _BLOCK_WORDS] @ _BLOCK_SIZES
+        self._nodes[:] = _words(mem.nodes)
+        self._hopeless[:, 0] = hopeless
+        if self._nr_cpus:
+            self._pagesets[:] = _words(mem.pagesets.reshape(-1))
+
 
 class Zoneinfo(Kobject):
     """The file. `hopeless(nid)`: kswapd has given up on the node.
 
-    Each part of the text is one template filled from the words of a zone's or node's record at once: line by line it
-    took several times as long, and monitors read this file often.
+    The text is one template, made when it is first seen which zones have pages, and filled from the words of all
+    records at once: monitors read this file often.
     """
 
     zoneinfo = Attr(Text(), doc="Size, watermarks, counters and per-CPU lists of each zone.", kept=True)
@@ -62,66 +114,80 @@ class Zoneinfo(Kobject):
         self.nr_cpus = nr_cpus
         self.hopeless = hopeless
         absent = unlisted(kconfig)
-        zone_items = [("nr_free_pages", _FREE), ("nr_free_pages_blocks", _FREE_BLOCKS), *ZONE_ITEMS]
-        lines, words = _template(zone_items, absent)
-        self._zone_lines, self._zone_words = _SIZE_LINES + lines, itemgetter(*_SIZE_WORDS, *words)
-        lines, words = _template([(name, number) for number, (name, _, _) in enumerate(NODE_ITEMS)], absent)
-        self._node_lines, self._node_words = "  per-node stats\n" + lines, itemgetter(*words)
-        self._heads = [[f"Node {nid}, zone {name:>8s}\n" for name in zone_names] for nid in range(mem.nr_nodes)]
-        self._no_pagesets = "".join([_PAGESET_LINES % (cpu, *_BOOT_PAGESET) for cpu in range(nr_cpus)])
+        zone_items = [("nr_free_pages", _FREE, 0), ("nr_free_pages_blocks", _FREE_BLOCKS, 0)]
+        zone_items += [(name, at, 0) for name, at in ZONE_ITEMS]
+        self._zone_items = [item for item in zone_items if not item[0].startswith(absent)]
+        self._node_items = [item for item in NODE_ITEMS if not item[0].startswith(absent)]
+        self._values = _Values(mem)
+        self._populated = b""
+        self._template, self._at, self._shifts = Template(""), np.zeros(0, np.int64), np.zeros(0, np.int64)
 
     @zoneinfo.show
-    def _zoneinfo(self) -> str:
+    def _zoneinfo(self) -> bytes:
+        populated = (self.mem.zones["present"] > 0).tobytes()
+        if populated != self._populated:
+            self._populated = populated
+            self._make_template()
+        values = self._values
+        values.look([self.hopeless(nid) for nid in range(self.mem.nr_nodes)])
+        return self._template.fill(values.now[self._at] >> self._shifts)
+
+    def _make_template(self) -> None:
+        pieces = list(self._pieces())
+        self._template = Template("".join(text for text, _ in pieces))
+        self._at = np.array([at for _, ats in pieces for at in ats], dtype=np.int64)
+        shift_of = {
+            self._values.of_node(nid, [at])[0]: shift for nid in range(self.mem.nr_nodes) for _, at, shift in NODE_ITEMS
+        }
+        self._shifts = np.array([shift_of.get(at, 0) for at in self._at.tolist()], dtype=np.int64)
+
+    def _pieces(self) -> Iterator[Piece]:
         zones = self.mem.zones
         columns = zip(zones["node"].tolist(), zones["type"].tolist(), zones["present"].tolist(), strict=True)
         populated = {(node, of_type): zone for zone, (node, of_type, present) in enumerate(columns) if present}
-        zone_words, node_words = _words(zones), _words(self.mem.nodes)
-        text = ""
-        for nid, heads in enumerate(self._heads):
+        for nid in range(self.mem.nr_nodes):
             node_shown = False
-            for zone_type, head in enumerate(heads):
+            for zone_type, name in enumerate(zone_names):
+                yield f"Node {nid}, zone {name:>8s}\n", ()
                 zone = populated.get((nid, zone_type))
-                text += head
-                if zone is not None and not node_shown:
-                    text += self._node(node_words[nid])
+                if zone is None:
+                    yield _EMPTY[zone_type], ()
+                    continue
+                if not node_shown:
+                    yield (
+                        "  per-node stats\n" + _lines(self._node_items),
+                        self._values.of_node(nid, [at for _, at, _ in self._node_items]),
+                    )
                     node_shown = True
-                text += _EMPTY[zone_type] if zone is None else self._zone(nid, zone, zone_words[zone])
-        return text
+                yield from self._zone(nid, zone)
 
-    def _node(self, words: Sequence[int]) -> str:
-        text: str = self._node_lines % self._node_words([words[at] >> shift for _, at, shift in NODE_ITEMS])
-        return text
-
-    def _zone(self, nid: int, zone: int, words: list[int]) -> str:
-        start, end = words[word(zone_dtype, "start_pfn")], words[word(zone_dtype, "end_pfn")]
-        words += (end - start, sum([words[at] * size for at, size in BLOCKS]), 0)
-        text: str = self._zone_lines % self._zone_words(words)
-        text += f"  pagesets\n{self._pagesets(zone)}"
-        return text + f"  node_unreclaimable:  {int(self.hopeless(nid))}\n  start_pfn:           {start}\n"
-
-    def _pagesets(self, zone: int) -> str:
-        if not self.mem.pagesets.size:
-            return self._no_pagesets
-        pagesets = [tuple(pageset[name] for name in _PAGESET) for pageset in self.mem.pagesets[zone]]
-        pagesets += [_BOOT_PAGESET] * (self.nr_cpus - len(pagesets))
-        return "".join([_PAGESET_LINES % (cpu, *pageset) for cpu, pageset in enumerate(pagesets)])
+    def _zone(self, nid: int, zone: int) -> Iterator[Piece]:
+        values, counters = self._values, [at for _, at, _ in self._zone_items]
+        yield _SIZE_LINES + _lines(self._zone_items), values.of_zone(zone, [*_SIZE_WORDS, *counters])
+        yield "  pagesets\n", ()
+        for cpu in range(self.nr_cpus):
+            lines = _PAGESET_LINES.replace("%d", str(cpu), 1)
+            if cpu < self.mem.pagesets.shape[1]:
+                yield lines, values.of_pageset(zone, cpu)
+            else:
+                yield lines % _BOOT_PAGESET, ()
+        yield "  node_unreclaimable:  %d\n", [values.hopeless(nid)]
+        yield "  start_pfn:           %d\n", values.of_zone(zone, [_START])
 
 
-def _template(items: Sequence[tuple[str, int]], absent: tuple[str, ...]) -> tuple[str, list[int]]:
-    """Lines to be filled in, and the words to do it with."""
-    listed = [(name, at) for name, at in items if not name.startswith(absent)]
-    return "".join([f"      {name:<12s} %d\n" for name, _ in listed]), [at for _, at in listed]
+def _lines(items: Sequence[tuple[str, int, int]]) -> str:
+    return "".join([f"      {name:<12s} %d\n" for name, _, _ in items])
 
 
-def _words(records: Any) -> list[list[int]]:
+def _words(records: Any) -> NDArray[np.int64]:
     """The 64-bit words of each record."""
-    words: list[list[int]] = records.view("i8").reshape(len(records), -1).tolist()
+    words: NDArray[np.int64] = records.view("i8").reshape(len(records), -1)
     return words
 
 
 def _empty_zone(zone_type: int) -> str:
     mark = _MIN_MOVABLE_WMARK if zone_type == ZONE_MOVABLE else 0
-    return _SIZE_LINES % (0, 0, *[mark] * 4, 0, 0, 0, 0, *[0] * MAX_NR_ZONES)
+    return _SIZE_LINES % (0, *[mark] * 4, 0, 0, 0, 0, *[0] * MAX_NR_ZONES)
 
 
 _EMPTY = [_empty_zone(zone_type) for zone_type in range(MAX_NR_ZONES)]

@@ -63,7 +63,7 @@ from kernelsim.timer import Clock
 from kernelsim.trace_hook import traced
 from kernelsim.vmstat import nr_free_pages_blocks
 
-SURVEY_SLICE_PAGES = 1 << 18
+SURVEY_SLICE_PAGES = 1 << 15  # 64 regions of 2 MiB: some milliseconds, most of them for what each costs
 SCAN_SLICE_PAGES = 1 << 15
 COMMIT_SLICE_PAGES = 1 << 14
 SYNCHRONOUS_FRAGMENTS = 1 << 10  # about 0.4 ms of copying; waking a rank's thread and its waiter takes as long

@@ -188,6 +188,7 @@ def _tree_of(machine: Machine, owner: Owner, kept: State | None, for_root: bool)
         run_as=_requests_of(machine, outside),
         request=owner.request,
         outside=outside,
+        settles=kept is None,  # what is noted has to be noted in its turn
     )
 
 

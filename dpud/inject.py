@@ -116,8 +116,38 @@ def boot_time_s(clock: Callable[[], int] = time.monotonic_ns) -> int:
     return round(time.time() - clock() / 1e9)
 
 
+class Sleeper:
+    """A thread as one that sleeps until it is roused. If that comes while it is awake, its next sleep ends at once."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held = threading.Lock()
+        self._held.acquire()
+
+    def sleep(self, timeout_s: float) -> None:
+        self._held.acquire(timeout=timeout_s)
+
+    def rouse(self) -> None:
+        try:
+            self._held.release()
+        except RuntimeError:
+            return  # it was roused and has not slept since
+
+
+_here = threading.local()
+
+
+def sleeper() -> Sleeper:
+    """The calling thread's."""
+    found: Sleeper | None = getattr(_here, "sleeper", None)
+    if found is None:
+        found = _here.sleeper = Sleeper()
+    return found
+
+
 class BlockingWaitQueue(WaitQueue):
-    """Puts the calling thread to sleep until `wake_up`.
+    """Puts the calling thread to sleep until `wake_up`, or until somebody rouses that thread.
 
     A waiter looks for its event while it holds the machine, but sleeps without holding it, so the wake-up may
     come in between. Each thread therefore remembers the last wake-up it knew of *before* it looked: one that
@@ -126,19 +156,29 @@ class BlockingWaitQueue(WaitQueue):
 
     def __init__(self) -> None:
         super().__init__()
-        self._woken = threading.Condition()
+        self._guard = threading.Lock()
+        self._asleep: set[Sleeper] = set()
         self._nr_wakes = 0
         self._known = threading.local()
 
     def wait(self, timeout_s: float, /) -> bool:
+        """True once woken up; False after `timeout_s`, or sooner if the thread was roused."""
+        me = sleeper()
         known: int | None = getattr(self._known, "nr_wakes", None)
-        with self._woken:
-            came = self._woken.wait_for(lambda: self._nr_wakes != known, timeout_s)
-            self._known.nr_wakes = self._nr_wakes
-        return came
+        with self._guard:
+            if self._nr_wakes == known:
+                self._asleep.add(me)
+        if me in self._asleep:
+            me.sleep(timeout_s)
+        with self._guard:
+            self._asleep.discard(me)
+            self._known.nr_wakes = nr_wakes = self._nr_wakes
+        return nr_wakes != known
 
     def wake_up(self) -> None:
-        with self._woken:
+        with self._guard:
             self._nr_wakes += 1
-            self._woken.notify_all()
+            asleep, self._asleep = self._asleep, set()
+        for thread in asleep:
+            thread.rouse()
         super().wake_up()

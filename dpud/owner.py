@@ -26,8 +26,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import GeneratorType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from dpud.inject import BlockingWaitQueue, sleeper
 from fs.requests import Request
 from kernelsim.attr import Changes, Operation, Waitable
 
@@ -36,6 +37,12 @@ _WAIT_SLICE_S = 0.05
 
 _LONE_SLICE_S = 1.0
 """The same where only `close` could interrupt it, as what runs in the background: an idle daemon should sleep."""
+
+_TOLD_SLICE_S = 60.0
+"""The same where whoever interrupts it rouses the thread: a blocked reader costs nothing."""
+
+_SHORT_WAIT_S = 0.002
+"""How long a request waits for the machine before it says that it waits."""
 
 _ROOM_WAIT_S = 0.2
 """How long an operation that cannot be noted waits before it asks again."""
@@ -51,7 +58,8 @@ class FairLock:
         self._held = False
         self._queue: deque[threading.Lock] = deque()
 
-    def acquire(self) -> None:
+    def acquire(self, waits: Callable[[], object] | None = None) -> None:
+        """`waits` is called if it takes long."""
         with self._guard:
             if not self._held:
                 self._held = True
@@ -59,6 +67,10 @@ class FairLock:
             turn = threading.Lock()
             turn.acquire()
             self._queue.append(turn)
+        if waits is not None:
+            if turn.acquire(timeout=_SHORT_WAIT_S):
+                return
+            waits()
         turn.acquire()  # released by whoever hands the lock over to us
 
     def release(self) -> None:
@@ -71,6 +83,18 @@ class FairLock:
 
 def _never() -> bool:
     return False
+
+
+@runtime_checkable
+class Told(Protocol):
+    """An `interrupted` that need not be asked again and again: it calls `rouse` as it comes true.
+
+    Asked for the first time it also knows that its request is going to wait.
+    """
+
+    rouse: Callable[[], object]
+
+    def __call__(self) -> bool: ...
 
 
 class NoRoom(OSError):
@@ -105,9 +129,13 @@ class Owner:
     """Runs requests one at a time, and long ones in slices.
 
     The functions in `after_slice` are called at the end of every slice, while the machine is still held (the
-    pacer looks there whether a timer was armed). `charge` is told who held the machine, by the name of the
-    thread, and for how many nanoseconds. `parked`, unless it is None, takes operations by number instead of
-    their being driven: (operation, name of its thread or "").
+    pacer looks there whether a timer was armed), but not of requests for kept texts, which change nothing. `charge` is
+    told who held the machine, by the name of the thread, and for how many nanoseconds. `parked`, unless it is None,
+    takes operations by number instead of their being driven: (operation, name of its thread or "").
+
+    Who asks for the machine and does not get it soon is told that it waits, by asking it whether it was interrupted:
+    what a FUSE thread has besides then goes to another one. Values that were stored without the machine are set first
+    of all in each turn (Changes.settle).
     """
 
     def __init__(self) -> None:
@@ -130,12 +158,12 @@ class Owner:
         at a point where a long operation yielded; RuntimeError if the calling thread already owns the
         machine.
         """
-        self._take()
+        self._take(interrupted)
         return self._call(fn, args, interrupted)
 
     def look(self, fn: Callable[..., Any], *args: Any, interrupted: Callable[[], bool] = _never) -> Any:
         """The same for what only looks: such a turn is not counted as one that may have changed something."""
-        self._take(changing=False)
+        self._take(interrupted, changing=False)
         return self._call(fn, args, interrupted)
 
     def _call(self, fn: Callable[..., Any], args: tuple[Any, ...], interrupted: Callable[[], bool]) -> Any:
@@ -154,11 +182,12 @@ class Owner:
 
         Raises NoRoom too, with nothing changed.
         """
-        self._take(changing=what.__class__ is not Request or not what.kept)
+        changing = what.__class__ is not Request or not what.kept
+        self._take(interrupted, changing)
         try:
             number, turns = self.nr_operations, self.turns
             if turns is None:
-                over, value, operation = self.slice(fn, (what, *args))
+                over, value, operation = self.slice(fn, (what, *args), changing)
             else:
                 over, value, operation = self._first_slice(turns, fn, (what, *args))
         finally:
@@ -253,14 +282,15 @@ class Owner:
 
     # Slices, for whoever holds the machine.
 
-    def slice(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Slice:
+    def slice(self, fn: Callable[..., Any], args: tuple[Any, ...], changing: bool = True) -> Slice:
         """Call, and begin with the operation that this gives, if any."""
         try:
             result = fn(*args)
             return _advance(result) if isinstance(result, GeneratorType) else (True, result, None)
         finally:  # what failed may have armed a timer before
-            for look in self.after_slice:
-                look()
+            if changing:
+                for look in self.after_slice:
+                    look()
 
     def go_on(self, operation: Operation[Any]) -> Slice:
         """The next slice."""
@@ -290,14 +320,17 @@ class Owner:
         finally:
             self._give()
 
-    def _take(self, changing: bool = True) -> None:
+    def _take(self, interrupted: Callable[[], bool] = _never, changing: bool = True) -> None:
         me = threading.get_ident()
         if self._holder == me:
             raise RuntimeError("this thread already owns the machine: call the function directly")
-        self._lock.acquire()
+        self._lock.acquire(None if interrupted is _never else interrupted)
         self._holder = me
+        changes = self.changes
         if changing:
-            self.changes.begin_turn()
+            changes.begin_turn()
+        if changes.counts[2] != changes.nr_settled:
+            changes.settle()
         self._begin_ns = time.perf_counter_ns()
 
     def _give(self) -> None:
@@ -314,6 +347,9 @@ class Owner:
         number: int | None = None,
     ) -> None:
         slice_s = _LONE_SLICE_S if interrupted is _never else _WAIT_SLICE_S
+        if isinstance(interrupted, Told) and isinstance(waitable, BlockingWaitQueue):
+            interrupted.rouse = sleeper().rouse
+            slice_s = _TOLD_SLICE_S
         while not (self.closed or interrupted()):
             if waitable is None or waitable.wait(slice_s):
                 return

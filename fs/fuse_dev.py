@@ -4,9 +4,8 @@
 Theory of operation
     A few threads read requests, each into a buffer of its own, in compiled code that answers most opens, reads and
     closes by itself (fuse_loop.py). With any other request a thread takes the turn and answers it here, one at a time.
-    A request that has to wait says so by asking for the first time whether it was interrupted; at that moment its
-    thread gives the turn to another one, a new one if too few are left, and goes on alone. So a blocked reader or a
-    long store holds nothing but its thread.
+    A request that has to wait gives the turn away, and its thread goes on alone (fuse_threads.py). So a blocked reader
+    or a long store holds nothing but its thread.
 
     - A node's id is its inode number, which is never used again. A node is known here from its first LOOKUP until the
       kernel forgets it; one that was removed meanwhile is ENOENT.
@@ -28,22 +27,21 @@ import errno
 import itertools
 import logging
 import os
-import signal
 import stat
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
 from fs import fuse_abi as abi
+from fs import fuse_layout as layout
 from fs import fuse_loop as loop
 from fs.caller import comm_of, groups_of
+from fs.ending import ending_signals
 from fs.fuse_abi import NAME_AT, Opcode
 from fs.fuse_attach import attach, detach
 from fs.fuse_table import QuickFiles
+from fs.fuse_threads import Request, Threads
 from fs.kernfs import Cred, DirEntry, OpenFile, Tree
 from fs.mountpoint import check_mountable
 from kernelsim.attr import Node
@@ -56,31 +54,9 @@ CACHE_S = 1
 _BODY = abi.IN_HEADER.size
 _FAR_OUT = (1 << 30) + 1  # larger than any text; not the start of a page, which would make the page readable
 _MAX_CREDS = 256
-_NR_THREADS = 2  # that serve at all times
-_MAX_THREADS = 6  # that serve, after some that had waited came back
-_DRAIN_S = 2.0
 _INIT_FLAGS = abi.ASYNC_READ | abi.ATOMIC_O_TRUNC | abi.BIG_WRITES | abi.PARALLEL_DIROPS | abi.MAX_PAGES
 _REFUSED = (Opcode.SYMLINK, Opcode.LINK, Opcode.RENAME, Opcode.RENAME2)
 _TRANSIENT = (errno.EINTR, errno.EAGAIN, errno.ENOENT)  # of read(2); ENOENT: taken back while it was read
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-class Request:
-    """One request; called, it tells whether its caller has gone. The first call gives the turn away."""
-
-    __slots__ = ("interrupted", "session", "unique", "waits")
-
-    def __init__(self, session: "Session", unique: int) -> None:
-        self.session = session
-        self.unique = unique
-        self.waits = False
-        self.interrupted = False
-
-    def __call__(self) -> bool:
-        if not self.waits:
-            self.waits = True
-            self.session.give_way(self)
-        return self.interrupted or self.session.closing
 
 
 class Session:
@@ -88,7 +64,6 @@ class Session:
 
     def __init__(self, tree: Tree, fd: int, on_ready: Callable[[], None], on_end: Callable[[], None]) -> None:
         self.nr_failures = 0
-        self.closing = False
         self._tree = tree
         self._fd = fd
         self._on_ready, self._on_end = on_ready, on_end
@@ -97,15 +72,13 @@ class Session:
         self._lookups: dict[int, int] = {}
         self._open_files: dict[int, OpenFile] = {}
         self._polled: dict[int, int] = {}
-        is_traced = log.isEnabledFor(logging.DEBUG)  # then each request is to be seen
-        self._quick = QuickFiles(tree, self._node_of_open, _FAR_OUT, is_used=not is_traced)
+        self._is_traced = log.isEnabledFor(logging.DEBUG)  # then each request is to be seen
+        self._quick = QuickFiles(tree, self._node_of_open, _FAR_OUT, is_used=not self._is_traced)
         self._readers: Counter[int] = Counter()  # open files with `hides_size`, by nodeid
         self._directories: dict[int, tuple[str, list[DirEntry]]] = {}
         self._handles = itertools.count(1)
         self._creds: dict[tuple[int, int, int], Cred] = {}
-        self._guard = threading.Lock()
-        self._nr_threads = 0
-        self._waiting: dict[int, Request] = {}
+        self.threads = Threads(self._serve)
         self._handlers: dict[int, Callable[..., bytes | None]] = {
             int(op): partial(self._refuse, op) if op in _REFUSED else getattr(self, f"_{op.name.lower()}")
             for op in Opcode
@@ -113,74 +86,64 @@ class Session:
 
     # Threads.
 
-    def start(self) -> None:
-        """Have enough threads that serve requests."""
-        with self._guard:
-            nr_missing = max(_NR_THREADS - self._nr_threads, 0)
-            self._nr_threads += nr_missing
-        for _ in range(nr_missing):
-            threading.Thread(target=self._serve, name="dpud-fuse", daemon=True).start()
-
-    def give_way(self, request: Request) -> None:
+    def _give_way(self, request: Request) -> None:
         """The thread of `request`, which has the turn, is going to wait."""
-        with self._guard:
-            self._waiting[request.unique] = request
-            self._nr_threads -= 1
+        is_missed = self.threads.one_waits(request)
         loop.give_turn(self._quick.table)
-        self.start()
+        if is_missed:
+            self.threads.start_one()
 
-    def close(self) -> None:
-        """Interrupt all requests that wait, and see them answered."""
-        self.closing = True
-        deadline = time.monotonic() + _DRAIN_S
-        while self._waiting and time.monotonic() < deadline:
-            time.sleep(0.01)
+    def _have_turn(self, request: Request) -> None:
+        """After what may have been a wait."""
+        if not request.has_turn:
+            loop.take_turn(self._quick.table)
+            request.has_turn = True
 
     def _serve(self) -> None:
-        table, counts, (buffer, view) = self._quick.table, self._quick.counts, loop.make_buffer()
-        has_turn = False
+        """What a thread does all its life."""
+        table, counts, (buffer, view, reply) = self._quick.table, self._quick.counts, layout.make_buffer()
+        has_turn, nr_reply = False, 0
         while True:
-            nr = loop.serve(self._fd, buffer, table, counts, has_turn)
-            if nr <= 0 and -nr not in _TRANSIENT:
+            nr = loop.serve(self._fd, buffer, table, counts, has_turn, nr_reply)
+            has_turn, nr_reply = True, 0
+            if nr > 0:
+                self._buffer = view
+                request, nr_reply = self._one_request(nr, reply)
+                has_turn = request.has_turn
+                if request.waits and not self.threads.one_is_back(request):
+                    return
+            elif nr == loop.BAD_REPLY:
+                nr_reply = self._refused(reply)
+            elif -nr not in _TRANSIENT:
                 loop.give_turn(table)
                 self._on_end()
                 return
-            has_turn = True
-            if nr > 0:
-                self._buffer = view
-                request = self._one_request(nr)
-                has_turn = not request.waits
-                if request.waits and not self._come_back(request):
-                    return
 
-    def _come_back(self, request: Request) -> bool:
-        """The request waits no longer. False: there are enough threads without this one."""
-        with self._guard:
-            del self._waiting[request.unique]
-            if self._nr_threads >= _MAX_THREADS:
-                return False
-            self._nr_threads += 1
-        return True
-
-    def _one_request(self, nr: int) -> Request:
-        """Answer the request in the buffer."""
+    def _one_request(self, nr: int, reply: memoryview) -> tuple[Request, int]:
+        """Answer the request in the buffer -> bytes of the reply, where that is to be sent as the thread comes back."""
         _, opcode, unique, nodeid, uid, gid, pid, _ = abi.IN_HEADER.unpack_from(self._buffer)
-        request = Request(self, unique)
+        request = Request(self._give_way, unique)
         handler = self._handlers.get(opcode)
-        if log.isEnabledFor(logging.DEBUG):
+        if self._is_traced:
             log.debug("opcode: %s (%d)", Opcode(opcode).name if handler else "?", opcode)
+        error = 0
+        data: bytes | None = b""
         if handler is None:
-            self._reply(unique, -errno.ENOSYS)
-            return request
-        cred = self._cred(uid, gid, pid)
-        try:
-            reply = handler(request, nodeid, nr, cred)
-        except Exception as error:
-            self._reply(unique, -self._errno(error, opcode))
+            error = errno.ENOSYS
         else:
-            if reply is not None:
-                self._reply(unique, 0, reply)
-        return request
+            try:
+                data = handler(request, nodeid, nr, self._cred(uid, gid, pid))
+            except Exception as problem:
+                error = self._errno(problem, opcode)
+        if data is None:
+            return request, 0
+        if not request.waits and len(data) <= layout.MAX_TEXT:
+            return request, _put_reply(reply, unique, -error, data)
+        if request.waits and request.has_turn:
+            request.has_turn = False
+            loop.give_turn(self._quick.table)
+        self._reply(unique, -error, data)
+        return request, 0
 
     def _cred(self, uid: int, gid: int, pid: int) -> Cred:
         """Who asks. The last few are kept: what they are asked for is looked up only when it is needed."""
@@ -202,14 +165,21 @@ class Session:
 
     def _reply(self, unique: int, error: int, data: bytes = b"") -> None:
         """Answer; that nobody waits for it any more is not our business. What the kernel does not take is a bug."""
+        head = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(data), error, unique)
         try:
-            os.writev(self._fd, (abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(data), error, unique), data))
+            os.writev(self._fd, (head, data))
         except OSError as problem:
             if problem.errno == errno.EINVAL and unique:
-                self.nr_failures += 1
-                log.exception("bad reply %d, %d bytes", error, len(data))
-                if data:
-                    self._reply(unique, -errno.EIO)
+                instead = bytearray(head)
+                if self._refused(memoryview(instead)):
+                    os.write(self._fd, instead)
+
+    def _refused(self, reply: memoryview) -> int:
+        """The kernel did not take a reply: a bug. -> bytes of the one that is to be sent instead, in its place."""
+        nr, error, unique = abi.OUT_HEADER.unpack_from(reply)
+        self.nr_failures += 1
+        log.error("bad reply %d, %d bytes", error, nr - abi.OUT_HEADER.size)
+        return _put_reply(reply, unique, -errno.EIO, b"") if nr > abi.OUT_HEADER.size else 0
 
     # The connection.
 
@@ -218,17 +188,16 @@ class Session:
         self._on_ready()
         version = (abi.VERSION[0], min(minor, abi.VERSION[1]))
         return abi.INIT_OUT.pack(
-            *version, readahead, flags & _INIT_FLAGS, 64, 48, loop.MAX_WRITE, 1, loop.MAX_WRITE >> 12, 0
+            *version, readahead, flags & _INIT_FLAGS, 64, 48, layout.MAX_WRITE, 1, layout.MAX_WRITE >> 12, 0
         )
 
     def _destroy(self, *_: Any) -> bytes:
         return b""
 
     def _interrupt(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> None:
-        (unique,) = abi.INTERRUPT_IN.unpack_from(self._buffer, _BODY)
-        with self._guard:
-            if waiting := self._waiting.get(unique):
-                waiting.interrupted = True
+        """One that another thread has read but has not got the turn for yet is EAGAIN: the kernel asks again."""
+        if not self.threads.interrupt(*abi.INTERRUPT_IN.unpack_from(self._buffer, _BODY)):
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def _statfs(self, *_: Any) -> bytes:
         return abi.STATFS_OUT.pack(0, 0, 0, 0, 0, 512, 255, 512)
@@ -250,21 +219,22 @@ class Session:
         directory = self._node(nodeid).path
         return f"{directory if directory != '/' else ''}/{self._name(opcode, nr)}"
 
-    def _attr(self, node: Node) -> bytes:
-        found = self._tree.stat(node)
+    def _attr(self, node: Node, request: Request) -> bytes:
+        found = self._tree.stat(node, interrupted=request.goes_on)
+        self._have_turn(request)
         times = (found.st_atime, found.st_mtime, found.st_ctime)
         seconds, rests = (time // 10**9 for time in times), (time % 10**9 for time in times)
         owner = (found.st_mode, found.st_nlink, found.st_uid, found.st_gid, 0, found.st_blksize, 0)
         return abi.ATTR.pack(found.st_ino, found.st_size, 0, *seconds, *rests, *owner)
 
-    def _entry(self, node: Node) -> bytes:
-        attr = self._attr(node)
+    def _entry(self, node: Node, request: Request) -> bytes:
+        attr = self._attr(node, request)
         self._known[node.ino] = node
         self._lookups[node.ino] = self._lookups.get(node.ino, 0) + 1
         return abi.ENTRY_OUT.pack(node.ino, 0, CACHE_S, CACHE_S, 0, 0) + attr
 
-    def _lookup(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
-        return self._entry(self._tree.child(self._node(nodeid), self._name(Opcode.LOOKUP, nr)))
+    def _lookup(self, request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
+        return self._entry(self._tree.child(self._node(nodeid), self._name(Opcode.LOOKUP, nr)), request)
 
     def _forget(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> None:
         self._forget_one(nodeid, *abi.FORGET_IN.unpack_from(self._buffer, _BODY))
@@ -283,18 +253,18 @@ class Session:
             self._lookups.pop(nodeid, None)
             self._known.pop(nodeid, None)
 
-    def _getattr(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
+    def _getattr(self, request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
         (flags,) = abi.GETATTR_IN.unpack_from(self._buffer, _BODY)
         is_read = self._readers[nodeid] or self._quick.has_readers(nodeid)
         if is_read and not flags & abi.GETATTR_FH:  # with it, lseek(2) asks where the end is
             self._extend_cache(nodeid)
-        return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._known[nodeid])
+        return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._known[nodeid], request)
 
     def _extend_cache(self, nodeid: int) -> None:
         """Let readers through the page cache go on until a read is short."""
         self._reply(0, abi.NOTIFY_STORE, abi.NOTIFY_STORE_OUT.pack(nodeid, self._quick.far_out(), 1, 0) + b"\0")
 
-    def _setattr(self, _request: Request, nodeid: int, _nr: int, cred: Cred) -> bytes:
+    def _setattr(self, request: Request, nodeid: int, _nr: int, cred: Cred) -> bytes:
         """Times are taken without effect, and sizes for most files: the value stays what it is until a write."""
         valid, mode, uid, gid = abi.SETATTR_IN.unpack_from(self._buffer, _BODY)
         if valid & abi.FATTR_MODE:
@@ -304,7 +274,7 @@ class Session:
         if valid & (abi.FATTR_UID | abi.FATTR_GID):
             owner = (uid if valid & abi.FATTR_UID else -1, gid if valid & abi.FATTR_GID else -1)
             self._tree.chown(self._node(nodeid).path, *owner)
-        return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._known[nodeid])
+        return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._known[nodeid], request)
 
     def _listxattr(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
         """None of these file systems has any."""
@@ -351,11 +321,12 @@ class Session:
 
     # Files.
 
-    def _open(self, _request: Request, nodeid: int, _nr: int, cred: Cred) -> bytes:
+    def _open(self, request: Request, nodeid: int, _nr: int, cred: Cred) -> bytes:
         flags, _ = abi.OPEN_IN.unpack_from(self._buffer, _BODY)
-        file = self._tree.open(self._node(nodeid).path, flags, cred)
+        file = self._tree.open(self._node(nodeid).path, flags, cred, interrupted=request.goes_on)
         if flags & os.O_TRUNC:
-            file.truncate(cred)
+            file.truncate(cred, interrupted=request.goes_on)
+        self._have_turn(request)
         handle = self._quick.open(nodeid, file, flags)
         if handle is None:
             handle = next(self._handles)
@@ -384,31 +355,45 @@ class Session:
     def _read(self, request: Request, _nodeid: int, _nr: int, cred: Cred) -> bytes:
         handle, offset, size, _, _, flags = abi.READ_IN.unpack_from(self._buffer, _BODY)
         nonblock = bool(flags & os.O_NONBLOCK)
-        turn = self._quick.turn
+        now = self._quick.now
         file = self._file(handle)
-        data = file.read(size, offset, cred, nonblock=nonblock, interrupted=request)
-        is_tables = file.text is not None and handle not in self._open_files
-        if is_tables and (request.waits or not self._quick.was_read(handle, file, turn)):
-            self._keep(handle, file)
+        if handle in self._open_files:
+            return file.read(size, offset, cred, nonblock=nonblock, interrupted=request)
+        before = file.text
+        try:
+            data = file.read(size, offset, cred, nonblock=nonblock, interrupted=request)
+        finally:
+            self._have_turn(request)
+            is_new = file.text is not None and (offset == 0 or file.text is not before)
+            if is_new and not self._quick.was_read(handle, file, *now):
+                self._keep(handle, file)
+            else:
+                self._quick.give_back(handle, file)
         return data
 
     def _write(self, request: Request, _nodeid: int, _nr: int, cred: Cred) -> bytes:
         handle, offset, size, *_ = abi.WRITE_IN.unpack_from(self._buffer, _BODY)
         start = _BODY + abi.WRITE_IN.size
         data = bytes(self._buffer[start : start + size])
-        return abi.WRITE_OUT.pack(self._file(handle).write(data, offset, cred, interrupted=request), 0)
+        file = self._file(handle)
+        try:
+            return abi.WRITE_OUT.pack(file.write(data, offset, cred, interrupted=request), 0)
+        finally:
+            self._have_turn(request)
+            if handle not in self._open_files:
+                self._quick.give_back(handle, file)
 
-    def _release(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
+    def _release(self, request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
         (handle,) = abi.RELEASE_IN.unpack_from(self._buffer, _BODY)
         self._polled.pop(handle, None)
         file = self._open_files.pop(handle)
-        if handle & loop.QUICK:
+        if handle & layout.QUICK:
             self._quick.close(handle)
         else:
             self._readers[nodeid] -= file.hides_size
             if not self._readers[nodeid]:
                 del self._readers[nodeid]
-        file.release()
+        file.release(interrupted=request.goes_on)
         return b""
 
     def _poll(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
@@ -439,10 +424,10 @@ class Session:
     def _unlink(self, _request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
         self._tree.unlink(self._path(nodeid, Opcode.UNLINK, nr))
 
-    def _mkdir(self, _request: Request, nodeid: int, nr: int, cred: Cred) -> bytes:
+    def _mkdir(self, request: Request, nodeid: int, nr: int, cred: Cred) -> bytes:
         name = self._name(Opcode.MKDIR, nr)
-        self._tree.mkdir(self._path(nodeid, Opcode.MKDIR, nr), cred)
-        return self._entry(self._tree.child(self._node(nodeid), name))
+        self._tree.mkdir(self._path(nodeid, Opcode.MKDIR, nr), cred, interrupted=request.goes_on)
+        return self._entry(self._tree.child(self._node(nodeid), name), request)
 
     def _rmdir(self, request: Request, nodeid: int, nr: int, cred: Cred) -> bytes:
         self._tree.rmdir(self._path(nodeid, Opcode.RMDIR, nr), cred, interrupted=request)
@@ -469,30 +454,18 @@ def mount(
 def serve(tree: Tree, fd: int, on_ready: Callable[[], None] = lambda: None) -> None:
     """The same over a connection that somebody else mounted, and unmounts; it is closed at the end."""
     try:
-        with _ending_signals() as (ended, end):
+        with ending_signals() as (ended, end):
             session = Session(tree, fd, on_ready, end)
-            session.start()
+            session.threads.start()
             os.read(ended, 1)
-            session.close()
+            session.threads.close()
     finally:
         os.close(fd)
 
 
-@contextmanager
-def _ending_signals() -> Iterator[tuple[int, Callable[[], None]]]:
-    """A descriptor that can be read as soon as a signal has come or `end()` was called, and `end`."""
-    ended, end = os.pipe2(os.O_CLOEXEC)
-    os.set_blocking(end, False)
-    before = {number: signal.signal(number, lambda _number, _frame: None) for number in _SIGNALS}
-    woken = signal.set_wakeup_fd(end)
-    try:
-        yield ended, lambda: void(os.write(end, b"."))
-    finally:
-        signal.set_wakeup_fd(woken)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        # the pipe stays: a thread that serves may still call `end`
-
-
-def void(_result: object) -> None:
-    """For a callback of which no result is wanted."""
+def _put_reply(reply: memoryview, unique: int, error: int, data: bytes) -> int:
+    """-> its bytes."""
+    nr_bytes = abi.OUT_HEADER.size + len(data)
+    abi.OUT_HEADER.pack_into(reply, 0, nr_bytes, error, unique)
+    reply[abi.OUT_HEADER.size : nr_bytes] = data
+    return nr_bytes

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The compiled part of fuse_dev: opens, reads and closes that need no Python, answered without it.
+"""The compiled part of fuse_dev: opens, reads, writes and closes that need no Python, answered without it.
 
 Theory of operation
     Most requests are for a few small files, by programs that read them over and over, and mean open, read, close.
     Python takes ten times as long to answer those as the kernel takes to bring them, and does it on one CPU only. So
     each serving thread is in `serve` most of the time, without the interpreter's lock. Requests that a table has the
     answer to are answered there, on as many CPUs as there are threads; with any other the thread takes the turn and
-    goes back to Python (fuse_dev.py), which fills the table (fuse_table.py).
+    goes back to Python (fuse_dev.py), which fills the table (fuse_table.py). The reply that Python made is sent here
+    too, as the thread comes back: who sends has neither the turn nor the interpreter's lock.
 
     The table has three kinds of rows.
     - A slot is a file that was opened before: who may open it how, and its text if one was made. Where the file's
@@ -19,15 +20,18 @@ Theory of operation
     of a change before the turn in which it was made has begun; so who reads after he was told of a change gets a text
     from after it. Who reads meanwhile gets the old one or the new one.
 
+    A whole number written into a file that is just that number (Attr.plain) goes into a list, and is taken with that.
+    Whoever gets the machine next sets it, before he does or looks at anything else, so nobody can tell that it was not
+    set at once. Only plain decimal numbers are read here; with all else that a sysctl takes Python has to deal.
+
     `guard` is held for the table, for no longer than a text takes to copy, and never in a call that could wait; the
     turn is held while Python answers.
-
-    The table and each thread's buffer are one record each, as what is passed to a compiled function costs by the piece.
 """
 
+import errno
 import os
 from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -36,75 +40,42 @@ from numpy.typing import NDArray
 
 from fs import fuse_abi as abi
 from fs.fuse_abi import Opcode
-from kernelsim.jit import F, njit
-
-MAX_TEXT = 1 << 16
-"""Longer texts are answered by Python."""
-MAX_WRITE = 1 << 20
-MAX_REQUEST = MAX_WRITE + (1 << 12)
-QUICK = 1 << 62
-"""Set in the handle of an open file that has a row here."""
-
-NR_SLOTS, NR_FILES = 1024, 1024
-NR_TEXTS = NR_SLOTS + NR_FILES  # each has one at most
-
-slot_dtype = np.dtype(
-    [
-        (name, np.int64)
-        for name in ("nodeid", "names", "turns", "text", "by_owner", "by_anyone", "traits", "nr_open", "nr_readers")
-    ]
+from fs.fuse_layout import (
+    HIDES_SIZE,
+    MAX_DIGITS,
+    NOTIFY_AT,
+    NR_FILES,
+    NR_NOTIFY,
+    NR_SLOTS,
+    NR_STORES,
+    ONE_POSITION,
+    PLAIN,
+    QUICK,
+    REPLY_BODY,
+    REQUEST_AT,
+    SHOWS_ITSELF,
+    TRUNCATABLE,
+    Buffer,
+    Counts,
+    Table,
+    make_buffer,
+    make_table,
 )
-"""names and turns: Changes.counts as of which names, access and text hold. text: its row, or -1. by_owner, by_anyone:
-what may be done with it, READ and WRITE."""
-HIDES_SIZE, ONE_POSITION, TRUNCATABLE = 1, 2, 4
-"""Traits of a file: its text is longer than stat(2) says; all of it is read at position 0; O_TRUNC does something."""
-file_dtype = np.dtype([(name, np.int64) for name in ("slot", "text", "open_flags", "is_quick", "next")])
-text_dtype = np.dtype([(name, np.int64) for name in ("address", "nr_bytes", "nr_users")])
-table_dtype = np.dtype(
-    [
-        ("slots", slot_dtype, (NR_SLOTS,)),
-        ("files", file_dtype, (NR_FILES,)),
-        ("texts", text_dtype, (NR_TEXTS,)),
-        ("free_file", np.int64),
-        ("far_out", np.int64),
-        ("owner_uid", np.int64),
-        ("turn", np.int64, (16,)),  # a pthread_mutex_t has 5 to 6 words; zeros are one that nobody holds
-        ("guard", np.int64, (16,)),
-    ]
-)
-
-_REQUEST, _NOTIFY = MAX_TEXT + 64, MAX_TEXT + 16
-_BODY, _REPLY_BODY = abi.IN_HEADER.size, abi.OUT_HEADER.size
-_FIELDS = {
-    "reply_bytes": ("i4", 0),
-    "reply_error": ("i4", 4),
-    "reply_unique": ("i8", 8),
-    "reply_handle": ("i8", _REPLY_BODY),
-    "reply_flags": ("i8", _REPLY_BODY + 8),
-    "notify_bytes": ("i4", _NOTIFY),
-    "notify_code": ("i4", _NOTIFY + 4),
-    "notify_nodeid": ("i8", _NOTIFY + 16),
-    "notify_position": ("i8", _NOTIFY + 24),
-    "notify_size": ("i4", _NOTIFY + 32),
-    "errno": ("i4", _REQUEST),
-    "opcode": ("i4", _REQUEST + 4),
-    "unique": ("i8", _REQUEST + 8),
-    "nodeid": ("i8", _REQUEST + 16),
-    "uid": ("i4", _REQUEST + 24),
-    "open_flags": ("i4", _REQUEST + _BODY),
-    "handle": ("i8", _REQUEST + _BODY),
-    "offset": ("i8", _REQUEST + _BODY + 8),
-    "size": ("i4", _REQUEST + _BODY + 16),
-}
-"""Of a thread's buffer: of the reply, of a NOTIFY_STORE of one byte, of the request (see fuse_abi.py)."""
+from kernelsim.jit import F, i64, njit
 
 _PAGE = 4096
 READ, WRITE = 4, 2
-_ACCMODE, _O_RDONLY, _O_WRONLY, _O_TRUNC = os.O_ACCMODE, os.O_RDONLY, os.O_WRONLY, os.O_TRUNC
-_OP_OPEN, _OP_READ, _OP_RELEASE = int(Opcode.OPEN), int(Opcode.READ), int(Opcode.RELEASE)
+_ACCMODE, _O_RDONLY, _O_WRONLY, _O_TRUNC, _O_APPEND = (
+    *(os.O_ACCMODE, os.O_RDONLY, os.O_WRONLY, os.O_TRUNC, os.O_APPEND),
+)
+_OP_OPEN, _OP_READ, _OP_WRITE, _OP_RELEASE = (
+    int(op) for op in (Opcode.OPEN, Opcode.READ, Opcode.WRITE, Opcode.RELEASE)
+)
+_NEWLINE, _DIGIT_0, _DIGIT_9 = b"\n09"
 _OPEN_FLAGS = abi.FOPEN_DIRECT_IO | abi.FOPEN_NOFLUSH
-_NR_OPEN_OUT = abi.OPEN_OUT.size
-_NR_NOTIFY = _REPLY_BODY + abi.NOTIFY_STORE_OUT.size + 1
+_EINVAL = errno.EINVAL
+_NR_OPEN_OUT, _NR_WRITE_OUT = abi.OPEN_OUT.size, abi.WRITE_OUT.size
+_NR_WRITE_IN = abi.IN_HEADER.size + abi.WRITE_IN.size
 
 _address, _size = types.uintp, types.uintp
 _c_read: Callable[..., int] = types.ExternalFunction("read", types.intp(types.int32, _address, _size))
@@ -114,45 +85,28 @@ _c_errno: Callable[[], int] = types.ExternalFunction("__errno_location", types.u
 _c_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(_address))
 _c_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(_address))
 
-Table: TypeAlias = Any
-"""Array of one `table_dtype`."""
-Buffer: TypeAlias = Any
-"""Array of one record of _FIELDS."""
-Counts: TypeAlias = NDArray[np.int64]
-"""Changes.counts: turns, names."""
-
-
-def make_table(owner_uid: int, far_out: int) -> Table:
-    """An empty one. `far_out`: the first position that _extend_cache takes."""
-    table = np.zeros(1, dtype=table_dtype)
-    table["files"]["next"] = [*range(1, NR_FILES), -1]
-    table["slots"]["text"] = -1
-    table["owner_uid"], table["far_out"] = owner_uid, far_out
-    return table
-
-
-def make_buffer() -> tuple[Buffer, memoryview]:
-    """A thread's, and where in it Python finds the request."""
-    formats, offsets = zip(*_FIELDS.values(), strict=True)
-    fields = {"names": list(_FIELDS), "formats": formats, "offsets": offsets, "itemsize": _REQUEST + MAX_REQUEST}
-    buffer: NDArray[Any] = np.zeros(1, dtype=np.dtype(fields))  # type: ignore[call-overload]
-    buffer["notify_bytes"], buffer["notify_code"], buffer["notify_size"] = _NR_NOTIFY, abi.NOTIFY_STORE, 1
-    return buffer, buffer.view(np.uint8).data[_REQUEST:]
+BAD_REPLY = -(1 << 20)
 
 
 @njit
-def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool) -> int:
-    """Answer requests until one comes that cannot be answered here -> its bytes; the turn is taken then.
+def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool, nr_reply: int) -> int:
+    """Send the reply of so many bytes that Python made, and answer requests until one comes that cannot be answered
+    here -> its bytes; the turn is taken then.
 
-    0, -errno: there are no more to read, or none could be read.
+    0, -errno: there are no more to read, or none could be read. BAD_REPLY: the kernel did not take the reply.
     """
     reply = buffer.ctypes.data
     if has_turn:
         _c_unlock(table[0].turn.ctypes.data)
+    if nr_reply and _c_write(fd, reply, nr_reply) < 0:
+        _c_memcpy(reply + REQUEST_AT, _c_errno(), 4)
+        if buffer[0].errno == _EINVAL:
+            _c_lock(table[0].turn.ctypes.data)
+            return BAD_REPLY
     while True:
-        nr = _c_read(fd, reply + _REQUEST, buffer.itemsize - _REQUEST)
+        nr = _c_read(fd, reply + REQUEST_AT, buffer.itemsize - REQUEST_AT)
         if nr < 0:
-            _c_memcpy(reply + _REQUEST, _c_errno(), 4)
+            _c_memcpy(reply + REQUEST_AT, _c_errno(), 4)
             nr = -int(buffer[0].errno)
         nr_reply = _answer(fd, buffer, table, counts) if nr > 0 else 0
         if not nr_reply:
@@ -160,6 +114,12 @@ def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool)
             return nr
         buffer[0].reply_bytes, buffer[0].reply_error, buffer[0].reply_unique = nr_reply, 0, buffer[0].unique
         _c_write(fd, reply, nr_reply)
+
+
+@njit
+def take_turn(table: Table) -> None:
+    """Wait for it: for a thread that had given it away."""
+    _c_lock(table[0].turn.ctypes.data)
 
 
 def njit_brief(function: F) -> F:
@@ -191,6 +151,8 @@ def _answer(fd: int, buffer: Buffer, table: Table, counts: Counts) -> int:
         return _read(buffer, table, counts)
     if opcode == _OP_OPEN:
         return _open(fd, buffer, table, counts)
+    if opcode == _OP_WRITE:
+        return _write(buffer, table, counts)
     if opcode == _OP_RELEASE:
         return _release(buffer, table)
     return 0
@@ -222,8 +184,8 @@ def _open(fd: int, buffer: Buffer, table: Table, counts: Counts) -> int:
     buffer[0].notify_nodeid, buffer[0].notify_position = nodeid, table[0].far_out
     _unlock(table)
     if access & READ and slot.traits & HIDES_SIZE:
-        _c_write(fd, buffer.ctypes.data + _NOTIFY, _NR_NOTIFY)  # fuse_dev.py says why
-    return _REPLY_BODY + _NR_OPEN_OUT
+        _c_write(fd, buffer.ctypes.data + NOTIFY_AT, NR_NOTIFY)  # fuse_dev.py says why
+    return REPLY_BODY + _NR_OPEN_OUT
 
 
 @njit
@@ -250,12 +212,12 @@ def _read(buffer: Buffer, table: Table, counts: Counts) -> int:
     nr_reply = 0
     if file.is_quick and _access(buffer[0].uid, slot, table) & READ:
         if offset and slot.traits & ONE_POSITION:
-            nr_reply = _REPLY_BODY
+            nr_reply = REPLY_BODY
         elif _has_text(file, slot, table, counts, offset):
             text = table[0].texts[file.text]
             nr = max(min(size, text.nr_bytes - offset), 0)
-            _c_memcpy(buffer.ctypes.data + _REPLY_BODY, text.address + offset, nr)
-            nr_reply = _REPLY_BODY + nr
+            _c_memcpy(buffer.ctypes.data + REPLY_BODY, text.address + offset, nr)
+            nr_reply = REPLY_BODY + nr
     _unlock(table)
     return nr_reply
 
@@ -266,6 +228,8 @@ def _has_text(file: Any, slot: Any, table: Table, counts: Counts, offset: int) -
     if offset and file.text >= 0:
         return True
     if slot.text < 0 or slot.names != counts[1] or slot.turns != counts[0]:
+        return False
+    if slot.stores != counts[2] and not slot.traits & SHOWS_ITSELF:  # it may go by one of them
         return False
     _use(file, table, slot.text)
     return True
@@ -282,6 +246,52 @@ def _use(user: Any, table: Table, text: int) -> None:
 
 
 @njit
+def _write(buffer: Buffer, table: Table, counts: Counts) -> int:
+    handle, nr_bytes = buffer[0].handle, buffer[0].size
+    if not handle & QUICK or buffer[0].offset or buffer[0].length != _NR_WRITE_IN + nr_bytes:
+        return 0
+    value = _number(buffer[0].octets, nr_bytes)
+    if value < 0:
+        return 0
+    file = table[0].files[handle & (NR_FILES - 1)]
+    _lock(table)
+    slot = table[0].slots[file.slot]
+    is_taken = (
+        file.is_quick
+        and slot.traits & PLAIN
+        and not file.open_flags & _O_APPEND
+        and slot.names == counts[1]
+        and _access(buffer[0].uid, slot, table) & WRITE
+        and slot.lo <= value <= slot.hi
+        and counts[2] - table[0].nr_settled < NR_STORES
+    )
+    if is_taken:
+        store = table[0].stores[counts[2] & (NR_STORES - 1)]
+        store.nodeid, store.value = slot.nodeid, value
+        counts[2] += 1
+        _use(slot, table, -1)
+    _unlock(table)
+    buffer[0].reply_handle = nr_bytes
+    return REPLY_BODY + _NR_WRITE_OUT if is_taken else 0
+
+
+@njit
+def _number(octets: Any, nr_bytes: int) -> int:
+    """What a plain decimal number, with or without a newline, comes to; -1 for anything else."""
+    if not 0 < nr_bytes <= MAX_DIGITS:
+        return -1
+    nr_digits = nr_bytes - (octets[nr_bytes - 1] == _NEWLINE)
+    if not nr_digits or (octets[0] == _DIGIT_0 and nr_digits > 1):  # octal, in some files
+        return -1
+    value = 0
+    for at in range(nr_digits):
+        if not _DIGIT_0 <= octets[at] <= _DIGIT_9:
+            return -1
+        value = value * 10 + i64(octets[at]) - _DIGIT_0
+    return value
+
+
+@njit
 def _release(buffer: Buffer, table: Table) -> int:
     handle = buffer[0].handle
     if not handle & QUICK:
@@ -292,7 +302,7 @@ def _release(buffer: Buffer, table: Table) -> int:
     if is_quick:
         _close(table, row)
     _unlock(table)
-    return _REPLY_BODY if is_quick else 0
+    return REPLY_BODY if is_quick else 0
 
 
 @njit
@@ -311,7 +321,9 @@ def _close(table: Table, row: int) -> None:
 
 
 @njit_brief
-def enter(table: Table, nodeid: int, names: int, by_owner: int, by_anyone: int, traits: int, flags: int) -> int:
+def enter(
+    table: Table, nodeid: int, names: int, by_owner: int, by_anyone: int, traits: int, lo: int, hi: int, flags: int
+) -> int:
     """A file is opened, and its next opens shall be answered here -> the row of this one.
 
     -1: another file is in its place and open, or all rows are taken.
@@ -322,15 +334,19 @@ def enter(table: Table, nodeid: int, names: int, by_owner: int, by_anyone: int, 
     if (slot.nodeid == nodeid or not slot.nr_open) and table[0].free_file >= 0:
         if slot.nodeid != nodeid:
             _use(slot, table, -1)
-        slot.nodeid, slot.names, slot.by_owner, slot.by_anyone, slot.traits = nodeid, names, by_owner, by_anyone, traits
+        slot.nodeid, slot.names, slot.by_owner, slot.by_anyone = nodeid, names, by_owner, by_anyone
+        slot.traits, slot.lo, slot.hi = traits, lo, hi
         row = _take_row(table, index, flags)
     _unlock(table)
     return row
 
 
 @njit_brief
-def put_text(table: Table, row: int, turns: int, content: NDArray[np.uint8], nr_bytes: int) -> int:
-    """A reader was given a text, which is the file's as of `turns` (-1: of no more) -> the text's row.
+def put_text(
+    table: Table, counts: Counts, row: int, turns: int, stores: int, content: NDArray[np.uint8], nr_bytes: int
+) -> int:
+    """A reader was given a text, which is the file's as of `turns` and `stores` if these still are the counts -> the
+    text's row.
 
     `content` has to stay where it is until another text gets that row.
     """
@@ -343,9 +359,22 @@ def put_text(table: Table, row: int, turns: int, content: NDArray[np.uint8], nr_
     table[0].texts[text].address, table[0].texts[text].nr_bytes = content.ctypes.data, nr_bytes
     _use(file, table, text)
     _use(slot, table, text)
-    slot.turns = turns
+    slot.turns, slot.stores = turns if stores == counts[2] else -1, stores
     _unlock(table)
     return text
+
+
+@njit_brief
+def take_stores(table: Table, counts: Counts, into: NDArray[np.int64]) -> int:
+    """Move what was stored and is not set yet, (nodeid, value) in its order -> how many."""
+    _lock(table)
+    first, nr = table[0].nr_settled, counts[2] - table[0].nr_settled
+    for at in range(nr):
+        store = table[0].stores[(first + at) & (NR_STORES - 1)]
+        into[at, 0], into[at, 1] = store.nodeid, store.value
+    table[0].nr_settled = counts[2]
+    _unlock(table)
+    return i64(nr)
 
 
 @njit_brief
@@ -376,13 +405,15 @@ def next_far_out(table: Table) -> int:
 
 def load() -> None:
     """Have all of this compiled, or loaded from where it was kept."""
-    table, (buffer, _), counts = make_table(0, 0), make_buffer(), np.zeros(2, dtype=np.int64)
+    table, (buffer, _, _), counts = make_table(0, 0), make_buffer(), np.zeros(3, dtype=np.int64)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    serve(null, buffer, table, counts, False)  # finds the end of the file
+    serve(null, buffer, table, counts, False, 0)  # finds the end of the file
     os.close(null)
     give_turn(table)
-    row = enter(table, abi.ROOT_ID, 0, READ, READ, 0, 0)
-    put_text(table, row, 0, np.frombuffer(b"text", dtype=np.uint8), 4)
+    take_turn(table)
+    row = enter(table, abi.ROOT_ID, 0, READ, READ, 0, 0, 0, 0)
+    put_text(table, counts, row, 0, 0, np.frombuffer(b"text", dtype=np.uint8), 4)
+    take_stores(table, counts, np.zeros((NR_STORES, 2), dtype=np.int64))
     hand_over(table, row)
     close(table, row)
     next_far_out(table)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Python's side of the table that fuse_loop.py answers from: what gets into it, and open files that come out of it.
 
-All of this is called with the turn. A text goes in with the number of the turn of the machine before which it was
-begun to be made; if that is still the number when it is there, nothing can have changed it meanwhile.
+All of this is called with the turn, but `settle`, which is called with the machine. A text goes in with the number of
+the turn of the machine before which it was begun to be made; if that is still the number when it is there, nothing can
+have changed it meanwhile.
 """
 
 import errno
@@ -11,12 +12,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fs import fuse_layout as layout
 from fs import fuse_loop as loop
 from fs.kernfs import OpenFile, Tree
 from fs.rules import RULES
-from kernelsim.attr import File, Flavour, Node
+from kernelsim.attr import File, Flavour, Int, Node
 
 _MAX_MADE = 256
+_NO_NUMBER = Int(0, 0)
 
 
 class QuickFiles:
@@ -30,11 +33,16 @@ class QuickFiles:
         self._tree = tree
         self._node = node
         self._is_used = is_used
+        self._changes = tree.changes
         self._counts = tree.changes.counts
         self._made: dict[tuple[int, int], OpenFile] = {}
-        self._texts: list[bytes] = [b""] * loop.NR_TEXTS
+        self._texts: list[bytes] = [b""] * layout.NR_TEXTS
+        self._plain: dict[int, File] = {}
+        self._stores = np.zeros((layout.NR_STORES, 2), dtype=np.int64)
         self.counts = np.frombuffer(self._counts, dtype=np.int64)
-        self.table = loop.make_table(tree.uid, far_out)
+        self.table = layout.make_table(tree.uid, far_out)
+        self.table["nr_settled"] = self._changes.nr_settled
+        self._changes.settle = self.settle
         slots, files = self.table[0]["slots"], self.table[0]["files"]
         self._nodeid_of, self._nr_readers = slots["nodeid"].item, slots["nr_readers"].item
         self._slot_of, self._text_of, self._flags_of = (files[name].item for name in ("slot", "text", "open_flags"))
@@ -45,57 +53,76 @@ class QuickFiles:
         if not self._is_used or node.attr.is_stream:
             return None
         names = self._counts[1]
-        traits = loop.HIDES_SIZE * bool(not RULES[node.flavour].file_size and node.attr.readable)
-        traits |= loop.ONE_POSITION * (node.flavour is Flavour.SYSCTL) | loop.TRUNCATABLE * node.attr.truncatable
+        kind, number = node.attr.kind, _NO_NUMBER
+        if self._tree.settles and node.flavour is Flavour.SYSCTL and node.attr.plain and isinstance(kind, Int):
+            number = kind
+            self._plain[nodeid] = node
         if not node.alive:
             return None
-        row = loop.enter(self.table, nodeid, names, *self._tree.access(node), traits, flags)
-        return loop.QUICK | row if row >= 0 else None
+        row = loop.enter(
+            self.table, nodeid, names, *self._tree.access(node), _traits(node, number), number.lo, number.hi, flags
+        )
+        return layout.QUICK | row if row >= 0 else None
 
     def open_file(self, handle: int) -> OpenFile:
-        """What a handle of the table's stands for, until the next request. Raises EBADF for any other handle.
+        """What a handle of the table's stands for, for one request. Raises EBADF for any other handle.
 
-        All open files of one node and the same flags differ in their texts only, so one object does for them.
+        All open files of one node and the same flags differ in their texts only, so one object does for them, in turns.
         """
-        if not handle & loop.QUICK:
+        if not handle & layout.QUICK:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        row = handle ^ loop.QUICK
-        key = nodeid, flags = self._nodeid_of(self._slot_of(row)), self._flags_of(row)
-        file = self._made.get(key)
+        row = handle ^ layout.QUICK
+        nodeid, flags = self._nodeid_of(self._slot_of(row)), self._flags_of(row)
+        file = self._made.pop((nodeid, flags), None)
         if file is None:
             node = self._node(nodeid)
             assert isinstance(node, File)
-            if len(self._made) >= _MAX_MADE:
-                self._made.clear()
-            file = self._made[key] = OpenFile(self._tree, node, flags)
+            file = OpenFile(self._tree, node, flags)
         text = self._text_of(row)
         file.read_on(self._texts[text] if text >= 0 else None)
         return file
 
-    def was_read(self, handle: int, file: OpenFile, turn: int) -> bool:
-        """A reader is at this file's text, which was begun to be made in that turn. False: the table cannot have it."""
+    def give_back(self, handle: int, file: OpenFile) -> None:
+        """The request is over, and what `open_file` gave is not kept."""
+        if len(self._made) >= _MAX_MADE:
+            self._made.clear()
+        row = handle ^ layout.QUICK
+        self._made[self._nodeid_of(self._slot_of(row)), self._flags_of(row)] = file
+
+    def was_read(self, handle: int, file: OpenFile, turn: int, stores: int) -> bool:
+        """A reader is at this file's text, which was begun to be made when the counts were these.
+
+        False: the table cannot have it.
+        """
         text = file.text
-        if text is None or len(text) > loop.MAX_TEXT:
+        if text is None or len(text) > layout.MAX_TEXT:
             return False
         fresh = turn if turn == self._counts[0] and self._tree.counts_turns else -1
         content = np.frombuffer(text or b"\0", dtype=np.uint8)
-        self._texts[loop.put_text(self.table, handle ^ loop.QUICK, fresh, content, len(text))] = text
+        at = loop.put_text(self.table, self.counts, handle ^ layout.QUICK, fresh, stores, content, len(text))
+        self._texts[at] = text
         return True
+
+    def settle(self) -> None:
+        """Set the values that were stored, in their order. For whoever holds the machine."""
+        nr = loop.take_stores(self.table, self.counts, self._stores)
+        for nodeid, value in self._stores[:nr].tolist():
+            file = self._plain[nodeid]
+            file.attr.__set__(file.kobj, value)
+        self._changes.nr_settled += nr
 
     def hand_over(self, handle: int) -> None:
         """From now on all requests for an open file come to us, so what was made up for it is its own."""
-        row = handle ^ loop.QUICK
-        loop.hand_over(self.table, row)
-        self._made.pop((self._nodeid_of(self._slot_of(row)), self._flags_of(row)), None)
+        loop.hand_over(self.table, handle ^ layout.QUICK)
 
     def close(self, handle: int) -> None:
         """The end of one that was handed over."""
-        loop.close(self.table, handle ^ loop.QUICK)
+        loop.close(self.table, handle ^ layout.QUICK)
 
     @property
-    def turn(self) -> int:
-        """Number of the machine's turn that began last."""
-        return self._counts[0]
+    def now(self) -> tuple[int, int]:
+        """Number of the machine's turn that began last, and of the last store."""
+        return self._counts[0], self._counts[2]
 
     def far_out(self) -> int:
         """A position beyond all that were taken before: only such a byte moves the end."""
@@ -103,5 +130,16 @@ class QuickFiles:
 
     def has_readers(self, nodeid: int) -> bool:
         """Has anybody a file open whose text is longer than it says?"""
-        slot = nodeid & (loop.NR_SLOTS - 1)
+        slot = nodeid & (layout.NR_SLOTS - 1)
         return bool(self._nodeid_of(slot) == nodeid and self._nr_readers(slot))
+
+
+def _traits(node: File, number: Int) -> int:
+    attr = node.attr
+    return (
+        layout.HIDES_SIZE * (attr.readable and not RULES[node.flavour].file_size)
+        | layout.ONE_POSITION * (node.flavour is Flavour.SYSCTL)
+        | layout.TRUNCATABLE * attr.truncatable
+        | layout.SHOWS_ITSELF * attr.shows_itself
+        | layout.PLAIN * (number is not _NO_NUMBER)
+    )

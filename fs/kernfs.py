@@ -200,10 +200,11 @@ class OpenFile:
         """Is there a text to read although stat(2) says that there are 0 bytes?"""
         return self._readable and not self._rules.file_size and not self.node.attr.is_stream and self.node.attr.readable
 
-    def release(self) -> None:
+    def release(self, *, interrupted: Callable[[], bool] = _never) -> None:
         """The last close(2)."""
         if self._user:
-            self._tree.ask(Request(requests.RELEASE, self.node.path, self.node.ino, user=self._user), ROOT)
+            request = Request(requests.RELEASE, self.node.path, self.node.ino, user=self._user)
+            self._tree.ask(request, ROOT, interrupted=interrupted)
 
     def write(self, data: bytes, offset: int, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> int:
         """pwrite(2) -> bytes taken. Raises OSError as the attribute's kind and store do."""
@@ -229,10 +230,11 @@ class OpenFile:
         nr_taken: int = self._tree.ask(request, cred, interrupted=interrupted)
         return nr_taken
 
-    def truncate(self, cred: Cred = ROOT) -> None:
+    def truncate(self, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> None:
         """ftruncate(2), and what open(2) with O_TRUNC comes to."""
         if self.node.attr.truncatable:
-            self._tree.ask(Request(requests.TRUNCATE, self.node.path, self.node.ino), cred)
+            request = Request(requests.TRUNCATE, self.node.path, self.node.ino)
+            self._tree.ask(request, cred, interrupted=interrupted)
 
     def _render(self, cred: Cred, interrupted: Callable[[], bool]) -> bytes:
         node = self.node
@@ -251,6 +253,7 @@ class Tree:
     now_ns      shown as the time of every node
     run_as      drives an operation on behalf of whoever asks
     request     `call` for requests, as (perform, request, cred); `call` itself if None
+    settles     these three begin with Changes.settle where there is something to be set
     outside     what does not follow from requests is read through it
     """
 
@@ -266,12 +269,14 @@ class Tree:
         run_as: RunAs = run_directly,
         request: Callable[..., Any] | None = None,
         outside: Ask = ask_directly,
+        settles: bool = False,
     ) -> None:
         self.call = call
         self.look = look or call
         self.counts_turns = look is not None
         self.changes = registry.changes
         self.uid = uid
+        self.settles = settles
         self._request = request
         self._registry = registry
         self._nodes = registry.nodes
@@ -297,14 +302,14 @@ class Tree:
         """stat(2). Raises ENOENT."""
         return self.stat(self._lookup(path))
 
-    def stat(self, node: Node) -> Stat:
+    def stat(self, node: Node, *, interrupted: Callable[[], bool] = _never) -> Stat:
         """fstat(2); a removed node still has its numbers."""
         rules = RULES[node.flavour]
         blksize = rules.blksize
         if isinstance(node, File):
             mode, nlink, size = node.mode, 1, rules.file_size
             if node.attr.is_stream:
-                size = self.call(node.attr.stream_size, node.kobj)
+                size = self.call(node.attr.stream_size, node.kobj, interrupted=interrupted)
             if isinstance(node.attr.kind, Bytes):
                 blksize = Bytes.BLKSIZE
         elif isinstance(node, Dir):
@@ -331,7 +336,7 @@ class Tree:
             raise error(errno.EINVAL, path)
         return node.target
 
-    def open(self, path: str, flags: int, cred: Cred = ROOT) -> OpenFile:
+    def open(self, path: str, flags: int, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> OpenFile:
         """open(2) of a file that is there. O_TRUNC is for `OpenFile.truncate`, as FUSE asks for it. Raises EACCES."""
         node = self._lookup(path)
         if not isinstance(node, File):
@@ -342,7 +347,8 @@ class Tree:
         user = 0
         if node.attr.has_users:
             privileged = int(cred.uid in (0, self.uid))
-            user = self.ask(Request(requests.OPEN, path, node.ino, pos=privileged, flags=flags), cred)
+            request = Request(requests.OPEN, path, node.ino, pos=privileged, flags=flags)
+            user = self.ask(request, cred, interrupted=interrupted)
         return OpenFile(self, node, flags, user)
 
     # Changing the tree.
@@ -359,9 +365,9 @@ class Tree:
         """Files go with what they describe, not by unlink(2)."""
         raise error(RULES[self._lookup(path).flavour].remove, path)
 
-    def mkdir(self, path: str, cred: Cred = ROOT) -> None:
+    def mkdir(self, path: str, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> None:
         """Make an item in a configfs directory."""
-        self.ask(Request(requests.MKDIR, path), cred)
+        self.ask(Request(requests.MKDIR, path), cred, interrupted=interrupted)
 
     def rmdir(self, path: str, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> None:
         """Remove an item of a configfs directory; only the wait for requests inside it can be interrupted."""

@@ -199,7 +199,18 @@ class Attr(Generic[T]):
     @property
     def kept(self) -> bool:
         """Does a text hold until somebody has held the machine? A stored value does."""
-        return self._kept or (self._show is None and self.default is not None)
+        return self._kept or self.shows_itself
+
+    @property
+    def shows_itself(self) -> bool:
+        """Is its text just its value?"""
+        return self._show is None and self.default is not None
+
+    @property
+    def plain(self) -> bool:
+        """Is it a whole number of which nobody is told that it was written? Then it is enough to set it before anybody
+        looks at anything."""
+        return type(self.kind) in (Int, Bool) and self.shows_itself and not (self._store or self._stored)
 
     @property
     def has_users(self) -> bool:

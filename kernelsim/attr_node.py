@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,15 @@ class Changes:
 
     turns   turns of the machine in which anything could be changed; who holds the machine counts each as it begins
     names   files that came, went or got another mode, counted afterwards
+    stores  values that were taken by whoever does not hold the machine (Attr.plain); of these, the first `nr_settled`
+            were set. Who gets the machine calls `settle`, which sets the others, before he looks at anything
     """
 
     def __init__(self) -> None:
-        self.counts = memoryview(bytearray(16)).cast("Q")
-        """turns, names: shared with compiled code."""
+        self.counts = memoryview(bytearray(24)).cast("Q")
+        """turns, names, stores: shared with compiled code."""
+        self.nr_settled = 0
+        self.settle: Callable[[], object] = lambda: None
 
     def begin_turn(self) -> None:
         self.counts[0] += 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dpud.inject import BlockingWaitQueue
 from dpud.owner import FairLock, Owner
 
 TIMEOUT_S = 10.0
@@ -143,6 +144,60 @@ def test_an_interrupted_operation_is_closed_and_gives_eintr(waits: bool) -> None
     assert caught.value.errno == errno.EINTR
     assert undone == [True], "the operation's clean-up must run, as owner of the machine"
     assert owner.call(lambda: 1) == 1
+
+
+class Caller:
+    """An `interrupted` that rouses who sleeps; counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.gone, self.nr_asked = False, 0
+        self.rouse: Callable[[], object] = lambda: None
+
+    def __call__(self) -> bool:
+        self.nr_asked += 1
+        return self.gone
+
+
+def test_who_waits_is_left_alone_until_it_is_interrupted() -> None:
+    owner, queue, caller, errors = Owner(), BlockingWaitQueue(), Caller(), list[int | None]()
+
+    def blocked() -> Generator[BlockingWaitQueue, None, None]:
+        while True:
+            yield queue
+
+    def read() -> None:
+        try:
+            owner.call(blocked, interrupted=caller)
+        except OSError as error:
+            errors.append(error.errno)
+
+    thread = in_thread(read)
+    for _ in range(int(TIMEOUT_S * 100)):
+        if queue._asleep:
+            break
+        thread.join(0.01)
+    thread.join(0.3)  # six times as long as it would be asked after
+    assert caller.nr_asked == 2, "its first wait of all ends at once"
+    caller.gone = True
+    caller.rouse()
+    thread.join(TIMEOUT_S)
+    assert errors == [errno.EINTR]
+
+
+def test_who_does_not_get_the_machine_soon_is_told_so() -> None:
+    """A FUSE thread then gives away what others need."""
+    owner, holds, told, order = Owner(), threading.Event(), threading.Event(), list[str]()
+
+    def hold() -> None:
+        holds.set()
+        assert told.wait(TIMEOUT_S)
+        order.append("held")
+
+    first = in_thread(lambda: owner.call(hold))
+    assert holds.wait(TIMEOUT_S)
+    owner.call(order.append, "then", interrupted=lambda: bool(told.set()))
+    first.join(TIMEOUT_S)
+    assert order == ["held", "then"]
 
 
 def test_close_ends_blocked_readers_but_not_short_requests() -> None:

@@ -100,6 +100,6 @@ def served(tree: Tree) -> Iterator[OtherSide]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         session = Session(tree, theirs.fileno(), lambda: None, lambda: None)
-        session.start()
+        session.threads.start()
         yield OtherSide(session, ours)
         assert session.nr_failures == 0

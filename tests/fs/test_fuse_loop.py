@@ -4,7 +4,7 @@
 import errno
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,9 +12,11 @@ from machines import MM_CONFIGFS, NODES_SYSFS, VM, Lab
 from other_side import OtherSide, served
 
 from dpud.owner import Owner
-from fs import fuse_loop as loop
+from fs import fuse_abi as abi
+from fs import fuse_layout as layout
+from fs.fuse_abi import Opcode
 from fs.kernfs import Tree
-from kernelsim.attr import File
+from kernelsim.attr import Attr, File, Int, Kobject, Text
 
 pytestmark = pytest.mark.slow  # a machine, and the loop's loading
 
@@ -37,7 +39,7 @@ def owner(lab: Lab) -> Owner:
 
 @pytest.fixture
 def side(lab: Lab, owner: Owner) -> Iterator[OtherSide]:
-    with served(Tree(lab.registry, owner.call, owner.look)) as other_side:
+    with served(Tree(lab.registry, owner.call, owner.look, settles=True)) as other_side:
         yield other_side
 
 
@@ -45,10 +47,11 @@ def kept_files(lab: Lab) -> list[str]:
     return [path for path, _, attr in lab.registry.walk() if attr.kept and attr.readable]
 
 
-def assert_fresh(side: OtherSide, lab: Lab) -> None:
+def assert_fresh(side: OtherSide, lab: Lab, owner: Owner) -> None:
     for path in kept_files(lab):
-        fresh = lab.registry.read(path)
-        assert side.cat(path) == fresh, path
+        text = side.cat(path)
+        fresh = owner.look(lab.registry.read, path)
+        assert text == fresh, path
         assert side.cat(path) == fresh, f"{path}, from the table"
 
 
@@ -80,17 +83,17 @@ def test_a_kept_text_is_what_would_be_made_now(side: OtherSide, lab: Lab, owner:
     rng = random.Random(seed)
     try:
         assert len(kept_files(lab)) > 60
-        assert_fresh(side, lab)
+        assert_fresh(side, lab, owner)
         for _ in range(40):
             changes(side, lab, owner, rng)
-            assert_fresh(side, lab)
+            assert_fresh(side, lab, owner)
     except BaseException:
         print(f"seed {seed}")
         raise
 
 
 def is_quick(side: OtherSide, handle: int) -> bool:
-    return bool(handle & loop.QUICK and side.session._quick.table[0]["files"]["is_quick"][handle ^ loop.QUICK])
+    return bool(handle & layout.QUICK and side.session._quick.table[0]["files"]["is_quick"][handle ^ layout.QUICK])
 
 
 def test_what_is_read_again_does_not_come_to_python(side: OtherSide, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,12 +101,92 @@ def test_what_is_read_again_does_not_come_to_python(side: OtherSide, lab: Lab, m
     text = side.cat(KNOB), side.cat(f"{NODE0}/vmstat")
     came: list[int] = []
     answer = side.session._one_request
-    monkeypatch.setattr(side.session, "_one_request", lambda nr: came.append(nr) or answer(nr))
+    monkeypatch.setattr(side.session, "_one_request", lambda nr, reply: came.append(nr) or answer(nr, reply))
     nodeids = [lab.registry.nodes[path].ino for path in (KNOB, f"{NODE0}/vmstat")]
     monkeypatch.setattr(side, "lookup", lambda path: nodeids[path != KNOB])
     for _ in range(3):
         assert (side.cat(KNOB), side.cat(f"{NODE0}/vmstat")) == text
     assert not came
+
+
+@pytest.fixture
+def came(side: OtherSide, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Requests that came to Python; looking up KNOB is none."""
+    came: list[int] = []
+    answer, ino = side.session._one_request, lab.registry.nodes[KNOB].ino
+    side.echo("7", KNOB)  # so that it is known
+    monkeypatch.setattr(side.session, "_one_request", lambda nr, reply: came.append(nr) or answer(nr, reply))
+    monkeypatch.setattr(side, "lookup", lambda path: ino)
+    return came
+
+
+def test_numbers_are_taken_without_python(side: OtherSide, lab: Lab, owner: Owner, came: list[int]) -> None:
+    for number in range(5):
+        side.echo(f"{number}\n", KNOB)
+    side.echo("8", KNOB)
+    assert not came
+    assert owner.look(lab.registry.read, KNOB) == b"8\n", "who looks at the machine finds the last one"
+    side.echo("9", KNOB)
+    assert side.cat(KNOB) == b"9\n", "who reads the file, too"
+    assert len(came) == 1
+
+
+def test_more_numbers_than_the_list_holds(side: OtherSide, lab: Lab, owner: Owner, came: list[int]) -> None:
+    for number in range(layout.NR_STORES * 2 + 10):
+        side.echo(str(number), KNOB)
+    assert 0 < len(came) <= 2
+    assert owner.look(lab.registry.read, KNOB) == b"%d\n" % (layout.NR_STORES * 2 + 9)
+
+
+class Percent(Kobject):
+    """A number, and a text that goes by it."""
+
+    percent = Attr(Int(0, 100), 1, doc="A number.")
+    shown = Attr(Text(), doc="The number.", kept=True, mode=0o444)
+
+    @shown.show
+    def _shown(self) -> str:
+        return f"{self.percent} %"
+
+
+def test_a_store_outdates_texts_that_may_go_by_it(side: OtherSide, lab: Lab) -> None:
+    lab.registry.add("/proc/sys/toy", Percent())
+    for number in (1, 5, 9):
+        side.echo(str(number), "/proc/sys/toy/percent")
+        assert [side.cat("/proc/sys/toy/shown") for _ in range(2)] == [b"%d %%\n" % number] * 2
+
+
+def outcome(write: Callable[[], int]) -> int | str:
+    try:
+        return write()
+    except OSError as refused:
+        return os.strerror(refused.errno or 0)
+
+
+def test_what_is_taken_here_is_what_python_would_take(side: OtherSide, lab: Lab, owner: Owner) -> None:
+    """Random bytes of the sort that numbers consist of, and the same written into another machine's file."""
+    twin, seed = Lab((32, 32)), random.randrange(10**6)
+    rng = random.Random(seed)
+    for _ in range(1500):
+        size = rng.choice((1, 2, 3, 4, 5, 9, 10, 11, 12))
+        data = bytes(rng.choices(b"0123456789\n \t-+x\0", (*[3] * 10, 4, 1, 1, 1, 1, 1, 1), k=size))
+        knob = rng.choice((KNOB, f"{VM}/max_map_count", f"{VM}/dpu_compact_enabled"))
+        handle = side.open(knob, os.O_WRONLY | os.O_TRUNC)
+        got = outcome(lambda handle=handle, data=data: side.write(handle, data))
+        side.release(handle)
+        assert got == outcome(lambda knob=knob, data=data: twin.registry.write(knob, data.decode())), (seed, data)
+        if rng.randrange(2):
+            assert owner.look(lab.registry.read, knob) == twin.registry.read(knob), (seed, data)
+
+
+def test_what_may_not_be_written_is_not_taken_here_either(side: OtherSide, lab: Lab, owner: Owner) -> None:
+    """sysctl asks at each write who it is; what a chmod or a wrong position forbids is noticed, too."""
+    side.echo("7", KNOB)
+    handle = side.open(KNOB, os.O_WRONLY)
+    assert side.write(handle, b"8\n") == 2
+    assert outcome(lambda: side.write(handle, b"9\n", uid=NOBODY)) == os.strerror(errno.EPERM)
+    assert side.write(handle, b"9\n", offset=1) == 2, "beyond position 0 it is ignored"
+    assert owner.look(lab.registry.read, KNOB) == b"8\n"
 
 
 def test_each_open_file_reads_on_in_its_own_text(side: OtherSide) -> None:
@@ -134,16 +217,16 @@ def test_a_sysctl_is_read_at_its_start_only(side: OtherSide) -> None:
 def test_more_open_files_than_rows(side: OtherSide) -> None:
     table = side.session._quick.table[0]
     side.cat(KNOB)
-    handles = [side.open(KNOB) for _ in range(loop.NR_FILES + 5)]
+    handles = [side.open(KNOB) for _ in range(layout.NR_FILES + 5)]
     assert len(set(handles)) == len(handles)
-    assert {bool(handle & loop.QUICK) for handle in handles} == {True, False}
+    assert {bool(handle & layout.QUICK) for handle in handles} == {True, False}
     assert {side.read(handle) for handle in handles} == {b"500\n"}
     for handle in handles:
         side.release(handle)
     slots = table["slots"]
     assert slots["nr_open"].sum() == slots["nr_readers"].sum() == 0
     assert table["texts"]["nr_users"].sum() == np.count_nonzero(slots["text"] >= 0)
-    assert side.open(KNOB) & loop.QUICK
+    assert side.open(KNOB) & layout.QUICK
 
 
 def test_a_file_in_whose_slot_another_is_open(side: OtherSide, lab: Lab) -> None:
@@ -151,13 +234,13 @@ def test_a_file_in_whose_slot_another_is_open(side: OtherSide, lab: Lab) -> None
     other = f"{NODE0}/distance"
     side.cat(KNOB)
     handle = side.open(KNOB)
-    lab.registry.nodes[other].ino = lab.registry.nodes[KNOB].ino + loop.NR_SLOTS
+    lab.registry.nodes[other].ino = lab.registry.nodes[KNOB].ino + layout.NR_SLOTS
     for _ in range(2):
         assert side.cat(other) == b"10 20\n"
         assert side.read(handle) == b"500\n"
     side.release(handle)
     side.cat(other)
-    assert side.open(other) & loop.QUICK
+    assert side.open(other) & layout.QUICK
 
 
 def test_rights_are_those_of_whoever_asks(side: OtherSide) -> None:
@@ -203,6 +286,12 @@ def test_a_removed_file_is_gone(side: OtherSide, lab: Lab) -> None:
     with pytest.raises(FileNotFoundError):
         side.read(handle)
     side.release(handle)
+
+
+def test_an_interrupt_of_a_request_that_does_not_wait_is_asked_for_again(side: OtherSide) -> None:
+    """Its thread may have read it, and not have come to answer it yet."""
+    with pytest.raises(BlockingIOError):
+        side.request(Opcode.INTERRUPT, 0, abi.INTERRUPT_IN.pack(4711))
 
 
 def test_what_appends_writes_on(side: OtherSide) -> None:

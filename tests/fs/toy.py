@@ -248,7 +248,7 @@ def serve(mountpoint: str) -> None:
         binding.FUSE = partial(binding.FUSE, debug=True)
     registry, owner = Toy().registry, Owner()
     owner.changes = registry.changes
-    tree = Tree(registry, owner.call, owner.look)
+    tree = Tree(registry, owner.call, owner.look, settles=True)
     server.mount(tree, mountpoint, allow_other=True, on_ready=lambda: print("ready", flush=True))
 
 

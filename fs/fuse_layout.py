@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The records that the compiled loop (fuse_loop.py) and Python share: the table that requests are answered from, and
+each thread's buffer. One record each, as what is passed to a compiled function costs by the piece."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fs import fuse_abi as abi
+
+MAX_TEXT = 1 << 16
+"""Longer texts are answered by Python."""
+MAX_WRITE = 1 << 20
+MAX_REQUEST = MAX_WRITE + (1 << 12)
+QUICK = 1 << 62
+"""Set in the handle of an open file that has a row here."""
+
+NR_SLOTS, NR_FILES, NR_STORES = 1024, 1024, 256
+NR_TEXTS = NR_SLOTS + NR_FILES  # each has one at most
+
+slot_dtype = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            *("nodeid", "names", "turns", "stores", "text", "by_owner", "by_anyone"),
+            *("traits", "lo", "hi", "nr_open", "nr_readers"),
+        )
+    ]
+)
+"""names, turns and stores: Changes.counts as of which names, access and text hold. text: its row, or -1. by_owner,
+by_anyone: what may be done with it, READ and WRITE. lo, hi: of the numbers that a plain file takes."""
+HIDES_SIZE, ONE_POSITION, TRUNCATABLE, SHOWS_ITSELF, PLAIN = 1, 2, 4, 8, 16
+"""Traits of a file: its text is longer than stat(2) says; all of it is read at position 0; O_TRUNC does something; its
+text is just its value; numbers are taken here."""
+file_dtype = np.dtype([(name, np.int64) for name in ("slot", "text", "open_flags", "is_quick", "next")])
+text_dtype = np.dtype([(name, np.int64) for name in ("address", "nr_bytes", "nr_users")])
+store_dtype = np.dtype([(name, np.int64) for name in ("nodeid", "value")])
+table_dtype = np.dtype(
+    [
+        ("slots", slot_dtype, (NR_SLOTS,)),
+        ("files", file_dtype, (NR_FILES,)),
+        ("texts", text_dtype, (NR_TEXTS,)),
+        ("stores", store_dtype, (NR_STORES,)),
+        ("nr_settled", np.int64),
+        ("free_file", np.int64),
+        ("far_out", np.int64),
+        ("owner_uid", np.int64),
+        ("turn", np.int64, (16,)),  # a pthread_mutex_t has 5 to 6 words; zeros are one that nobody holds
+        ("guard", np.int64, (16,)),
+    ]
+)
+
+REQUEST_AT, NOTIFY_AT = MAX_TEXT + 64, MAX_TEXT + 16
+_BODY, REPLY_BODY = abi.IN_HEADER.size, abi.OUT_HEADER.size
+MAX_DIGITS = 10
+"""Bytes of a write that are looked at."""
+NR_NOTIFY = REPLY_BODY + abi.NOTIFY_STORE_OUT.size + 1
+_FIELDS = {
+    "reply_bytes": ("i4", 0),
+    "reply_error": ("i4", 4),
+    "reply_unique": ("i8", 8),
+    "reply_handle": ("i8", REPLY_BODY),
+    "reply_flags": ("i8", REPLY_BODY + 8),
+    "notify_bytes": ("i4", NOTIFY_AT),
+    "notify_code": ("i4", NOTIFY_AT + 4),
+    "notify_nodeid": ("i8", NOTIFY_AT + 16),
+    "notify_position": ("i8", NOTIFY_AT + 24),
+    "notify_size": ("i4", NOTIFY_AT + 32),
+    "errno": ("i4", REQUEST_AT),
+    "length": ("u4", REQUEST_AT),
+    "opcode": ("i4", REQUEST_AT + 4),
+    "unique": ("i8", REQUEST_AT + 8),
+    "nodeid": ("i8", REQUEST_AT + 16),
+    "uid": ("i4", REQUEST_AT + 24),
+    "open_flags": ("i4", REQUEST_AT + _BODY),
+    "handle": ("i8", REQUEST_AT + _BODY),
+    "offset": ("i8", REQUEST_AT + _BODY + 8),
+    "size": ("i4", REQUEST_AT + _BODY + 16),
+    "octets": (f"({MAX_DIGITS},)u1", REQUEST_AT + _BODY + abi.WRITE_IN.size),
+}
+"""Of a thread's buffer: of the reply, of a NOTIFY_STORE of one byte, of the request (see fuse_abi.py)."""
+
+Table: TypeAlias = Any
+"""Array of one `table_dtype`."""
+Buffer: TypeAlias = Any
+"""Array of one record of _FIELDS."""
+Counts: TypeAlias = NDArray[np.int64]
+"""Changes.counts: turns, names, stores."""
+
+
+def make_table(owner_uid: int, far_out: int) -> Table:
+    """An empty one. `far_out`: the first position that _extend_cache takes."""
+    table = np.zeros(1, dtype=table_dtype)
+    table["files"]["next"] = [*range(1, NR_FILES), -1]
+    table["slots"]["text"] = -1
+    table["owner_uid"], table["far_out"] = owner_uid, far_out
+    return table
+
+
+def make_buffer() -> tuple[Buffer, memoryview, memoryview]:
+    """A thread's, and where in it Python finds the request and puts the reply."""
+    formats, offsets = zip(*_FIELDS.values(), strict=True)
+    fields = {"names": list(_FIELDS), "formats": formats, "offsets": offsets, "itemsize": REQUEST_AT + MAX_REQUEST}
+    buffer: NDArray[Any] = np.zeros(1, dtype=np.dtype(fields))  # type: ignore[call-overload]
+    buffer["notify_bytes"], buffer["notify_code"], buffer["notify_size"] = NR_NOTIFY, abi.NOTIFY_STORE, 1
+    octets = buffer.view(np.uint8).data
+    return buffer, octets[REQUEST_AT:], octets[:NOTIFY_AT]

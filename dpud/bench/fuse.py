@@ -4,12 +4,14 @@
 
 A text is made once and kept until something may have changed it. So there are two kinds of figures: of files that are
 read again and again, as monitors do on a machine where little happens, and of files that were changed before each read.
+Of the two sysctls that are written, one is a number and nothing else, and setting the other one sets a third.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import cycle
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -33,7 +35,8 @@ _WAKE_UP_NS = 1_000_000_000
 _FILES = ("proc/meminfo", "proc/buddyinfo", "proc/zoneinfo", "proc/sys/vm/extfrag_threshold")
 _CHANGED = ("proc/buddyinfo", "proc/zoneinfo")
 _NODE_FILE = "sys/devices/system/node/node0/distance"
-_WRITTEN = "proc/sys/vm/dpu_compact_enabled"
+_CHANGING = "proc/sys/vm/nr_hugepages"
+_WRITTEN = ("proc/sys/vm/dpu_compact_enabled", "proc/sys/vm/overcommit_ratio")
 _PEER = "lxcfs"
 Operation = Callable[[str], None]
 
@@ -49,6 +52,16 @@ def echo(path: str) -> None:
     """What a shell's `echo 1 >` does to the file."""
     fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
     os.write(fd, b"1\n")
+    os.close(fd)
+
+
+_numbers = cycle((b"1\n", b"2\n"))
+
+
+def change(path: str) -> None:
+    """Write a number that was not there before."""
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
+    os.write(fd, next(_numbers))
     os.close(fd)
 
 
@@ -68,7 +81,7 @@ def latencies(operation: Operation, path: str, changed: str = "", duration_ns: i
     while now - begin < duration_ns:
         before = now
         if changed:
-            echo(changed)
+            change(changed)
             before = perf_counter_ns()
         operation(path)
         now = perf_counter_ns()
@@ -87,7 +100,7 @@ class Job:
     server: int
     """pid of who serves the file."""
     changed: str = ""
-    """What is written to before each read."""
+    """What is written to before each read: a file of the machine's that changes its free lists."""
     cpu_ns: int = 0
     """CPU time that the server used meanwhile."""
     rates: list[float] = field(default_factory=list)
@@ -111,10 +124,10 @@ class Job:
 
 
 def _jobs(mount: Path, peer: Path | None, nr: int) -> list[Job]:
-    ours, written = host.server_of(mount), str(mount / _WRITTEN)
+    ours, changing = host.server_of(mount), str(mount / _CHANGING)
     jobs = [Job(name, cat, str(mount / name), nr, ours) for name in (*_FILES, _NODE_FILE)]
-    jobs += [Job(f"{name} after a change", cat, str(mount / name), nr, ours, written) for name in _CHANGED]
-    jobs.append(Job(f"echo into {_WRITTEN}", echo, written, nr, ours))
+    jobs += [Job(f"{name} after a change", cat, str(mount / name), nr, ours, changing) for name in _CHANGED]
+    jobs += [Job(f"echo into {name}", echo, str(mount / name), nr, ours) for name in _WRITTEN]
     if peer is not None:
         jobs.append(Job(_PEER, cat, str(peer / "proc/meminfo"), nr, host.server_of(peer)))
     return jobs
@@ -186,9 +199,9 @@ def run() -> Report:
         "fuse",
         "reads and writes of small files through the mount",
         f"open+read+close of each file, rates and p99 of {NR_ROUNDS} rounds of {ROUND_NS / 1e9} s, in turns with "
-        f"{_PEER}'s proc/meminfo. `After a change`: a sysctl was written just before. Unpinned with 1 and 8 readers, "
-        "and with reader and both servers on one CPU, where what counts is CPU time and not how fast another CPU "
-        "wakes up.",
+        f"{_PEER}'s proc/meminfo. `After a change`: the hugetlb pool grew or shrank just before. Unpinned with 1 and 8 "
+        "readers, and with reader and both servers on one CPU, where what counts is CPU time and not how fast another "
+        "CPU wakes up.",
     )
     figures: list[Figure] = []
     for where, place, readers in (

@@ -35,6 +35,7 @@
     [mount]
     path = "/run/dpud"
     allow_other = true       # other users may look (needs user_allow_other in /etc/fuse.conf unless root)
+    control_group = ""       # a group whose members may write what root may; "": none
     nice = -10               # the daemon's priority, if it may have it
     server = "dev"           # speak FUSE to /dev/fuse directly; "libfuse": through mfusepy or fusepy
     [log]
@@ -69,14 +70,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from dpud.config_lines import key_and_problem, line_of, place_of, without_place
+from dpud.config_mount import Mount as Mount
+from dpud.config_mount import about as _about
 from dpud.errors import UserError
 from kernelsim.kconfig import Kconfig
-
-
-def _about(text: str) -> Meta:
-    """What a key means, for the manual page."""
-    return Meta(description=text)
-
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)")
@@ -211,22 +208,6 @@ class Gpu(Struct, frozen=True, forbid_unknown_fields=True):
         return {"memory": self.swap_memory, "nvme": self.swap_nvme, "ssd": self.swap_ssd, "hdd": self.swap_hdd}
 
 
-class Mount(Struct, frozen=True, forbid_unknown_fields=True):
-    path: Annotated[str | None, _about("Mount point; what `--mount` says goes before it.")] = None
-    allow_other: Annotated[
-        bool | None, _about("Other users may look; unless you are root, needs user_allow_other in /etc/fuse.conf.")
-    ] = None
-    server: Annotated[
-        Literal["dev", "libfuse"],
-        _about("Speak FUSE to /dev/fuse directly, or through mfusepy or fusepy, which is several times slower."),
-    ] = "dev"
-    nice: Annotated[
-        int,
-        Meta(ge=-20, le=19),
-        _about("Priority of the daemon, as of nice(1), where it may have it: all who use its files wait for it."),
-    ] = -10
-
-
 LEVELS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
 """Of the kernel log, by their numbers."""
 
@@ -355,7 +336,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         return Size(sum(node.memory for node in self.machine.nodes))
 
     def check_host(self, host_bytes: int) -> None:
-        """Raises ConfigError for a machine that a host with `host_bytes` of memory cannot emulate.
+        """Raises ConfigError for what a host with `host_bytes` of memory cannot emulate, and a group that it has not.
 
         Contents and page tables are sparse and only count against the address space; the memory map is all touched.
         """
@@ -367,6 +348,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
                 f"machine.nodes: {self.memory_bytes} needs {metadata >> 20}M of page metadata, "
                 f"this host has {host_bytes >> 20}M"
             )
+        try:
+            self.mount.control_gid()
+        except ValueError as error:
+            raise ConfigError(f"mount.control_group: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def assembled(options: RunOptions, driver: DpuDriver, kept: State | None, for_ro
     add_device_files(machine, driver)
     gpu = add_gpu(machine, owner, options.config, PacedClock(clock.now_ns))
     machine.registry.add("/proc", ConfigFile(options.config))
-    tree = _tree_of(machine, owner, kept, for_root)
+    tree = _tree_of(machine, owner, kept, for_root, options.config.mount.control_gid())
     owner.after()
     if kept is not None:
         kept.end_boot()
@@ -177,7 +177,7 @@ def running(live: Live, kept: State | None) -> Iterator[Live]:
         live.pacer.stop()
 
 
-def _tree_of(machine: Machine, owner: Owner, kept: State | None, for_root: bool) -> Tree:
+def _tree_of(machine: Machine, owner: Owner, kept: State | None, for_root: bool, control_gid: int | None) -> Tree:
     outside = ask_directly if kept is None else kept.outside.take
     return Tree(
         machine.registry,
@@ -185,6 +185,7 @@ def _tree_of(machine: Machine, owner: Owner, kept: State | None, for_root: bool)
         owner.look,
         uid=0 if for_root else os.geteuid(),
         gid=0 if for_root else os.getegid(),
+        control_gid=control_gid,
         run_as=_requests_of(machine, outside),
         request=owner.request,
         outside=outside,

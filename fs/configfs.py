@@ -30,6 +30,9 @@ def error(number: int, path: str) -> OSError:
     return OSError(number, os.strerror(number), path)
 
 
+MAX_ITEMS = 1 << 14
+"""In one directory: each is some 20 to 100 KB of the daemon's memory, which no quota of the host is charged with."""
+
 Ask = Callable[[Callable[[], Any]], Any]
 """Gives what its argument does: something that does not follow from the requests that came before."""
 
@@ -66,7 +69,7 @@ class Items:
                     event.set()
 
     def make(self, path: str) -> Operation[None]:
-        """mkdir(2). EEXIST, ENOENT without a parent, EPERM where none are made; else as the group says."""
+        """mkdir(2). EEXIST, ENOENT without a parent, EPERM where none are made, ENOSPC; else as the group says."""
         parent_path, _, name = path.rpartition("/")
         parent = self._registry.nodes.get(parent_path or "/")
         if path in self._registry.nodes:
@@ -76,6 +79,8 @@ class Items:
         group = _group_of(parent)
         if group is None:
             raise error(RULES[parent.flavour].make, path)
+        if isinstance(parent, Dir) and len(parent.entries) >= MAX_ITEMS:
+            raise error(errno.ENOSPC, path)
         item = yield from outcome(group.make_item(name))
         self._registry.add(path, item)
 

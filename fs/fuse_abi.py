@@ -93,6 +93,28 @@ NAME_AT = {
 }
 """Where the name begins, behind the header."""
 
+SHORTEST = {
+    Opcode.FORGET: FORGET_IN.size,
+    Opcode.GETATTR: GETATTR_IN.size,
+    Opcode.SETATTR: SETATTR_IN.size,
+    Opcode.OPEN: OPEN_IN.size,
+    Opcode.READ: READ_IN.size,
+    Opcode.WRITE: WRITE_IN.size,
+    Opcode.RELEASE: RELEASE_IN.size,
+    Opcode.LISTXATTR: GETXATTR_IN.size,
+    Opcode.INIT: INIT_IN.size,
+    Opcode.READDIR: READ_IN.size,
+    Opcode.RELEASEDIR: RELEASE_IN.size,
+    Opcode.INTERRUPT: INTERRUPT_IN.size,
+    Opcode.POLL: POLL_IN.size,
+    Opcode.BATCH_FORGET: BATCH_FORGET_IN.size,
+    **NAME_AT,
+}
+"""Bytes behind the header that a request has at least; 0 where it is not named. The kernel never sends fewer."""
+
+MAX_POSITION = 2**63 - 1
+"""Of a file: loff_t is signed."""
+
 # Flags of INIT.
 ASYNC_READ, ATOMIC_O_TRUNC, BIG_WRITES, PARALLEL_DIROPS, MAX_PAGES = 1 << 0, 1 << 3, 1 << 5, 1 << 18, 1 << 22
 

@@ -7,8 +7,7 @@ Theory of operation
     A request that has to wait gives the turn away, and its thread goes on alone (fuse_threads.py). So a blocked reader
     or a long store holds nothing but its thread.
 
-    - A node's id is its inode number, which is never used again. A node is known here from its first LOOKUP until the
-      kernel forgets it; one that was removed meanwhile is ENOENT.
+    - A node's id is its inode number, which is never used again; one that was removed meanwhile is ENOENT.
     - Every open gets FOPEN_DIRECT_IO, so sizes may lie as they do in /proc and each read(2) reaches us, and
       FOPEN_NOFLUSH. O_TRUNC comes with the open. That makes `cat` 4 requests and `echo >` 3.
     - Operations that say nothing new are ENOSYS: the kernel hears it once and stops asking.
@@ -19,6 +18,8 @@ Theory of operation
       it not older than one more such byte.
     - poll(2) is answered at once. Who polls a stream that has nothing is told when it has; of each open file the last
       poll is remembered.
+    - A user may have so many open files, texts and waiting requests (shares.py). What the kernel would not send is
+      EINVAL; a handle or a node it does not know are EBADF and ESTALE.
     - The kernel checks mode bits of ordinary users (`default_permissions`); what it lets root do is checked here.
     - OSError becomes its errno. Anything else is a bug: EIO, a traceback in the log and a count.
 """
@@ -40,10 +41,13 @@ from fs.caller import comm_of, groups_of
 from fs.ending import ending_signals
 from fs.fuse_abi import NAME_AT, Opcode
 from fs.fuse_attach import attach, detach
+from fs.fuse_dirs import OpenDirs
+from fs.fuse_nodes import KnownNodes, name_in
 from fs.fuse_table import QuickFiles
 from fs.fuse_threads import Request, Threads
-from fs.kernfs import Cred, DirEntry, OpenFile, Tree
+from fs.kernfs import Cred, OpenFile, Tree
 from fs.mountpoint import check_mountable
+from fs.shares import Shares
 from kernelsim.attr import Node
 
 log = logging.getLogger(__name__)
@@ -68,14 +72,14 @@ class Session:
         self._fd = fd
         self._on_ready, self._on_end = on_ready, on_end
         self._buffer = memoryview(b"")  # of the thread that has the turn
-        self._known: dict[int, Node] = {abi.ROOT_ID: tree.root}
-        self._lookups: dict[int, int] = {}
+        self._nodes = KnownNodes(tree.root)
         self._open_files: dict[int, OpenFile] = {}
         self._polled: dict[int, int] = {}
         self._is_traced = log.isEnabledFor(logging.DEBUG)  # then each request is to be seen
-        self._quick = QuickFiles(tree, self._node_of_open, _FAR_OUT, is_used=not self._is_traced)
+        self._quick = QuickFiles(tree, self._nodes.get, _FAR_OUT, is_used=not self._is_traced)
         self._readers: Counter[int] = Counter()  # open files with `hides_size`, by nodeid
-        self._directories: dict[int, tuple[str, list[DirEntry]]] = {}
+        self._shares = Shares(tree.uid)
+        self._dirs = OpenDirs(tree, self._shares)
         self._handles = itertools.count(1)
         self._creds: dict[tuple[int, int, int], Cred] = {}
         self.threads = Threads(self._serve)
@@ -86,12 +90,15 @@ class Session:
 
     # Threads.
 
-    def _give_way(self, request: Request) -> None:
-        """The thread of `request`, which has the turn, is going to wait."""
-        is_missed = self.threads.one_waits(request)
+    def _give_way(self, request: Request) -> bool:
+        """The thread of `request`, which has the turn, is going to wait. False: it must not, and has the turn still."""
+        if not self._shares.wait(request.uid):
+            return False
+        if not self.threads.one_waits(request):
+            self._shares.go_on(request.uid)
+            return False
         loop.give_turn(self._quick.table)
-        if is_missed:
-            self.threads.start_one()
+        return True
 
     def _have_turn(self, request: Request) -> None:
         """After what may have been a wait."""
@@ -110,7 +117,7 @@ class Session:
                 self._buffer = view
                 request, nr_reply = self._one_request(nr, reply)
                 has_turn = request.has_turn
-                if request.waits and not self.threads.one_is_back(request):
+                if request.waits and not self._is_wanted_again(request):
                     return
             elif nr == loop.BAD_REPLY:
                 nr_reply = self._refused(reply)
@@ -119,10 +126,17 @@ class Session:
                 self._on_end()
                 return
 
+    def _is_wanted_again(self, request: Request) -> bool:
+        """The thread of a request that has waited; comes back when it is."""
+        self._shares.go_on(request.uid)
+        return self.threads.one_is_back(request)
+
     def _one_request(self, nr: int, reply: memoryview) -> tuple[Request, int]:
         """Answer the request in the buffer -> bytes of the reply, where that is to be sent as the thread comes back."""
-        _, opcode, unique, nodeid, uid, gid, pid, _ = abi.IN_HEADER.unpack_from(self._buffer)
-        request = Request(self._give_way, unique)
+        if nr < _BODY:  # there is no telling to whom
+            return Request(self._give_way, 0, 0), 0
+        length, opcode, unique, nodeid, uid, gid, pid, _ = abi.IN_HEADER.unpack_from(self._buffer)
+        request = Request(self._give_way, unique, uid)
         handler = self._handlers.get(opcode)
         if self._is_traced:
             log.debug("opcode: %s (%d)", Opcode(opcode).name if handler else "?", opcode)
@@ -130,11 +144,15 @@ class Session:
         data: bytes | None = b""
         if handler is None:
             error = errno.ENOSYS
+        elif length != nr or nr < _BODY + abi.SHORTEST.get(opcode, 0):
+            error = errno.EINVAL
         else:
             try:
                 data = handler(request, nodeid, nr, self._cred(uid, gid, pid))
             except Exception as problem:
                 error = self._errno(problem, opcode)
+                if request.refused and error == errno.EINTR:
+                    error = errno.EAGAIN
         if data is None:
             return request, 0
         if not request.waits and len(data) <= layout.MAX_TEXT:
@@ -204,19 +222,12 @@ class Session:
 
     # Names.
 
-    def _node(self, nodeid: int) -> Node:
-        node = self._known[nodeid]
-        if not node.alive:
-            raise OSError(errno.ENOENT, "removed")
-        return node
-
     def _name(self, opcode: Opcode, nr: int) -> str:
-        start = _BODY + NAME_AT[opcode]
-        return bytes(self._buffer[start:nr]).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+        return name_in(bytes(self._buffer[_BODY + NAME_AT[opcode] : nr]))
 
     def _path(self, nodeid: int, opcode: Opcode, nr: int) -> str:
         """The path that a request for a name in a directory is about."""
-        directory = self._node(nodeid).path
+        directory = self._nodes.alive(nodeid).path
         return f"{directory if directory != '/' else ''}/{self._name(opcode, nr)}"
 
     def _attr(self, node: Node, request: Request) -> bytes:
@@ -229,36 +240,29 @@ class Session:
 
     def _entry(self, node: Node, request: Request) -> bytes:
         attr = self._attr(node, request)
-        self._known[node.ino] = node
-        self._lookups[node.ino] = self._lookups.get(node.ino, 0) + 1
+        self._nodes.look_up(node)
         return abi.ENTRY_OUT.pack(node.ino, 0, CACHE_S, CACHE_S, 0, 0) + attr
 
     def _lookup(self, request: Request, nodeid: int, nr: int, _cred: Cred) -> bytes:
-        return self._entry(self._tree.child(self._node(nodeid), self._name(Opcode.LOOKUP, nr)), request)
+        return self._entry(self._tree.child(self._nodes.alive(nodeid), self._name(Opcode.LOOKUP, nr)), request)
 
     def _forget(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> None:
-        self._forget_one(nodeid, *abi.FORGET_IN.unpack_from(self._buffer, _BODY))
+        self._nodes.forget(nodeid, *abi.FORGET_IN.unpack_from(self._buffer, _BODY))
 
-    def _batch_forget(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> None:
+    def _batch_forget(self, _request: Request, _nodeid: int, nr: int, _cred: Cred) -> None:
         count, _ = abi.BATCH_FORGET_IN.unpack_from(self._buffer, _BODY)
         start = _BODY + abi.BATCH_FORGET_IN.size
+        if start + count * abi.FORGET_ONE.size > nr:
+            raise OSError(errno.EINVAL, "fewer than it says")
         for number in range(count):
-            self._forget_one(*abi.FORGET_ONE.unpack_from(self._buffer, start + number * abi.FORGET_ONE.size))
-
-    def _forget_one(self, nodeid: int, nr_lookups: int) -> None:
-        left = self._lookups.get(nodeid, 0) - nr_lookups
-        if left > 0:
-            self._lookups[nodeid] = left
-        elif nodeid != abi.ROOT_ID:
-            self._lookups.pop(nodeid, None)
-            self._known.pop(nodeid, None)
+            self._nodes.forget(*abi.FORGET_ONE.unpack_from(self._buffer, start + number * abi.FORGET_ONE.size))
 
     def _getattr(self, request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
         (flags,) = abi.GETATTR_IN.unpack_from(self._buffer, _BODY)
         is_read = self._readers[nodeid] or self._quick.has_readers(nodeid)
         if is_read and not flags & abi.GETATTR_FH:  # with it, lseek(2) asks where the end is
             self._extend_cache(nodeid)
-        return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._known[nodeid], request)
+        return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._nodes.get(nodeid), request)
 
     def _extend_cache(self, nodeid: int) -> None:
         """Let readers through the page cache go on until a read is short."""
@@ -268,13 +272,13 @@ class Session:
         """Times are taken without effect, and sizes for most files: the value stays what it is until a write."""
         valid, mode, uid, gid = abi.SETATTR_IN.unpack_from(self._buffer, _BODY)
         if valid & abi.FATTR_MODE:
-            self._tree.chmod(self._node(nodeid).path, mode)
+            self._tree.chmod(self._nodes.alive(nodeid).path, mode, cred)
         if valid & abi.FATTR_SIZE:
-            self._tree.truncate(self._node(nodeid).path, cred)
+            self._tree.truncate(self._nodes.alive(nodeid).path, cred)
         if valid & (abi.FATTR_UID | abi.FATTR_GID):
             owner = (uid if valid & abi.FATTR_UID else -1, gid if valid & abi.FATTR_GID else -1)
-            self._tree.chown(self._node(nodeid).path, *owner)
-        return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._known[nodeid], request)
+            self._tree.chown(self._nodes.alive(nodeid).path, *owner, cred)
+        return abi.ATTR_OUT.pack(CACHE_S, 0, 0) + self._attr(self._nodes.get(nodeid), request)
 
     def _listxattr(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
         """None of these file systems has any."""
@@ -282,83 +286,90 @@ class Session:
         return b"" if size else abi.GETXATTR_OUT.pack(0, 0)
 
     def _fsync(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
-        self._tree.fsync(self._node(nodeid).path)
+        self._tree.fsync(self._nodes.alive(nodeid).path)
         return b""
 
     _fsyncdir = _fsync
 
     def _readlink(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
-        return os.fsencode(self._tree.readlink(self._node(nodeid).path))
+        return os.fsencode(self._tree.readlink(self._nodes.alive(nodeid).path))
 
     # Directories.
 
-    def _opendir(self, _request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
+    def _opendir(self, _request: Request, nodeid: int, _nr: int, cred: Cred) -> bytes:
         handle = next(self._handles)
-        self._directories[handle] = (self._node(nodeid).path, [])
+        self._dirs.open(handle, self._nodes.alive(nodeid).path, cred.uid)
         return abi.OPEN_OUT.pack(handle, 0, 0)
 
     def _readdir(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
-        """Entries from number `offset` on; the list is made when it is read from the start."""
-        handle, offset, size, *_ = abi.READ_IN.unpack_from(self._buffer, _BODY)
-        path, entries = self._directories[handle]
-        if offset == 0:
-            entries = self._tree.readdir(path)
-            self._directories[handle] = (path, entries)
-        out = bytearray()
-        for number, entry in enumerate(entries[offset:], offset + 1):
-            name = entry.name.encode("utf-8", "surrogateescape")
-            padded = len(name) + -len(name) % 8
-            if len(out) + abi.DIRENT.size + padded > size:
-                break
-            out += abi.DIRENT.pack(entry.ino, number, len(name), stat.S_IFMT(entry.mode) >> 12) + name.ljust(
-                padded, b"\0"
-            )
-        return bytes(out)
+        return self._dirs.read(*abi.READ_IN.unpack_from(self._buffer, _BODY)[:3])
 
     def _releasedir(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
-        self._directories.pop(*abi.RELEASE_IN.unpack_from(self._buffer, _BODY))
+        self._dirs.close(*abi.RELEASE_IN.unpack_from(self._buffer, _BODY))
         return b""
 
     # Files.
 
     def _open(self, request: Request, nodeid: int, _nr: int, cred: Cred) -> bytes:
         flags, _ = abi.OPEN_IN.unpack_from(self._buffer, _BODY)
-        file = self._tree.open(self._node(nodeid).path, flags, cred, interrupted=request.goes_on)
-        if flags & os.O_TRUNC:
-            file.truncate(cred, interrupted=request.goes_on)
-        self._have_turn(request)
-        handle = self._quick.open(nodeid, file, flags)
-        if handle is None:
-            handle = next(self._handles)
-            self._open_files[handle] = file
-            self._readers[nodeid] += file.hides_size
+        file, handle = self._opened(self._nodes.alive(nodeid), flags, request, cred)
         if file.hides_size:
             self._extend_cache(nodeid)
         return abi.OPEN_OUT.pack(handle, abi.FOPEN_DIRECT_IO | abi.FOPEN_NOFLUSH, 0)
 
-    def _node_of_open(self, nodeid: int) -> Node:
-        return self._known[nodeid]
+    def _opened(self, node: Node, flags: int, request: Request, cred: Cred) -> tuple[OpenFile, int]:
+        """A file and its handle: one of the table's, or one that counts for who opens it. Raises ENFILE too."""
+        spare = next(self._handles)
+        if not self._shares.open(spare, cred.uid):
+            raise OSError(errno.ENFILE, "too many")
+        handle = None
+        try:
+            file = self._tree.open(node.path, flags, cred, interrupted=request.goes_on)
+            if flags & os.O_TRUNC:
+                file.truncate(cred, interrupted=request.goes_on)
+            self._have_turn(request)
+            if self._quick.has_room() or not self._shares.is_limited(cred.uid):
+                handle = self._quick.open(node.ino, file, flags)
+            if handle is None:
+                handle = spare
+                self._open_files[handle] = file
+                self._readers[node.ino] += file.hides_size
+        finally:
+            if handle != spare:
+                self._shares.close(spare)
+        return file, handle
 
-    def _file(self, handle: int, *, keep: bool = False) -> OpenFile:
+    def _file(self, handle: int, cred: Cred, *, keep: bool = False) -> OpenFile:
         """An open file. One of the table's is made up for the moment, unless there is more to `keep` than a text."""
         file = self._open_files.get(handle)
         if file is None:
             file = self._quick.open_file(handle)
             if keep or file.appends or not file.node.attr.kept:
-                self._keep(handle, file)
+                self._keep(handle, file, cred)
         return file
 
-    def _keep(self, handle: int, file: OpenFile) -> None:
+    def _keep(self, handle: int, file: OpenFile, cred: Cred) -> None:
         self._quick.hand_over(handle)
         self._open_files[handle] = file
+        self._shares.open(handle, cred.uid)
+
+    def _hold(self, handle: int, file: OpenFile) -> None:
+        """Its text counts for whoever opened it. Raises ENOMEM, and keeps none then."""
+        if not self._shares.hold(handle, len(file.text or b"")):
+            file.read_on(None)
+            raise OSError(errno.ENOMEM, "too much text")
 
     def _read(self, request: Request, _nodeid: int, _nr: int, cred: Cred) -> bytes:
         handle, offset, size, _, _, flags = abi.READ_IN.unpack_from(self._buffer, _BODY)
+        if offset > abi.MAX_POSITION:
+            raise OSError(errno.EINVAL, "beyond its end")
         nonblock = bool(flags & os.O_NONBLOCK)
         now = self._quick.now
-        file = self._file(handle)
+        file = self._file(handle, cred)
         if handle in self._open_files:
-            return file.read(size, offset, cred, nonblock=nonblock, interrupted=request)
+            data = file.read(size, offset, cred, nonblock=nonblock, interrupted=request)
+            self._hold(handle, file)
+            return data
         before = file.text
         try:
             data = file.read(size, offset, cred, nonblock=nonblock, interrupted=request)
@@ -366,16 +377,20 @@ class Session:
             self._have_turn(request)
             is_new = file.text is not None and (offset == 0 or file.text is not before)
             if is_new and not self._quick.was_read(handle, file, *now):
-                self._keep(handle, file)
+                self._keep(handle, file, cred)
             else:
                 self._quick.give_back(handle, file)
+        if handle in self._open_files:
+            self._hold(handle, file)
         return data
 
-    def _write(self, request: Request, _nodeid: int, _nr: int, cred: Cred) -> bytes:
+    def _write(self, request: Request, _nodeid: int, nr: int, cred: Cred) -> bytes:
         handle, offset, size, *_ = abi.WRITE_IN.unpack_from(self._buffer, _BODY)
         start = _BODY + abi.WRITE_IN.size
+        if start + size > nr or offset > abi.MAX_POSITION:
+            raise OSError(errno.EINVAL, "beyond its end")
         data = bytes(self._buffer[start : start + size])
-        file = self._file(handle)
+        file = self._file(handle, cred)
         try:
             return abi.WRITE_OUT.pack(file.write(data, offset, cred, interrupted=request), 0)
         finally:
@@ -383,30 +398,36 @@ class Session:
             if handle not in self._open_files:
                 self._quick.give_back(handle, file)
 
-    def _release(self, request: Request, nodeid: int, _nr: int, _cred: Cred) -> bytes:
+    def _release(self, request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
         (handle,) = abi.RELEASE_IN.unpack_from(self._buffer, _BODY)
         self._polled.pop(handle, None)
-        file = self._open_files.pop(handle)
+        file = self._open_files.pop(handle, None)
+        if file is None:
+            raise OSError(errno.EBADF, "not open")
+        self._shares.close(handle)
         if handle & layout.QUICK:
             self._quick.close(handle)
         else:
+            nodeid = file.node.ino
             self._readers[nodeid] -= file.hides_size
             if not self._readers[nodeid]:
                 del self._readers[nodeid]
         file.release(interrupted=request.goes_on)
         return b""
 
-    def _poll(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> bytes:
+    def _poll(self, _request: Request, _nodeid: int, _nr: int, cred: Cred) -> bytes:
         handle, kernel_handle, flags, _ = abi.POLL_IN.unpack_from(self._buffer, _BODY)
         notify = None
         if flags & abi.POLL_SCHEDULE_NOTIFY:
             self._polled[handle] = kernel_handle
-            notify = partial(self._wake_pollers, handle)
-        return abi.POLL_OUT.pack(self._file(handle, keep=True).poll(notify), 0)
+            notify = self._wake_pollers  # the same for all: who polls again and again is on the queue once
+        return abi.POLL_OUT.pack(self._file(handle, cred, keep=True).poll(notify), 0)
 
-    def _wake_pollers(self, handle: int) -> None:
-        if (kernel_handle := self._polled.pop(handle, None)) is not None:
-            self._reply(0, abi.NOTIFY_POLL, abi.NOTIFY_POLL_OUT.pack(kernel_handle))
+    def _wake_pollers(self) -> None:
+        """Something has come somewhere: all who poll look again."""
+        for handle in list(self._polled):
+            if (kernel_handle := self._polled.pop(handle, None)) is not None:
+                self._reply(0, abi.NOTIFY_POLL, abi.NOTIFY_POLL_OUT.pack(kernel_handle))
 
     # Changes. What the kernel's own file systems refuse is refused with their error.
 
@@ -427,7 +448,7 @@ class Session:
     def _mkdir(self, request: Request, nodeid: int, nr: int, cred: Cred) -> bytes:
         name = self._name(Opcode.MKDIR, nr)
         self._tree.mkdir(self._path(nodeid, Opcode.MKDIR, nr), cred, interrupted=request.goes_on)
-        return self._entry(self._tree.child(self._node(nodeid), name), request)
+        return self._entry(self._tree.child(self._nodes.alive(nodeid), name), request)
 
     def _rmdir(self, request: Request, nodeid: int, nr: int, cred: Cred) -> bytes:
         self._tree.rmdir(self._path(nodeid, Opcode.RMDIR, nr), cred, interrupted=request)

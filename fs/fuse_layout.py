@@ -2,6 +2,7 @@
 """The records that the compiled loop (fuse_loop.py) and Python share: the table that requests are answered from, and
 each thread's buffer. One record each, as what is passed to a compiled function costs by the piece."""
 
+import mmap
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +18,8 @@ QUICK = 1 << 62
 """Set in the handle of an open file that has a row here."""
 
 NR_SLOTS, NR_FILES, NR_STORES = 1024, 1024, 256
+NR_SHARED = NR_FILES // 2
+"""Rows that ordinary users may have: who keeps thousands of files open must not send all others to Python."""
 NR_TEXTS = NR_SLOTS + NR_FILES  # each has one at most
 
 slot_dtype = np.dtype(
@@ -44,6 +47,7 @@ table_dtype = np.dtype(
         ("stores", store_dtype, (NR_STORES,)),
         ("nr_settled", np.int64),
         ("free_file", np.int64),
+        ("nr_taken", np.int64),
         ("far_out", np.int64),
         ("owner_uid", np.int64),
         ("turn", np.int64, (16,)),  # a pthread_mutex_t has 5 to 6 words; zeros are one that nobody holds
@@ -102,7 +106,10 @@ def make_buffer() -> tuple[Buffer, memoryview, memoryview]:
     """A thread's, and where in it Python finds the request and puts the reply."""
     formats, offsets = zip(*_FIELDS.values(), strict=True)
     fields = {"names": list(_FIELDS), "formats": formats, "offsets": offsets, "itemsize": REQUEST_AT + MAX_REQUEST}
-    buffer: NDArray[Any] = np.zeros(1, dtype=np.dtype(fields))  # type: ignore[call-overload]
+    dtype: np.dtype[Any] = np.dtype(fields)  # type: ignore[call-overload]
+    # calloc(3) would clear recycled memory, and so have all of it
+    memory = mmap.mmap(-1, dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    buffer: NDArray[Any] = np.frombuffer(memory, dtype=dtype)
     buffer["notify_bytes"], buffer["notify_code"], buffer["notify_size"] = NR_NOTIFY, abi.NOTIFY_STORE, 1
     octets = buffer.view(np.uint8).data
     return buffer, octets[REQUEST_AT:], octets[:NOTIFY_AT]

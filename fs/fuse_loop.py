@@ -46,6 +46,7 @@ from fs.fuse_layout import (
     NOTIFY_AT,
     NR_FILES,
     NR_NOTIFY,
+    NR_SHARED,
     NR_SLOTS,
     NR_STORES,
     ONE_POSITION,
@@ -74,6 +75,7 @@ _OP_OPEN, _OP_READ, _OP_WRITE, _OP_RELEASE = (
 _NEWLINE, _DIGIT_0, _DIGIT_9 = b"\n09"
 _OPEN_FLAGS = abi.FOPEN_DIRECT_IO | abi.FOPEN_NOFLUSH
 _EINVAL = errno.EINVAL
+_NR_SHORTEST, _NR_READ = abi.IN_HEADER.size + abi.OPEN_IN.size, abi.IN_HEADER.size + abi.READ_IN.size
 _NR_OPEN_OUT, _NR_WRITE_OUT = abi.OPEN_OUT.size, abi.WRITE_OUT.size
 _NR_WRITE_IN = abi.IN_HEADER.size + abi.WRITE_IN.size
 
@@ -108,7 +110,7 @@ def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool,
         if nr < 0:
             _c_memcpy(reply + REQUEST_AT, _c_errno(), 4)
             nr = -int(buffer[0].errno)
-        nr_reply = _answer(fd, buffer, table, counts) if nr > 0 else 0
+        nr_reply = _answer(fd, buffer, table, counts) if nr >= _NR_SHORTEST and nr == buffer[0].length else 0
         if not nr_reply:
             _c_lock(table[0].turn.ctypes.data)
             return nr
@@ -166,6 +168,13 @@ def _access(uid: int, slot: Any, table: Table) -> int:
 
 
 @njit
+def _has_room(uid: int, table: Table) -> bool:
+    """Is there a row for an open file of that user?"""
+    is_limited = uid != 0 and uid != table[0].owner_uid
+    return bool(table[0].nr_taken < (NR_SHARED if is_limited else NR_FILES))
+
+
+@njit
 def _open(fd: int, buffer: Buffer, table: Table, counts: Counts) -> int:
     nodeid, flags = buffer[0].nodeid, int(buffer[0].open_flags)
     accmode = flags & _ACCMODE
@@ -173,7 +182,7 @@ def _open(fd: int, buffer: Buffer, table: Table, counts: Counts) -> int:
     index = nodeid & (NR_SLOTS - 1)
     slot = table[0].slots[index]
     _lock(table)
-    known = slot.nodeid == nodeid and slot.names == counts[1] and table[0].free_file >= 0
+    known = slot.nodeid == nodeid and slot.names == counts[1] and _has_room(buffer[0].uid, table)
     truncates = flags & _O_TRUNC and slot.traits & TRUNCATABLE
     if not known or access & ~_access(buffer[0].uid, slot, table) or truncates:
         _unlock(table)
@@ -194,6 +203,7 @@ def _take_row(table: Table, index: int, flags: int) -> int:
     row: int = table[0].free_file
     file, slot = table[0].files[row], table[0].slots[index]
     table[0].free_file = file.next
+    table[0].nr_taken += 1
     file.slot, file.text, file.open_flags, file.is_quick = index, -1, flags, 1
     slot.nr_open += 1
     if (flags & _ACCMODE) != _O_WRONLY and slot.traits & HIDES_SIZE:
@@ -204,7 +214,7 @@ def _take_row(table: Table, index: int, flags: int) -> int:
 @njit
 def _read(buffer: Buffer, table: Table, counts: Counts) -> int:
     handle, offset, size = buffer[0].handle, buffer[0].offset, buffer[0].size
-    if not handle & QUICK:
+    if not handle & QUICK or buffer[0].length < _NR_READ or offset < 0:
         return 0
     file = table[0].files[handle & (NR_FILES - 1)]
     _lock(table)
@@ -313,6 +323,7 @@ def _close(table: Table, row: int) -> None:
     slot.nr_open -= 1
     if (file.open_flags & _ACCMODE) != _O_WRONLY and slot.traits & HIDES_SIZE:
         slot.nr_readers -= 1
+    table[0].nr_taken -= 1
     file.next, file.is_quick = table[0].free_file, 0
     table[0].free_file = row
 

@@ -163,14 +163,16 @@ class FuseOps:
             if replaced := self._poll_handles.pop(fi.fh, None):
                 self._destroy_poll(replaced)
             self._poll_handles[fi.fh] = handle
-            notify = functools.partial(self._wake_pollers, fi.fh)
+            notify = self._wake_pollers
         revents[0] = self._open_files[fi.fh].poll(notify)
         return 0
 
-    def _wake_pollers(self, fh: int) -> None:
-        if handle := self._poll_handles.pop(fh, None):
-            self._notify_poll(handle)
-            self._destroy_poll(handle)
+    def _wake_pollers(self) -> None:
+        """All who poll look again."""
+        for fh in list(self._poll_handles):
+            if handle := self._poll_handles.pop(fh, None):
+                self._notify_poll(handle)
+                self._destroy_poll(handle)
 
     @operation
     def fsync(self, path: str | None, _datasync: int, fi: Any) -> int:
@@ -220,12 +222,12 @@ class FuseOps:
 
     @operation
     def chmod(self, path: str, mode: int) -> int:
-        self._tree.chmod(path, mode)
+        self._tree.chmod(path, mode, self._cred())
         return 0
 
     @operation
     def chown(self, path: str, uid: int, gid: int) -> int:
-        self._tree.chown(path, _signed(uid), _signed(gid))
+        self._tree.chown(path, _signed(uid), _signed(gid), self._cred())
         return 0
 
     @operation

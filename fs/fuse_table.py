@@ -44,8 +44,15 @@ class QuickFiles:
         self.table["nr_settled"] = self._changes.nr_settled
         self._changes.settle = self.settle
         slots, files = self.table[0]["slots"], self.table[0]["files"]
+        self._nr_taken = self.table["nr_taken"].item
         self._nodeid_of, self._nr_readers = slots["nodeid"].item, slots["nr_readers"].item
-        self._slot_of, self._text_of, self._flags_of = (files[name].item for name in ("slot", "text", "open_flags"))
+        self._slot_of, self._text_of, self._flags_of, self._is_quick = (
+            files[name].item for name in ("slot", "text", "open_flags", "is_quick")
+        )
+
+    def has_room(self) -> bool:
+        """Are there rows that ordinary users may have?"""
+        return bool(self._nr_taken(0) < layout.NR_SHARED)
 
     def open(self, nodeid: int, file: OpenFile, flags: int) -> int | None:
         """A handle of the table's for a file that was just opened, if it can have one."""
@@ -60,7 +67,14 @@ class QuickFiles:
         if not node.alive:
             return None
         row = loop.enter(
-            self.table, nodeid, names, *self._tree.access(node), _traits(node, number), number.lo, number.hi, flags
+            self.table,
+            nodeid,
+            names,
+            *self._tree.access.rights(node),
+            _traits(node, number),
+            number.lo,
+            number.hi,
+            flags,
         )
         return layout.QUICK | row if row >= 0 else None
 
@@ -72,6 +86,8 @@ class QuickFiles:
         if not handle & layout.QUICK:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         row = handle ^ layout.QUICK
+        if row >= layout.NR_FILES or not self._is_quick(row):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         nodeid, flags = self._nodeid_of(self._slot_of(row)), self._flags_of(row)
         file = self._made.pop((nodeid, flags), None)
         if file is None:

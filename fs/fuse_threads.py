@@ -22,24 +22,29 @@ def _nothing() -> None:
 
 
 class Request:
-    """One request; called, it tells whether its caller has gone. The first call gives the turn away."""
+    """One request; called, it tells whether its caller has gone. The first call gives the turn away.
 
-    __slots__ = ("give_way", "has_turn", "interrupted", "rouse", "unique", "waits")
+    One that must not wait is told that its caller has gone, and its caller EAGAIN.
+    """
 
-    def __init__(self, give_way: Callable[["Request"], object], unique: int) -> None:
+    __slots__ = ("give_way", "has_turn", "interrupted", "refused", "rouse", "uid", "unique", "waits")
+
+    def __init__(self, give_way: Callable[["Request"], bool], unique: int, uid: int) -> None:
         self.give_way = give_way
         self.unique = unique
+        self.uid = uid
         self.has_turn = True
         self.waits = False
+        self.refused = False
         self.interrupted = False
         self.rouse: Callable[[], object] = _nothing
         """Ends the sleep of who waits; set by himself, before he looks whether he was interrupted."""
 
     def __call__(self) -> bool:
-        if not self.waits:
-            self.waits, self.has_turn = True, False
-            self.give_way(self)
-        return self.interrupted
+        if not self.waits and not self.refused:
+            self.waits = self.give_way(self)
+            self.has_turn = self.refused = not self.waits
+        return self.interrupted or self.refused
 
     def goes_on(self) -> bool:
         """The same for what cannot be interrupted."""
@@ -72,18 +77,23 @@ class Threads:
         threading.Thread(target=self._serve, name="dpud-fuse", daemon=True).start()
 
     def one_waits(self, request: Request) -> bool:
-        """The thread of `request` is going to wait. True: one has to be started in its place."""
+        """The thread of `request` is going to wait, and another one serves. False: there is none, so it must not."""
+        with self._guard:
+            is_missed = self._nr_serving <= _NR_SERVING
+            spare = self._spare.popleft() if is_missed and self._spare else None
+        if is_missed and spare is None:
+            try:
+                self.start_one()
+            except RuntimeError:  # the system has no more
+                return False
         with self._guard:
             self._waiting[request.unique] = request
             if self._closing:
                 request.interrupted = True
-            self._nr_serving -= 1
-            is_missed = self._nr_serving < _NR_SERVING
-            self._nr_serving += is_missed
-            spare = self._spare.popleft() if is_missed and self._spare else None
+            self._nr_serving += is_missed - 1
         if spare is not None:
             spare.release()
-        return is_missed and spare is None
+        return True
 
     def one_is_back(self, request: Request) -> bool:
         """The request waits no longer; comes back when its thread is to serve again. False: it can end."""
@@ -92,7 +102,7 @@ class Threads:
             if self._nr_serving < _MAX_SERVING:
                 self._nr_serving += 1
                 return True
-            if len(self._spare) >= _MAX_SPARE:
+            if self._closing or len(self._spare) >= _MAX_SPARE:
                 return False
             wanted = threading.Lock()
             wanted.acquire()
@@ -109,7 +119,7 @@ class Threads:
         return request is not None
 
     def close(self) -> None:
-        """Interrupt all that wait, and see them answered."""
+        """Interrupt all that wait, and see them answered. Spare ones find out for themselves that it is over."""
         with self._guard:
             self._closing = True
             for request in self._waiting.values():
@@ -117,3 +127,6 @@ class Threads:
         deadline = time.monotonic() + _DRAIN_S
         while self._waiting and time.monotonic() < deadline:
             time.sleep(0.01)
+        with self._guard:
+            while self._spare:
+                self._spare.popleft().release()

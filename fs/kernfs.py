@@ -24,12 +24,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from fs import requests
+from fs.access import READ, WRITE, Access
 from fs.configfs import Ask, Items, ask_directly, error
 from fs.performer import Performer, RunAs, run_directly
 from fs.requests import ROOT as ROOT
 from fs.requests import Cred as Cred
 from fs.requests import Request
-from fs.rules import DIR_MODES, RULES, Rules
+from fs.rules import RULES, Rules
 from fs.seq_file import SeqFile
 from kernelsim.attr import (
     Dir,
@@ -45,8 +46,6 @@ from kernelsim.attr import (
 from kernelsim.kinds import Bytes
 
 R = TypeVar("R")
-
-READ, WRITE = 4, 2  # permission bits of one class
 
 NAME_MAX = 255
 
@@ -250,6 +249,7 @@ class Tree:
     call        runs what needs the machine
     look        the same for what changes nothing, where the turns of the machine are counted
     uid, gid    who the files belong to: whoever runs the emulated kernel is its root
+    control_gid group that may use what can be written (access.py)
     now_ns      shown as the time of every node
     run_as      drives an operation on behalf of whoever asks
     request     `call` for requests, as (perform, request, cred); `call` itself if None
@@ -265,6 +265,7 @@ class Tree:
         *,
         uid: int = 0,
         gid: int = 0,
+        control_gid: int | None = None,
         now_ns: int = 0,
         run_as: RunAs = run_directly,
         request: Callable[..., Any] | None = None,
@@ -276,13 +277,13 @@ class Tree:
         self.counts_turns = look is not None
         self.changes = registry.changes
         self.uid = uid
+        self.access = Access(registry, uid, gid, control_gid)
         self.settles = settles
         self._request = request
         self._registry = registry
         self._nodes = registry.nodes
         self._items = Items(registry, outside)
         self.performer = Performer(registry, self._items, run_as, outside)
-        self._gid = gid
         self._now_ns = now_ns
 
     # Reading the tree. Paths are absolute below the mount point.
@@ -313,12 +314,13 @@ class Tree:
             if isinstance(node.attr.kind, Bytes):
                 blksize = Bytes.BLKSIZE
         elif isinstance(node, Dir):
-            mode, size = DIR_MODES.get(node.path, rules.dir_mode), 0
+            mode, size = self.access.dir_mode(node), 0
             nlink = 2 + sum(isinstance(n, Dir) for n in tuple(node.entries.values())) if rules.counts_subdirs else 1
         else:
             mode, nlink, size = 0o777, 1, 0
         times = (self._now_ns,) * 3
-        return Stat(_type_bits(node) | mode, node.ino, nlink, self.uid, self._gid, size, blksize, *times)
+        gid = self.access.gid(node)
+        return Stat(_type_bits(node) | mode, node.ino, nlink, self.uid, gid, size, blksize, *times)
 
     def readdir(self, path: str) -> list[DirEntry]:
         """Names in a stable order, `.` and `..` first: `sysctl -a` drops two unseen. Raises ENOTDIR."""
@@ -342,12 +344,13 @@ class Tree:
         if not isinstance(node, File):
             raise error(errno.EISDIR if isinstance(node, Dir) else errno.ELOOP, path)
         access = {os.O_RDONLY: READ, os.O_WRONLY: WRITE}.get(flags & os.O_ACCMODE, READ | WRITE)
-        if access & ~self._openable(node) or not self._permitted(node, cred, access):
+        needed = access | (WRITE if flags & os.O_TRUNC else 0)
+        if access & ~self.access.openable(node) or not self.access.may_open(node, cred, needed):
             raise error(errno.EACCES, path)
         user = 0
         if node.attr.has_users:
-            privileged = int(cred.uid in (0, self.uid))
-            request = Request(requests.OPEN, path, node.ino, pos=privileged, flags=flags)
+            privileged, writes = int(self.access.is_owner(cred)), bool(access & WRITE)
+            request = Request(requests.OPEN, path, node.ino, pos=privileged, flags=flags, changes=writes)
             user = self.ask(request, cred, interrupted=interrupted)
         return OpenFile(self, node, flags, user)
 
@@ -367,10 +370,12 @@ class Tree:
 
     def mkdir(self, path: str, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> None:
         """Make an item in a configfs directory."""
+        self._check_items(path, cred)
         self.ask(Request(requests.MKDIR, path), cred, interrupted=interrupted)
 
     def rmdir(self, path: str, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> None:
         """Remove an item of a configfs directory; only the wait for requests inside it can be interrupted."""
+        self._check_items(path, cred)
         while not self.ask(Request(requests.RMDIR, path), cred):
             self.call(self._items.idle, path, interrupted=interrupted)
 
@@ -378,19 +383,23 @@ class Tree:
         """truncate(2) of a file; most have nothing that could be."""
         node = self._lookup(path)
         if isinstance(node, File):
+            if not self.access.permits(node, cred, WRITE):
+                raise error(errno.EACCES, path)
             OpenFile(self, node, os.O_WRONLY).truncate(cred)
 
-    def chmod(self, path: str, mode: int) -> None:
-        """chmod(2) of a file. Raises EPERM for sysctls and directories."""
+    def chmod(self, path: str, mode: int, cred: Cred = ROOT) -> None:
+        """chmod(2) of a file. Raises EPERM for sysctls and directories, and for anybody but the owner."""
         node = self._lookup(path)
+        self.access.check_owner(node, cred)
         if node.flavour is Flavour.SYSCTL or not isinstance(node, File):
             raise error(errno.EPERM, path)
         self.ask(Request(requests.CHMOD, path, node.ino, pos=stat.S_IMODE(mode) & 0o777), ROOT)
 
-    def chown(self, path: str, uid: int, gid: int) -> None:
+    def chown(self, path: str, uid: int, gid: int, cred: Cred = ROOT) -> None:
         """chown(2); -1 leaves one as it is. Raises EPERM for sysctls, and for any new owner."""
         node = self._lookup(path)
-        is_same = uid in (-1, self.uid) and gid in (-1, self._gid)
+        self.access.check_owner(node, cred)
+        is_same = uid in (-1, self.uid) and gid in (-1, self.access.gid(node))
         if node.flavour is Flavour.SYSCTL or not is_same:
             raise error(errno.EPERM, path)
 
@@ -410,36 +419,12 @@ class Tree:
 
     def check_again(self, file: File, cred: Cred, access: int) -> None:
         """sysctl asks for permission at each read and write, whoever opened the file. Raises EPERM."""
-        if not self._permitted(file, cred, access):
+        if not self.access.permits(file, cred, access):
             raise error(errno.EPERM, file.path)
 
-    # Permission.
-
-    def access(self, file: File) -> tuple[int, int]:
-        """What the owner and root may open a file for, and what everybody may: READ and WRITE."""
-        openable = self._openable(file)
-        by_owner = file.mode >> 6 if file.flavour is Flavour.SYSCTL else READ | WRITE
-        return openable & by_owner, openable & file.mode & file.mode >> 3 & file.mode >> 6
-
-    def _openable(self, file: File) -> int:
-        """Directions that open(2) lets anybody have."""
-        if not RULES[file.flavour].open_needs_method:
-            return READ | WRITE
-        readable = READ if file.mode & 0o444 and file.attr.readable else 0
-        return readable | (WRITE if file.mode & 0o222 and file.attr.writable else 0)
-
-    def _permitted(self, file: File, cred: Cred, access: int) -> bool:
-        """The mode bits for `cred`. In /proc/sys root has just the owner's bits, no CAP_DAC_OVERRIDE."""
-        is_owner = cred.uid in (0, self.uid)
-        if is_owner and file.flavour is not Flavour.SYSCTL:
-            return True
-        if is_owner:
-            bits = file.mode >> 6
-        elif (file.mode >> 3 ^ file.mode) & access and cred.in_group(self._gid):
-            bits = file.mode >> 3
-        else:
-            bits = file.mode
-        return not access & ~bits
+    def _check_items(self, path: str, cred: Cred) -> None:
+        """May an item of that path be made or removed? Raises EACCES."""
+        self.access.check_items(self._nodes.get(path.rpartition("/")[0] or "/"), cred)
 
     def _lookup(self, path: str) -> Node:
         node = self._nodes.get(path)

@@ -71,9 +71,11 @@ class Performer:
         return 0
 
     def _open_stream(self, file: File, request: Request, cred: Cred) -> int:
-        """-> the number of the open file."""
+        """-> the number of the open file; 0 for who only reads: then no hook may change anything, nothing is kept."""
         opener = Opener(request.flags, self._outside(cred.comm), bool(request.pos))
         user = file.attr.open_stream(file.kobj, opener)
+        if not request.changes:
+            return 0
         self._nr_opened += 1
         self._users[self._nr_opened] = file, user
         return self._nr_opened

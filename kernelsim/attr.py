@@ -33,6 +33,7 @@ from kernelsim.attr_check import problem_of
 from kernelsim.attr_node import Changes as Changes
 from kernelsim.attr_node import Dir as Dir
 from kernelsim.attr_node import File as File
+from kernelsim.attr_node import Guard as Guard
 from kernelsim.attr_node import Link as Link
 from kernelsim.attr_node import Node as Node
 from kernelsim.attr_node import Opener as Opener
@@ -74,6 +75,7 @@ class Attr(Generic[T]):
     since     first version of this project that has the file
     name      file name, where Python cannot spell it
     kept      its show hook goes by nothing that changes while nobody holds the machine: not by the time
+    guard     what it asks of who opens it beside the mode
     mode      permission bits; else 0644 with a default or both directions, 0200 or 0444 with one hook
     """
 
@@ -87,12 +89,14 @@ class Attr(Generic[T]):
         name: str | None = None,
         mode: int | None = None,
         kept: bool = False,
+        guard: Guard = Guard.NOTHING,
     ) -> None:
         self.kind = kind
         self.is_stream = isinstance(kind, Stream)
         self.default = default
         self.doc = doc
         self.since = since
+        self.guard = guard
         self.name = name or ""
         self._mode = mode
         self._kept = kept
@@ -208,8 +212,7 @@ class Attr(Generic[T]):
 
     @property
     def plain(self) -> bool:
-        """Is it a whole number of which nobody is told that it was written? Then it is enough to set it before anybody
-        looks at anything."""
+        """Is it a whole number of which nobody is told that it was written? So it can be set just before anybody looks."""
         return type(self.kind) in (Int, Bool) and self.shows_itself and not (self._store or self._stored)
 
     @property
@@ -311,8 +314,7 @@ class Attr(Generic[T]):
 
     def validate(self) -> None:
         """Raises ValueError for a declaration that cannot work. Source of the idea: sysctl_check_table()."""
-        problem = problem_of(self)
-        if problem:
+        if problem := problem_of(self):
             raise ValueError(f"attribute {self.name!r}: {problem}")
 
 
@@ -362,6 +364,7 @@ class Registry:
         self.root = Dir("/", 1, Flavour.of("/"))
         self.nodes: dict[str, Node] = {"/": self.root}
         self.changes = Changes()
+        self.mode_of: Callable[[Attr[Any]], int] = lambda attr: attr.mode
         self._next_ino = 2
 
     def add(self, path: str, kobj: Kobject) -> None:
@@ -388,7 +391,8 @@ class Registry:
         """Put a symbolic link at `path`. Raises ValueError if the name is taken."""
         parent, name = split_path(path)
         directory = self._mkdir(parent)
-        self._check_free(directory, name)
+        if name in directory.entries:
+            raise ValueError(f"{path} is taken")
         self._enter(directory, name, Link(path, self._ino(), Flavour.of(path), target=target))
 
     def unlink(self, path: str) -> None:
@@ -438,7 +442,7 @@ class Registry:
         directory.kobjs.append(kobj)
         for attr in kobj.attrs:
             where = f"{path}/{attr.name}"
-            file = File(where, self._ino(), directory.flavour, kobj=kobj, attr=attr, mode=attr.mode)
+            file = File(where, self._ino(), directory.flavour, kobj=kobj, attr=attr, mode=self.mode_of(attr))
             self._enter(directory, attr.name, file)
         for name, child in kobj.children().items():
             self._add(f"{path}/{name}", child, is_default=True)
@@ -470,10 +474,6 @@ class Registry:
         if not isinstance(node, Dir):
             raise ValueError(f"{path} is not a directory")
         return node
-
-    def _check_free(self, directory: Dir, name: str) -> None:
-        if name in directory.entries:
-            raise ValueError(f"{directory.path}/{name} is taken")
 
     def _enter(self, directory: Dir, name: str, node: Node) -> None:
         self.nodes[node.path] = node

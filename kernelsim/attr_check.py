@@ -9,8 +9,21 @@ if TYPE_CHECKING:
     from kernelsim.attr import Attr
 
 
+_sound: set["Attr[Any]"] = set()
+"""Declarations that were looked at before: many directories are of one class."""
+
+
 def problem_of(attr: "Attr[Any]") -> str | None:
     """Why a declaration cannot work; None if it can."""
+    if attr in _sound:
+        return None
+    problem = _problem_of(attr)
+    if problem is None:
+        _sound.add(attr)
+    return problem
+
+
+def _problem_of(attr: "Attr[Any]") -> str | None:
     if not attr.name or "/" in attr.name or attr.name in (".", ".."):
         return "bad file name"
     if not attr.readable and not attr.writable:

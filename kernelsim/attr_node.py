@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from kernelsim.kinds import Flavour
@@ -33,6 +34,16 @@ class Changes:
 
     def change_name(self) -> None:
         self.counts[1] += 1
+
+
+class Guard(Enum):
+    """What a file asks of who opens it beside its mode."""
+
+    NOTHING = auto()
+    PTRACE = auto()
+    """ptrace_may_access() of the process it is about, PTRACE_MODE_READ."""
+    HOST = auto()
+    """To write it makes the daemon act on its host, on files or sockets: nothing that could be given to a group."""
 
 
 @dataclass(eq=False, slots=True)

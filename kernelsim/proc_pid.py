@@ -22,7 +22,7 @@ import numpy as np
 
 from kernelsim import proc_maps as maps_text
 from kernelsim import task_mmu as mmu
-from kernelsim.attr import Attr, Entries, Flavour, Int, Kobject, Text
+from kernelsim.attr import Attr, Entries, Flavour, Guard, Int, Kobject, Text
 from kernelsim.bitmap import format_list, format_mask
 from kernelsim.kinds import c_string
 from kernelsim.mmap import Mm
@@ -63,11 +63,16 @@ class _Comm(Text):
 class ProcPid(Kobject):
     """One process's directory. `busy()`: somebody works on its memory."""
 
-    maps = Attr(Text(), doc="Mappings, by address.")
-    smaps = Attr(Text(), doc="Mappings, and what is resident of each.")
-    smaps_rollup = Attr(Text(), doc="The sum over smaps.")
-    numa_maps = Attr(Text(), doc="Mappings, and how many of their pages each node has.")
-    pagemap = Attr(Entries(), mode=0o400, doc="The frame behind each virtual page (admin-guide/mm/pagemap.rst).")
+    maps = Attr(Text(), guard=Guard.PTRACE, doc="Mappings, by address.")
+    smaps = Attr(Text(), guard=Guard.PTRACE, doc="Mappings, and what is resident of each.")
+    smaps_rollup = Attr(Text(), guard=Guard.PTRACE, doc="The sum over smaps.")
+    numa_maps = Attr(Text(), guard=Guard.PTRACE, doc="Mappings, and how many of their pages each node has.")
+    pagemap = Attr(
+        Entries(),
+        mode=0o400,
+        guard=Guard.PTRACE,
+        doc="The frame behind each virtual page (admin-guide/mm/pagemap.rst).",
+    )
     clear_refs = Attr(
         _ProcInt(CLEAR_REFS_ALL, CLEAR_REFS_MM_HIWATER_RSS),
         mode=0o200,

@@ -12,11 +12,14 @@ class WaitQueue:
     """Also calls back, once each, those who cannot sleep (poll)."""
 
     def __init__(self) -> None:
-        self._callbacks: list[Callable[[], object]] = []
+        self._callbacks: dict[Callable[[], object], None] = {}
 
     def notify_once(self, callback: Callable[[], object]) -> None:
-        """Call `callback` at the next `wake_up`. For whoever holds the machine, as the waker does."""
-        self._callbacks.append(callback)
+        """Call `callback` at the next `wake_up`, once however often it is asked for.
+
+        For whoever holds the machine, as the waker does.
+        """
+        self._callbacks[callback] = None
 
     def wait(self, timeout_s: float, /) -> bool:
         """True once woken up since the call began, False after `timeout_s`; this one never blocks."""
@@ -24,6 +27,6 @@ class WaitQueue:
 
     def wake_up(self) -> None:
         """Wake all who wait."""
-        callbacks, self._callbacks = self._callbacks, []
+        callbacks, self._callbacks = self._callbacks, {}
         for callback in callbacks:
             callback()

@@ -10,6 +10,7 @@ ranges, defaults) have to be typed in once more elsewhere.
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from kernelsim.attr import File, Flavour, Registry
 
 NOBODY = Cred(65534, 65534)
 CHECKS_METHODS = (Flavour.SYSFS, Flavour.CONFIGFS)
+TRACED = re.compile(r"/proc/\d+/(maps|smaps|smaps_rollup|numa_maps|pagemap)")
+"""Open for whoever may trace the process, by proc_pid_maps(5) and the like, whatever the mode says."""
 
 
 @dataclass(frozen=True)
@@ -106,5 +109,7 @@ def _check_mode(registry: Registry, file: File) -> None:
                 allowed = bool(mode & bit * 0o111)
             elif cred.uid == 0 and file.flavour is not Flavour.SYSCTL:
                 allowed = True
+            elif cred.uid and TRACED.fullmatch(file.path):
+                allowed = False
             expected = 0 if allowed else errno.EACCES
             assert errno_of(tree.open, file.path, flags, cred) == expected, (cred, flags)

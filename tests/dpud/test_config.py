@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The configuration file: what it gives, and the one line that each mistake gives."""
 
+import grp
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,14 @@ def test_every_key_is_taken() -> None:
         ("[machine]\nfoo = 1", "f.toml:2: machine.foo: unknown key"),
         ("bar = 1", "f.toml:1: bar: unknown key"),
         ('[dpu]\nbackend = "dpu"', "f.toml:1: dpu: binary is a DPU program"),
+        ('[mount]\ncontrol_group = "no such"', "f.toml:2: mount.control_group: no group 'no such' on this host"),
+        ("[mount]\n\ncontrol_group = -1", "f.toml:3: mount.control_group: control_group = -1 is not a group's number"),
+        ("[mount]\ncontrol_group = 4294967295", "f.toml:2: mount.control_group: control_group = 4294967295 is not"),
+        ("[mount]\ncontrol_group = true", "f.toml:2: mount.control_group: Expected int | str, got bool"),
+        (
+            '[mount]\ncontrol_group = "tty"\nallow_other = false',
+            "f.toml:2: mount.control_group: control_group = 'tty' has no way in without allow_other",
+        ),
         ('[dpu]\nbackend = "gpu"', "f.toml:2: dpu.backend: Invalid enum value 'gpu'"),
         ("[npu]\nx = 1", "f.toml:1: npu: unknown key"),
         ('[machine]\n\ncpus = "x"', "f.toml:3: machine.cpus: Expected int, got str"),
@@ -126,6 +135,13 @@ def test_metadata_that_does_not_fit_the_host_is_refused() -> None:
     Config().check_host(64 << 20)
     with pytest.raises(ConfigError, match="needs 64M of page metadata, this host has 63M"):
         Config().check_host(63 << 20)
+
+
+def test_the_control_group_by_name_and_by_number() -> None:
+    tty = grp.getgrnam("tty")
+    for text, gid in (("", None), ('""', None), ('"tty"', tty.gr_gid), (str(tty.gr_gid), tty.gr_gid), ("0", 0)):
+        config = parse(f"[mount]\ncontrol_group = {text}" if text else "")
+        assert config.mount.control_gid() == gid
 
 
 @pytest.mark.parametrize("kind", ["stamp", "none", "full"])

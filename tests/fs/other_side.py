@@ -3,6 +3,7 @@
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,35 +13,54 @@ from fs.fuse_dev import Session
 from fs.kernfs import Tree
 
 _LARGEST = 1 << 20
+_TIMEOUT_S = 10
 
 
 class OtherSide:
-    """Paths, handles and errors as a program would see them; `stored` counts bytes put into the page cache."""
+    """Paths, handles and errors as a program would see them.
+
+    `nr_stored` counts bytes put into the page cache, `nr_polled` those who were told to poll again.
+    """
 
     def __init__(self, session: Session, ours: socket.socket) -> None:
         self.session = session
-        self.nr_stored = 0
+        self.nr_stored = self.nr_polled = 0
+        self._answers: dict[int, tuple[int, bytes]] = {}
         self._socket = ours
         self._unique = 0
         self._nodeids: dict[str, int] = {"/": abi.ROOT_ID}
         self._of: dict[int, int] = {}
 
-    def request(self, opcode: Opcode, nodeid: int, body: bytes, uid: int = 0) -> bytes:
+    def request(self, opcode: int, nodeid: int, body: bytes, uid: int = 0) -> bytes:
         """Body of the reply. Raises OSError with its error."""
+        return self.answer(self.send(opcode, nodeid, body, uid))
+
+    def send(self, opcode: int, nodeid: int, body: bytes, uid: int = 0, length: int | None = None) -> int:
+        """A request whose answer may take a while -> its number. `length`: what it says of itself, if not the truth."""
         self._unique += 2
-        header = abi.IN_HEADER.pack(abi.IN_HEADER.size + len(body), opcode, self._unique, nodeid, uid, uid, 1, 0)
-        self._socket.send(header + body)
-        while True:
+        length = abi.IN_HEADER.size + len(body) if length is None else length
+        self.send_raw(abi.IN_HEADER.pack(length, opcode, self._unique, nodeid, uid, uid, 1, 0) + body)
+        return self._unique
+
+    def send_raw(self, request: bytes) -> None:
+        self._socket.send(request)
+
+    def answer(self, number: int) -> bytes:
+        """Body of the reply to a request; those to others are kept. Raises OSError with its error."""
+        while number not in self._answers:
             reply = self._socket.recv(_LARGEST)
             nr, error, unique = abi.OUT_HEADER.unpack_from(reply)
             assert nr == len(reply)
-            if unique == self._unique:
-                break
-            assert (error, unique) == (abi.NOTIFY_STORE, 0)
-            self.nr_stored += 1
+            if unique:
+                self._answers[unique] = error, reply[abi.OUT_HEADER.size :]
+            else:
+                assert error in (abi.NOTIFY_STORE, abi.NOTIFY_POLL)
+                self.nr_stored += error == abi.NOTIFY_STORE
+                self.nr_polled += error == abi.NOTIFY_POLL
+        error, body = self._answers.pop(number)
         if error:
             raise OSError(-error, os.strerror(-error))
-        return reply[abi.OUT_HEADER.size :]
+        return body
 
     def lookup(self, path: str) -> int:
         """nodeid of a path; directories are remembered, as the kernel does."""
@@ -98,8 +118,16 @@ class OtherSide:
 def served(tree: Tree) -> Iterator[OtherSide]:
     """`tree` served until the end of the block."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = set(threading.enumerate())
     with ours, theirs:
         session = Session(tree, theirs.fileno(), lambda: None, lambda: None)
         session.threads.start()
-        yield OtherSide(session, ours)
+        try:
+            yield OtherSide(session, ours)
+        finally:
+            ours.close()
+            session.threads.close()
+            for thread in set(threading.enumerate()) - before:
+                if thread.name == "dpud-fuse":  # it may not read from the next connection of that number
+                    thread.join(_TIMEOUT_S)
         assert session.nr_failures == 0

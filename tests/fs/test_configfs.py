@@ -35,6 +35,15 @@ def test_mkdir_makes_an_item_with_its_default_groups(tree: Tree) -> None:
     assert names(tree, f"{ROOT}/a") == ["size", "slow", "data", "buffers"]
 
 
+def test_a_directory_takes_so_many(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fs.configfs.MAX_ITEMS", 3)
+    for name in "abc":
+        tree.mkdir(f"{ROOT}/{name}")
+    raises(errno.ENOSPC, tree.mkdir, f"{ROOT}/d")
+    tree.rmdir(f"{ROOT}/a")
+    tree.mkdir(f"{ROOT}/d")
+
+
 def test_mkdir_errors(tree: Tree) -> None:
     tree.mkdir(f"{ROOT}/a")
     raises(errno.EEXIST, tree.mkdir, f"{ROOT}/a")

@@ -229,6 +229,22 @@ def test_more_open_files_than_rows(side: OtherSide) -> None:
     assert side.open(KNOB) & layout.QUICK
 
 
+def test_rows_are_left_for_the_owner(side: OtherSide) -> None:
+    """Whoever keeps files open, of others they do not take all rows; nor does that last."""
+    side.cat(KNOB)
+    held = [side.open(KNOB, uid=NOBODY) for _ in range(layout.NR_FILES)]
+    assert sum(bool(handle & layout.QUICK) for handle in held) == layout.NR_FILES // 2
+    for _ in range(2):
+        handle = side.open(KNOB)
+        assert handle & layout.QUICK
+        assert side.read(handle) == b"500\n"
+        side.release(handle)
+    assert side.read(held[-1], uid=NOBODY) == b"500\n"
+    for handle in held:
+        side.release(handle)
+    assert side.open(KNOB, uid=NOBODY) & layout.QUICK
+
+
 def test_a_file_in_whose_slot_another_is_open(side: OtherSide, lab: Lab) -> None:
     """As if the second were the 1024th inode after the first."""
     other = f"{NODE0}/distance"

@@ -19,7 +19,7 @@ from dpud.gpu.migration.encoding import DEFAULT_CACHE_BYTES
 from dpud.gpu.migration.engine import Settings
 from dpud.gpu.migration.module import MigrationModule
 from dpud.gpu.migration.state import COLUMNS, State
-from kernelsim.attr import Attr, Bool, Choice, Int, Kobject, Size, Text, Trigger
+from kernelsim.attr import Attr, Bool, Choice, Guard, Int, Kobject, Size, Text, Trigger
 
 _DEFAULTS = Settings()
 _NS_PER_MS = 1_000_000
@@ -28,9 +28,18 @@ _NS_PER_MS = 1_000_000
 class MigrationFiles(Kobject):
     """Start, watch and tune migrations; take those that come."""
 
-    start = Attr(Text(), doc="`client=NAME device=N`, or `client=NAME to=ADDRESS` as in listen. EBUSY while one is.")
+    start = Attr(
+        Text(),
+        guard=Guard.HOST,
+        doc="`client=NAME device=N`, or `client=NAME to=ADDRESS` as in listen. EBUSY while one is.",
+    )
     cancel = Attr(Trigger(), doc="Stop it, and stay. EBUSY once the client may run over there; ESRCH if none is.")
-    listen = Attr(Text(), doc="Address to take migrations at: `unix:/PATH`, `tcp:HOST:PORT`, or `none`.", mode=0o644)
+    listen = Attr(
+        Text(),
+        mode=0o644,
+        guard=Guard.HOST,
+        doc="Address to take migrations at: `unix:/PATH`, `tcp:HOST:PORT`, or `none`.",
+    )
     recover = Attr(Text(), doc="`ID own` or `ID drop`: what came in, was prepared, and whose source is gone for good.")
     strategy = Attr(
         Choice(*(each.value for each in Strategy)), Strategy.AUTO.value, doc="auto: pre-copy, unless it would not end."
@@ -46,7 +55,9 @@ class MigrationFiles(Kobject):
     max_cpu_throttle = Attr(Int(1, 99), _DEFAULTS.throttle_max, doc="Percent at most.")
     compression = Attr(Choice("none", *algorithms()), "lz4", doc="Of pages that go to another daemon.")
     cache_size = Attr(Size(), DEFAULT_CACHE_BYTES, doc="Bytes of pages kept to send differences to them; 0: none.")
-    journal = Attr(Text(), doc="Folder in which promises are kept; empty: in memory only.", mode=0o644)
+    journal = Attr(
+        Text(), mode=0o644, guard=Guard.HOST, doc="Folder in which promises are kept; empty: in memory only."
+    )
     progress = Attr(Text(), doc="The last migration, and those under way: a line each under a head.")
     history = Attr(Text(), doc="The same columns of all, oldest first, up to 64 of each direction.")
     why = Attr(Text(), doc="Why the last one took its strategy, failed, or waits.")

@@ -42,7 +42,7 @@ _dpud() {
                 _dpud_offer w --write --seed --ops --trace --help
                 return
             fi
-            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu storm service soak journal kills
+            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu storm hostile service soak journal kills
             ;;
         config)
             case $prev in

@@ -66,16 +66,8 @@ class QuickFiles:
             self._plain[nodeid] = node
         if not node.alive:
             return None
-        row = loop.enter(
-            self.table,
-            nodeid,
-            names,
-            *self._tree.access.rights(node),
-            _traits(node, number),
-            number.lo,
-            number.hi,
-            flags,
-        )
+        rights, traits = self._tree.access.rights(node), _traits(node, number)
+        row = loop.enter(self.table, nodeid, names, *rights, traits, number.lo, number.hi, flags)
         return layout.QUICK | row if row >= 0 else None
 
     def open_file(self, handle: int) -> OpenFile:

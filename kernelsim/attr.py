@@ -212,7 +212,7 @@ class Attr(Generic[T]):
 
     @property
     def plain(self) -> bool:
-        """Is it a whole number of which nobody is told that it was written? So it can be set just before anybody looks."""
+        """Is it a whole number of which nobody is told that it was written? It can be set just before anybody looks."""
         return type(self.kind) in (Int, Bool) and self.shows_itself and not (self._store or self._stored)
 
     @property

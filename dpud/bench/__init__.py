@@ -34,6 +34,7 @@ BENCHMARKS: Mapping[str, str] = {
     "terabyte": "terabyte",
     "gpu": "gpu",
     "storm": "storm",
+    "hostile": "hostile",
     "service": "service",
     "soak": "soak",
     "journal": "journal",

@@ -68,6 +68,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from dpud import config_shape
 from dpud.config_lines import key_and_problem, line_of, place_of, without_place
 from dpud.errors import UserError
 from kernelsim.kconfig import Kconfig
@@ -434,6 +435,10 @@ def _parsed(source: Source) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         line, problem = without_place(str(error), source.text)
         raise ConfigError(f"{source.name}:{line}: {problem}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+        raise ConfigError(f"{source.name}: {error}") from None
+    if shape := config_shape.problem_of(tables):
+        raise ConfigError(f"{source.where(shape.partition(': ')[0])}: {shape}")
     if isinstance(sysctl := tables.get("sysctl"), dict):
         tables["sysctl"] = _flat(sysctl)
     return tables

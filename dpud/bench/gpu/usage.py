@@ -98,7 +98,8 @@ def trace(family: str, seed: int) -> Trace:
 
 # RMM logs.
 
-_TIME = re.compile(r"(\d+):(\d+):(\d+)[:.](\d{1,6})")
+_TIME = re.compile(r"(\d{1,6}):(\d{1,6}):(\d{1,6})[:.](\d{1,6})")
+_MOST_BYTES = 1 << 50
 _DAY = 24 * 3600 * 1_000_000
 _HEAD = "Thread,Time,Action,Pointer,Size,Stream\n"
 
@@ -152,6 +153,8 @@ def _changes(text: str) -> Iterator[tuple[int, int]]:
         now = max(now, at + days * _DAY)
         if action == "allocate":
             sizes[pointer] = int(size)
+            if not 0 <= sizes[pointer] < _MOST_BYTES:
+                raise ValueError(f"{size[:40]} bytes")
             yield now, sizes[pointer]
         elif action == "free" and pointer in sizes:
             yield now, -sizes.pop(pointer)

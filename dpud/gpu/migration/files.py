@@ -30,7 +30,7 @@ class MigrationFiles(Kobject):
 
     start = Attr(Text(), doc="`client=NAME device=N`, or `client=NAME to=ADDRESS` as in listen. EBUSY while one is.")
     cancel = Attr(Trigger(), doc="Stop it, and stay. EBUSY once the client may run over there; ESRCH if none is.")
-    listen = Attr(Text(), doc="Address to take migrations at: `unix:/PATH`, `tcp:HOST:PORT`, or `none`.", mode=0o644)
+    listen = Attr(Text(), doc="Address to take migrations at: `unix:/PATH`, `tcp:NUMBER:PORT`, or `none`.", mode=0o644)
     recover = Attr(Text(), doc="`ID own` or `ID drop`: what came in, was prepared, and whose source is gone for good.")
     strategy = Attr(
         Choice(*(each.value for each in Strategy)), Strategy.AUTO.value, doc="auto: pre-copy, unless it would not end."
@@ -87,7 +87,8 @@ class MigrationFiles(Kobject):
 
     @journal.store
     def _journal_store(self, text: str) -> None:
-        self.migration.use_journal(Path(text.strip()))
+        folder = text.strip()
+        self.migration.use_journal(Path(folder) if folder else None)
 
     # Parameters.
 

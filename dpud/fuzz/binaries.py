@@ -40,6 +40,8 @@ def _journal(data: bytes) -> None:
     """As the daemon looks at it before it starts, up to doing its turns again."""
     path = Path("state/journal")
     path.parent.mkdir(exist_ok=True)
+    for left in path.parent.iterdir():
+        left.unlink()
     payloads = data[1:].split(BETWEEN)
     signed = b"".join(frame(number, payload) for number, payload in enumerate(payloads))
     path.write_bytes(data[1:] if data[:1] == RAW else signed)
@@ -49,8 +51,6 @@ def _journal(data: bytes) -> None:
     for _, _, turn in kept.turns():
         if isinstance(turn.what, Row):
             assert turn.what.request.verb == turn.what.verb
-    for left in path.parent.iterdir():
-        left.unlink()
 
 
 def journal_world(_seed: int) -> Parser:

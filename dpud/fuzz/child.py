@@ -19,7 +19,9 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+from dpud import namespace
 from dpud.fuzz.live import Batch, Crash, live, shrink
 from dpud.fuzz.sandbox import confine
 from dpud.fuzz.target import Target, kind_of
@@ -68,20 +70,22 @@ class Child:
         self._stuck = False
         self._folder = tempfile.TemporaryDirectory(prefix="dpud-fuzz-", ignore_cleanup_errors=True)
         self.fd, writer = os.pipe()
+        parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            self._be(writer, driver)
+            self._be(parent, writer, driver)
         os.close(writer)
 
-    def _be(self, writer: int, driver: Driver) -> None:
+    def _be(self, parent: int, writer: int, driver: Driver) -> NoReturn:
         """The child."""
         code = 1
+        self.writer = writer
         try:
             os.close(self.fd)
+            namespace.die_with_parent(parent, signal.SIGKILL)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._settle()
-            self.writer = writer
             self.finish(driver(self))
             code = 0
         except BaseException as problem:  # of ours: a corpus that cannot be made

@@ -144,14 +144,17 @@ class Life:
     def end(self) -> Batch:
         """The last world is looked at, and closed."""
         batch = self.batch
-        if batch.crash is None and self.target.life:
-            try:
-                self.world.check()
-            except Exception as problem:
-                self._crashed(problem, b"")
+        if batch.crash is not None:
+            return batch  # what is left of it is no world
+        try:
+            self.world.check()
+        except Exception as problem:
+            self._crashed(problem, b"")
+            return batch
         self.world.close()
+        del self.world
         gc.collect()
-        if self._first_bytes and batch.crash is None:
+        if self._first_bytes:
             batch.grown_bytes = max(0, resident_bytes() - self._first_bytes)
             if batch.grown_bytes > GROWTH_BYTES:
                 grown = f"{batch.nr_inputs} inputs left {batch.grown_bytes >> 20} MiB behind"

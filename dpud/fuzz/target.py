@@ -110,4 +110,4 @@ def kind_of(problem: BaseException) -> str:
 
 
 def _is_ours(filename: str) -> bool:
-    return any(f"/{package}/" in filename for package in ("kernelsim", "fs", "dpud")) and "/fuzz/" not in filename
+    return any(f"/{package}/" in filename for package in ("kernelsim", "fs", "dpud")) and "/dpud/fuzz/" not in filename

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The files of a machine: every one that its registry has at the time, and names that it has not.
 
-An input is one request, a line: verb, path, offset and bytes, apart by tabs, with what is no plain letter as in URLs.
+An input is one request, a line: verb, path, offset and bytes, apart by tabs, with what is no plain letter as in URLs. A
+star behind the verb: not root asks, but nobody.
 Requests go through the file system's own rules (fs/kernfs.py), as from FUSE, but for the mount. They follow one another
 on a machine that goes on, with all that it has: a DPU, a GPU, processes, tracing. Whoever waits longer than others take
 is interrupted, as by a signal.
@@ -196,10 +197,10 @@ class Machine:
         if roll < 0.80:
             file = chance.choice(self._read)
             return line_of(
-                "read", file.path.encode(), below(chance, 3) * below(chance, 9000), b"%d" % below(chance, _MAX_READ)
+                "read", os.fsencode(file.path), below(chance, 3) * below(chance, 9000), b"%d" % below(chance, _MAX_READ)
             )
         if roll < 0.84:
-            return line_of("truncate", chance.choice(self._written).path.encode(), 0, b"")
+            return line_of("truncate", os.fsencode(chance.choice(self._written).path), 0, b"")
         if roll < 0.90:
             return line_of(
                 "mkdir",
@@ -208,13 +209,15 @@ class Machine:
                 b"",
             )
         if roll < 0.92 and self._items:
-            return line_of("rmdir", chance.choice(self._items).encode("utf-8", "surrogateescape"), 0, b"")
+            return line_of("rmdir", os.fsencode(chance.choice(self._items)), 0, b"")
         if roll < 0.96:
             return line_of("tick", b"", 10 ** below(chance, 11), b"")
         verb = chance.choice(
             ("write", "read", "mkdir", "rmdir", "chmod", "unlink", "readdir", "create", "make", "readlink")
         )
-        path = self._mutator.mutated(chance.choice((*self._groups, chance.choice(self._read).path)).encode(), chance)
+        path = self._mutator.mutated(
+            chance.choice((*self._groups, chance.choice(self._read).path)).encode("utf-8", "surrogateescape"), chance
+        )
         return line_of(verb, path, below(chance, 1 << 12), b"1")
 
     def _draw_write(self, chance: Random) -> bytes:
@@ -231,10 +234,9 @@ class Machine:
             )
         if roll > 0.45:
             data = self._mutator.mutated(data, chance)
-        offset = (
-            below(chance, 1 << 16) if isinstance(file.attr.kind, Bytes) else 0 if roll < 0.97 else below(chance, 5000)
-        )
-        return line_of("write", file.path.encode("utf-8", "surrogateescape"), offset, data)
+        furthest = 1 << 16 if isinstance(file.attr.kind, Bytes) else 5000 if roll > 0.97 else 1
+        verb = "write*" if chance.random() < 0.02 else "write"
+        return line_of(verb, os.fsencode(file.path), below(chance, furthest), data)
 
     # Carrying them out.
 
@@ -248,20 +250,21 @@ class Machine:
         return "ok"
 
     def _do(self, verb: str, path: str, offset: int, data: bytes) -> None:
-        tree = self.tree
+        tree, cred = self.tree, ROOT_USER
+        if verb.endswith("*"):
+            verb, cred = verb[:-1], NOBODY
         if verb == "tick":
             self.tick(min(offset, 10**11))
         elif verb in ("read", "write", "truncate"):
-            self._do_open(verb, path, offset, data)
+            self._do_open(verb, path, offset, data, cred)
         elif verb == "chmod":
             tree.chmod(path, offset & 0o7777)
         elif verb in ("mkdir", "rmdir"):
-            getattr(tree, verb)(path, ROOT_USER)
+            getattr(tree, verb)(path, cred)
         elif verb in ("unlink", "create", "make", "readdir", "readlink"):
             getattr(tree, verb)(path)
 
-    def _do_open(self, verb: str, path: str, offset: int, data: bytes) -> None:
-        cred = NOBODY if offset % 31 == 30 else ROOT_USER
+    def _do_open(self, verb: str, path: str, offset: int, data: bytes, cred: Cred = ROOT_USER) -> None:
         file = self.tree.open(path, os.O_RDONLY if verb == "read" else os.O_WRONLY, cred)
         try:
             if verb == "read":

@@ -120,7 +120,7 @@ def test_glob_match_is_the_kernel_s(pattern: str, text: str, fits: bool) -> None
         'source = "x"\n[[node]]\nid = 0\ncpus = 3\nmemory_MiB = 1\n',
         'source = "x"\n[[node]]\nid = 0\ncpus = "0-99999999999"\nmemory_MiB = 1\n',
         'source = "x"\nlatency_ns = [[inf]]\nbandwidth_MBps = [[1]]\n[[node]]\nid = 0\ncpus = "0"\nmemory_MiB = 1\n',
-        'source = "x"\nlatency_ns = [[1]]\nbandwidth_MBps = [[9223372036854]]\n[[node]]\nid=0\ncpus="0"\nmemory_MiB = 1\n',
+        'source = "x"\nlatency_ns = [[1]]\nbandwidth_MBps = [[9223372036854]]\n[[node]]\nid=0\ncpus=""\nmemory_MiB=1\n',
         "a = " + "[" * 3000,
     ],
 )

@@ -153,14 +153,14 @@ def test_jobs_share_the_inputs_out() -> None:
     ]
 
 
+def keep_a_secret(data: bytes) -> None:
+    if data[:1] == b"q" and data[1:2] == b"7" and data[2:3] == b"z":
+        raise KeyError("x")
+
+
 @pytest.mark.skipif(not coverage.is_there(), reason="atheris has no wheel for this Python or machine")
 def test_atheris_finds_what_chance_would_not() -> None:
-    def parse(data: bytes) -> None:
-        if data[:1] == b"q" and data[1:2] == b"7" and data[2:3] == b"z":
-            raise KeyError("x")
-
-    parse.__module__ = "toy"
-    target = target_of(parse, modules=(__name__,))
+    target = target_of(keep_a_secret, modules=(__name__,))
     batch = run_one(target, 1, 200_000, coverage.explore)
     assert batch.crash is not None
     assert batch.crash.inputs == [b"q7z"]

@@ -28,7 +28,7 @@ from dpud.fuzz.targets import TARGETS, named
 
 NR_INPUTS = 10_000_000
 NR_CHILDREN = 2
-BATCH = 20_000
+BATCH = 5_000
 _POLL_S = 0.5
 _MAX_KINDS = 5
 """Crashes of one target that are told apart, and outcomes that are shown."""

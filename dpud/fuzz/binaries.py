@@ -5,6 +5,7 @@ Most of what happens to them is noticed by a checksum, and nothing behind it is 
 input says whether it is the file as it is, or what is in it, which is given good checksums then.
 """
 
+import errno
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from dpud.gpu.blob import SAME_FILLED, Blob, checksum
 from dpud.gpu.compression import CompressionSystem
 from dpud.gpu.compression.codec import CODECS, Quality
 from dpud.gpu.compression.encoder import decode_blob
+from dpud.gpu.errors import CorruptPage, GpuError
 from dpud.gpu.fault import archive
 from dpud.gpu.fault.checkpoint_file import Label, RegionLabel, Writer, read_blob
 from dpud.gpu.migration.journal import _line
@@ -140,7 +142,7 @@ def _checkpoint(data: bytes) -> None:
     for places in archive.merged(files).values():
         for path, at in places.values():
             blob = read_blob(path, at)
-            decode_blob(0, blob, memoryview(bytearray(4096)), lambda _number: None)
+            _decoded(blob, memoryview(bytearray(4096)))
 
 
 def checkpoint_world(_seed: int) -> Parser:
@@ -167,6 +169,15 @@ def checkpoint_world(_seed: int) -> Parser:
 
 
 # Compressed pages.
+
+
+def _decoded(blob: Blob, out: memoryview) -> bool:
+    """Whether it was an encoding of something; of what, its checksum says."""
+    try:
+        decode_blob(0, blob, out, lambda _number: None)
+    except CorruptPage as error:
+        return ": checksum " in str(error.strerror)
+    return True
 
 
 def _pages() -> Iterator[np.ndarray]:
@@ -196,7 +207,8 @@ def blob_world(_seed: int) -> Parser:
     def use(data: bytes) -> None:
         number, large = (data[0] & 127, data[0] >> 7) if data else (0, 0)
         blob = Blob(data[1:], number, len(outs[large]), 0)
-        decode_blob(0, blob, outs[large], lambda _number: None)
+        if not _decoded(blob, outs[large]):
+            raise GpuError(errno.EIO, "no encoding of a page")
 
     seeds = [bytes([blob.codec & 127]) + blob.data for blob in _blobs()]
     return Parser(use, OSError, Mutator(seeds, [bytes([codec & 127]) for codec in CODECS]))

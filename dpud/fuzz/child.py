@@ -68,7 +68,7 @@ class Child:
         self._seen = 0, 0.0
         self._pieces: list[bytes] = []
         self._stuck = False
-        self._folder = tempfile.TemporaryDirectory(prefix="dpud-fuzz-", ignore_cleanup_errors=True)
+        self._folder = tempfile.TemporaryDirectory(prefix="dpud-fuzz-", dir=_memory(), ignore_cleanup_errors=True)
         self.fd, writer = os.pipe()
         parent = os.getpid()
         self.pid = os.fork()
@@ -163,6 +163,11 @@ class Child:
         os.wait4(self.pid, 0)
         os.close(self.fd)
         self._folder.cleanup()
+
+
+def _memory() -> str | None:
+    """A folder that is no disk, where there is one: most inputs are files."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def _how(status: int) -> str:

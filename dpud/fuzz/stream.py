@@ -48,7 +48,7 @@ def _filled(memory: GpuMemory) -> None:
 
 def _started(memory: GpuMemory, connect: "Peer | Recorder", strategy: Strategy) -> Migration:
     module = _migration(memory)
-    module.settings.strategy = strategy
+    module.settings.strategy, module.compression = strategy, "none"
     id = module._new_id()
     source, target = module.remote(id, _CLIENT, "there", connect.connect)
     return Migration(source, target, memory.clock, module.settings, Progress(id, _CLIENT, "there"), module.out_journal)

@@ -15,26 +15,26 @@ _UNITS = (
 )
 
 TARGETS = (
-    Target("files", "every file of the tree, on a machine that lives on", tree.Machine, life=3000, share=30),
-    Target("config", "configurations, one or two above each other", texts.config_world, share=8, modules=_CONFIG),
-    Target("topology", "NUMA topologies", texts.topology_world, share=4, modules=("dpud.gpu.numa.topology",)),
+    Target("files", "every file of the tree, on a machine that lives on", tree.Machine, life=3000, share=120),
+    Target("config", "configurations, one or two above each other", texts.config_world, share=12, modules=_CONFIG),
+    Target("topology", "NUMA topologies", texts.topology_world, share=25, modules=("dpud.gpu.numa.topology",)),
     Target(
-        "properties", "profile strings of the SDK", texts.properties_world, share=4, modules=("dpud.dpu.properties",)
+        "properties", "profile strings of the SDK", texts.properties_world, share=120, modules=("dpud.dpu.properties",)
     ),
-    Target("units", "sizes, lists, masks, filters, queries", texts.units_world, share=20, modules=_UNITS),
-    Target("trace", "ftrace, trace-cmd and perf texts", texts.trace_world, share=10, modules=("dpud.trace_text",)),
-    Target("rmm", "logs of RMM's", texts.rmm_world, share=2, modules=("dpud.bench.gpu.usage",)),
-    Target("decisions", "the QoS decision log", texts.decisions_world, share=2, modules=("dpud.gpu.qos.replay",)),
+    Target("units", "sizes, lists, masks, filters, queries", texts.units_world, share=300, modules=_UNITS),
+    Target("trace", "ftrace, trace-cmd and perf texts", texts.trace_world, share=30, modules=("dpud.trace_text",)),
+    Target("rmm", "logs of RMM's", texts.rmm_world, share=110, modules=("dpud.bench.gpu.usage",)),
+    Target("decisions", "the QoS decision log", texts.decisions_world, share=30, modules=("dpud.gpu.qos.replay",)),
     Target(
-        "capture", "captured folders", captures.capture_world, share=4, modules=("dpud.proctext", "dpud.rawcapture")
+        "capture", "captured folders", captures.capture_world, share=6, modules=("dpud.proctext", "dpud.rawcapture")
     ),
-    Target("journal", "the state directory", binaries.journal_world, share=8, modules=("dpud.journal", "dpud.state")),
-    Target("promises", "the journals of migrations", binaries.promises_world, share=3),
-    Target("checkpoint", "checkpoints of GPU clients", binaries.checkpoint_world, share=4),
-    Target("blob", "compressed pages", binaries.blob_world, share=12, modules=("dpud.gpu.compression.planes",)),
-    Target("slots", "files of swap tiers", binaries.slots_world, share=4),
-    Target("incoming", "a migration's source that means harm", stream.Incoming, share=4),
-    Target("outgoing", "a migration's destination that means harm", stream.Outgoing, share=3),
+    Target("journal", "the state directory", binaries.journal_world, share=25, modules=("dpud.journal", "dpud.state")),
+    Target("promises", "the journals of migrations", binaries.promises_world, share=6),
+    Target("checkpoint", "checkpoints of GPU clients", binaries.checkpoint_world, share=20),
+    Target("blob", "compressed pages", binaries.blob_world, share=170, modules=("dpud.gpu.compression.planes",)),
+    Target("slots", "files of swap tiers", binaries.slots_world, share=10),
+    Target("incoming", "a migration's source that means harm", stream.Incoming, share=8),
+    Target("outgoing", "a migration's destination that means harm", stream.Outgoing, share=8),
 )
 
 

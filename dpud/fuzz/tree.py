@@ -11,6 +11,7 @@ is interrupted, as by a signal.
 import errno
 import os
 import re
+import time
 import tomllib
 from collections.abc import Callable, Generator, Mapping
 from functools import cache
@@ -37,6 +38,8 @@ from kernelsim.operation import Operation
 _MIB = 1 << 20
 _MAX_WAITS = 60
 _TICK_NS = 50_000_000
+_PATIENCE_NS = 300_000_000
+"""What others can use the machine meanwhile may take long, and be interrupted."""
 _MAX_READ = 1 << 17
 _QUOTED = re.compile(r"`([^`]+)`")
 _NAMES = (
@@ -133,6 +136,7 @@ class Machine:
 
     def _driven(self, operation: Operation[Any]) -> Any:
         nr_waits = 0
+        deadline_ns = time.process_time_ns() + _PATIENCE_NS
         while True:
             try:
                 waitable = next(operation)
@@ -140,11 +144,11 @@ class Machine:
                 return stop.value
             if waitable is not None:
                 nr_waits += 1
-                if nr_waits > _MAX_WAITS:
-                    operation.close()
-                    raise OSError(errno.EINTR, "waits in vain")
                 waitable.wait(0)
                 self.others(4)
+            if nr_waits > _MAX_WAITS or time.process_time_ns() > deadline_ns:
+                operation.close()
+                raise OSError(errno.EINTR, "a signal")
 
     def others(self, nr_slices: int) -> None:
         """Turns of what runs in the background."""

@@ -141,8 +141,14 @@ def _use_of_file(path: Path) -> Use:
 
 def _changes(text: str) -> Iterator[tuple[int, int]]:
     """(microseconds, bytes more) of each action. ValueError for what is no log."""
+    try:
+        yield from _changes_of(csv.DictReader(io.StringIO(text)))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
+def _changes_of(rows: "csv.DictReader[str]") -> Iterator[tuple[int, int]]:
     sizes: dict[str, int] = {}
-    rows = csv.DictReader(io.StringIO(text))
     if missing := {"Time", "Action", "Pointer", "Size"} - set(rows.fieldnames or ()):
         raise ValueError(f"it has no column {', '.join(sorted(missing))}")
     now = days = 0

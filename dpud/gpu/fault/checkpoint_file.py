@@ -30,6 +30,7 @@ MAGIC = b"DPUDCKPT"
 _LENGTH, _DIGEST, _RECORD = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<IQ")
 _NO_REGION = 0xFFFFFFFF
 PAGE_SIZES = (2048, 4096, 65536, 2 << 20)
+_TYPES = {kind.value for kind in RegionType}
 Natural = Annotated[int, Meta(ge=0)]
 
 
@@ -63,7 +64,7 @@ class Label:
         if not 0 <= label.parent < label.sequence:
             raise ValueError(f"number {label.sequence} is an increment to {label.parent}")
         for each in label.regions:
-            if each.type not in set(RegionType) or each.page_bytes not in PAGE_SIZES:
+            if each.type not in _TYPES or each.page_bytes not in PAGE_SIZES:
                 raise ValueError(f"a region of type {each.type}, pages of {each.page_bytes} bytes")
         return label
 

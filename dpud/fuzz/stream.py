@@ -5,6 +5,7 @@ The first byte of an input says whether it is bytes as they come, or frames, eac
 numbers and checksums then. One input is one connection.
 """
 
+import gc
 from collections.abc import Iterator
 from random import Random
 
@@ -147,6 +148,7 @@ class Incoming:
 
     def _begin(self) -> None:
         self._memory = _small()
+        gc.collect()  # the one before hangs in cycles, and the collector does not see how large it is
         self._receiver = _migration(self._memory).receiver
 
     def draw(self, chance: Random) -> bytes:
@@ -220,6 +222,7 @@ class Outgoing:
 
     def _begin(self) -> None:
         self._memory = _small()
+        gc.collect()  # the one before hangs in cycles, and the collector does not see how large it is
         _filled(self._memory)
         self._bytes = self._read()
 

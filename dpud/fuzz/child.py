@@ -5,6 +5,7 @@ What a child is doing stands in memory that it shares with its parent, who also 
 compiled code does not stay so for ever.
 """
 
+import faulthandler
 import gc
 import mmap
 import os
@@ -99,6 +100,7 @@ class Child:
         return Batch(self.target.name, self.seed, crash=crash)
 
     def _settle(self) -> None:
+        faulthandler.disable()  # the parent tells
         os.chdir(self._folder.name)
         tempfile.tempdir = self._folder.name
         confine(self._folder.name)

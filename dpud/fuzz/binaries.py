@@ -9,6 +9,7 @@ import errno
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -92,7 +93,7 @@ def journal_world(_seed: int) -> Parser:
 def promises_world(_seed: int) -> Parser:
     """Also what a daemon does that finds them."""
     manifest = {"client": "c", "areas": [{"nr_bytes": 8192, "page_bytes": 4096}]}
-    records = [
+    records: list[dict[str, Any]] = [
         {"id": "m1", "step": "receiving", "manifest": manifest},
         {"id": "m1", "step": "prepared", "digest": "0" * 32, "missing": None},
         {"id": "m2", "step": "begun", "client": "c", "target": "x"},

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import FrameType
+from typing import TypeVar
 
 from dpud.fuzz.target import Target, World, kind_of
 
@@ -26,6 +28,9 @@ HANG = "more than a second"
 _FIRST = 500  # inputs after which caches are full
 _SHRINK_S = 30.0
 _MAX_LINES = 40
+
+
+T = TypeVar("T")
 
 
 class Hang(BaseException):
@@ -248,21 +253,24 @@ def shrink(target: Target, crash: Crash, seconds: float = _SHRINK_S) -> None:
         return
     if crash.kind == HANG:
         return  # each try would take as long
-    crash.inputs = list(reduced(crash.inputs, lambda rest: same(list(rest))))
+    crash.inputs = reduced(crash.inputs, same)
     for at, data in enumerate(crash.inputs):
-        before, behind = crash.inputs[:at], crash.inputs[at + 1 :]
-        short = reduced(data, lambda rest, b=before, e=behind: same([*b, bytes(rest), *e]))  # type: ignore[misc]
-        crash.inputs[at] = bytes(short)  # type: ignore[arg-type]
+        crash.inputs[at] = bytes(reduced(list(data), partial(_same_with, crash.inputs, at, same)))
 
 
-def reduced(items: Sequence[object], holds: Callable[[Sequence[object]], bool]) -> Sequence[object]:
+def _same_with(inputs: list[bytes], at: int, same: Callable[[list[bytes]], bool], data: list[int]) -> bool:
+    """Another input in one place."""
+    return same([*inputs[:at], bytes(data), *inputs[at + 1 :]])
+
+
+def reduced(items: list[T], holds: Callable[[list[T]], bool]) -> list[T]:
     """Fewer of them for which it still holds. Source: Zeller, Hildebrandt, "Simplifying and isolating failure-inducing
     input", 2002: pieces are left out, smaller and smaller ones."""
     size = max(1, len(items) // 2)
     while items:
         at, shorter = 0, False
         while at < len(items):
-            rest = items[:at] + items[at + size :]  # type: ignore[operator]
+            rest = items[:at] + items[at + size :]
             if holds(rest):
                 items, shorter = rest, True
             else:

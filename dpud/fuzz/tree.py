@@ -28,6 +28,7 @@ from dpud.fuzz.mutate import Mutator, below
 from dpud.fuzz.target import name_of
 from dpud.gpu.check import violations
 from dpud.gpu.migration import MigrationModule
+from dpud.gpu.swap.module import SwapModule
 from dpud.gpu.system import GpuConfig, add_files, build
 from dpud.lab import Lab
 from fs.kernfs import Cred, Tree
@@ -301,7 +302,7 @@ class Machine:
         if self.lab.hw is not None:
             self.lab.hw.close()
         swap = self.gpu.watcher
-        if hasattr(swap, "space"):
+        if isinstance(swap, SwapModule):
             for tier in swap.space.tiers:
                 tier.close()
 

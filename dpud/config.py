@@ -430,6 +430,8 @@ def combine(sources: Sequence[Source]) -> Config:
 
 
 def _parsed(source: Source) -> dict[str, Any]:
+    if endless := config_shape.endless_key(source.text):
+        raise ConfigError(f"{source.name}:{endless}: a key of more than {config_shape.MAX_DOTS} dots")
     try:
         tables = tomllib.loads(source.text)
     except tomllib.TOMLDecodeError as error:

@@ -1,11 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What TOML allows and no configuration has: looked for before anything else is done with the tables."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 MAX_DEPTH = 16
+MAX_DOTS = 64
 _INT64 = range(-(1 << 63), 1 << 63)
+
+_ENDS = frozenset("=,[]{}\n")
+_TOKEN = re.compile(r"""\"(?:[^"\\\n]|\\.)*+\"?|'[^'\n]*+'?|\#[^\n]*|[=,\[\]{}\n.]|[^=,\[\]{}\n."'\#]+""")
+"""A string, closed or not, a comment, a mark, or what is between marks. Nothing is looked at twice."""
+
+
+def endless_key(text: str) -> int | None:
+    """The line of a key of more than MAX_DOTS dots; None if there is none. tomllib would take time for its square."""
+    nr_dots, line = 0, 1
+    for token in _TOKEN.findall(text):
+        if token == ".":
+            nr_dots += 1
+            if nr_dots > MAX_DOTS:
+                return line
+        elif token in _ENDS:
+            nr_dots = 0
+            line += token == "\n"
+    return None
 
 
 def problem_of(tables: Mapping[str, Any]) -> str | None:

@@ -113,6 +113,7 @@ class Machine:
         self._registry = machine.registry
         self.tree = Tree(machine.registry, self._call, request=self._ask)
         self._mutator = Mutator([b"1\n"], WORDS, 1 << 13)
+        self._texts: dict[Attr[Any], list[bytes]] = {}
         self._names_at = -1
         self._look_for_files()
 
@@ -228,7 +229,9 @@ class Machine:
     def _draw_write(self, chance: Random) -> bytes:
         file = chance.choice(self._written)
         roll = chance.random()
-        known = _known_texts(file.attr) + _facts().get(file.attr.name, [])
+        known = self._texts.get(file.attr)
+        if known is None:
+            known = self._texts[file.attr] = [*_known_texts(file.attr), *_facts().get(file.attr.name, [])]
         data = chance.choice(known) if known and roll < 0.6 else self._mutator.word(chance)
         if roll < 0.04 and self.gpu.space.regions:
             region = chance.choice(list(self.gpu.space.regions))
@@ -320,16 +323,10 @@ def _facts() -> Mapping[str, list[bytes]]:
     return known
 
 
-_TEXTS: dict[Attr[Any], list[bytes]] = {}
-
-
 def _known_texts(attr: Attr[Any]) -> list[bytes]:
     """What its declaration says of what it takes."""
-    texts = _TEXTS.get(attr)
-    if texts is None:
-        kind = attr.kind
-        found = [*kind.legal(), *kind.legal(), *kind.illegal(), *_QUOTED.findall(attr.doc)]
-        if attr.default is not None and isinstance(shown := kind.format(attr.default), str):
-            found.append(shown)
-        texts = _TEXTS[attr] = [text.encode("utf-8", "surrogateescape") for text in found]
-    return texts
+    kind = attr.kind
+    found = [*kind.legal(), *kind.legal(), *kind.illegal(), *_QUOTED.findall(attr.doc)]
+    if attr.default is not None and isinstance(shown := kind.format(attr.default), str):
+        found.append(shown)
+    return [text.encode("utf-8", "surrogateescape") for text in found]

@@ -140,7 +140,10 @@ def run(seed: int | None = None, inputs: int | None = None, target: str | None =
             mine.add(batch)
             bar.update(task, advance=batch.nr_inputs)
 
-        fuzz(jobs(targets, nr_inputs, seed), told, min(NR_CHILDREN, len(os.sched_getaffinity(0))))
+        try:
+            fuzz(jobs(targets, nr_inputs, seed), told, min(NR_CHILDREN, len(os.sched_getaffinity(0))))
+        except (KeyboardInterrupt, SystemExit):  # a run takes hours: what was done by then is told
+            console.print("fuzz: ended before its time")
     report = _report(seed, list(sums.values()), time.perf_counter() - begin)
     if any(each.nr_crashes for each in sums.values()):
         console.print(report.table())

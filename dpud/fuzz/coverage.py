@@ -18,9 +18,11 @@ from typing import Any, NoReturn
 
 from dpud.fuzz.child import Child
 from dpud.fuzz.live import Life, watched
+from dpud.fuzz.mutate import MAX_BYTES
 from dpud.fuzz.target import Parser
 
-MAX_BYTES = 4096
+_LONG_BYTES = 4096
+"""An input may be so long, or twice as long as a seed."""
 
 
 def is_there() -> bool:
@@ -58,8 +60,9 @@ def explore(child: Child) -> NoReturn:
     os.mkdir("seeds")
     for number, data in enumerate(mutator.pool):
         with open(f"seeds/{number}", "wb") as file:
-            file.write(data[:MAX_BYTES])
-    options = ["-seed=" + str(child.seed % (1 << 31) + 1), f"-max_len={MAX_BYTES}", "-timeout=600", "-rss_limit_mb=0"]
+            file.write(data)
+    longest = min(MAX_BYTES, max(_LONG_BYTES, *(2 * len(data) for data in mutator.pool)))
+    options = [f"-seed={child.seed % (1 << 31) + 1}", f"-max_len={longest}", "-timeout=600", "-rss_limit_mb=0"]
     with watched(lambda: life.nr_steps):
         atheris.Setup(["dpud", *options, "-verbosity=0", "-print_final_stats=0", "seeds"], one, custom_mutator=mutate)
         atheris.Fuzz()

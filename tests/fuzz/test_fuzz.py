@@ -7,6 +7,7 @@ A target that crashed once has its input in corpus/TARGET; those are given again
 import logging
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -15,10 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dpud import bench as benches
+from dpud.bench import fuzz as bench
 from dpud.bench.fuzz import Job, fuzz, jobs
+from dpud.errors import UserError
 from dpud.fuzz import coverage, live
 from dpud.fuzz.child import drawn, run_one
-from dpud.fuzz.live import HANG, Batch, reduced
+from dpud.fuzz.live import HANG, Batch, Crash, reduced
 from dpud.fuzz.mutate import MAX_BYTES, Mutator
 from dpud.fuzz.target import Parser, Target, World
 from dpud.fuzz.targets import TARGETS
@@ -223,6 +227,35 @@ def test_what_was_found_once_is_mended(path: Path) -> None:
 
     batch = run_one(Target(target.name, "", Given, target.life), 0, len(inputs))
     assert batch.crash is None, summary(batch)
+
+
+def test_a_run_that_is_ended_tells_what_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(_work: object, told: Callable[[Batch], object], _nr: int) -> None:
+        told(Batch("units", 1, 5, Counter(ok=5)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "fuzz", ended)
+    report = bench.run(1, 10, "units")
+    assert [line.cells()[:2] for line in report.figures] == [("units", "5")]
+
+
+def test_a_run_that_found_something_is_an_error_and_prints_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crash = Crash("units", 1, 3, "KeyError in dpud/x.py parse", "the traceback", [b"a\0"])
+    monkeypatch.setattr(bench, "fuzz", lambda _work, told, _nr: told(Batch("units", 1, 3, crash=crash)))
+    with pytest.raises(UserError, match="crashes: units"):
+        bench.run(1, 10, "units")
+    said = capsys.readouterr().err
+    assert "the traceback" in said
+    assert r"b'a\x00'" in said
+
+
+def test_a_target_that_is_none_is_an_error() -> None:
+    with pytest.raises(UserError, match="no target x"):
+        bench.run(1, 10, "x")
+    with pytest.raises(UserError, match="--inputs is for fuzz alone"):
+        benches.run("soak", inputs=3)
 
 
 def test_batches_run_side_by_side_and_all_are_told() -> None:

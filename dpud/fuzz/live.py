@@ -110,12 +110,17 @@ class Life:
         self._trail = []
         return self.target.open(self.world_seed)
 
+    def _close(self) -> None:
+        self.world.close()
+        del self.world
+        gc.collect()  # a machine hangs in cycles, and the collector does not see how large it is
+
     def give(self, data: bytes) -> Crash | None:
         """One input."""
         batch, target = self.batch, self.target
         if target.life:
             if len(self._trail) >= target.life:
-                self.world.close()
+                self._close()
                 self.world = self._open()
             self._trail.append(data)
         self.nr_steps += 1
@@ -156,9 +161,7 @@ class Life:
         except Exception as problem:
             self._crashed(problem, b"")
             return batch
-        self.world.close()
-        del self.world
-        gc.collect()
+        self._close()
         if self._first_bytes:
             batch.grown_bytes = max(0, resident_bytes() - self._first_bytes)
             if batch.grown_bytes > GROWTH_BYTES:

@@ -13,6 +13,7 @@ from random import Random
 MAX_BYTES = 1 << 16
 _MAX_KEPT = 512
 _MANY = (2, 3, 17, 300, 5000)
+_RUNS, _LETTERS = (20, 300, 30_000), b" \ta0.\"'[({=:,-\\"
 
 _NUMBERS = """
     0 1 -1 2 7 9 10 64 100 101 255 256 1000 1001 1023 1024 4095 4096 65535 65536 00 -0 +1 010 08 0x 0x10 1.5
@@ -114,6 +115,12 @@ def _repeat(_mutator: Mutator, data: bytes, chance: Random) -> bytes:
     return data[:first] + piece * _MANY[below(chance, len(_MANY))] + data[first:]
 
 
+def _run(_mutator: Mutator, data: bytes, chance: Random) -> bytes:
+    """A long run of one letter: what looks for the end of it from each place takes time for its square."""
+    at, letter = below(chance, len(data) + 1), below(chance, len(_LETTERS))
+    return data[:at] + _LETTERS[letter : letter + 1] * _RUNS[below(chance, len(_RUNS))] + data[at:]
+
+
 def _splice(mutator: Mutator, data: bytes, chance: Random) -> bytes:
     other = mutator.pool[below(chance, len(mutator.pool))]
     return data[: below(chance, len(data) + 1)] + other[below(chance, len(other) + 1) :]
@@ -159,5 +166,5 @@ def _span(data: bytes, chance: Random) -> tuple[int, int]:
 
 
 _MUTATIONS: tuple[Mutation, ...] = (
-    _flip, _set, _cut, _end, _insert, _insert, _repeat, _splice, _number, _number, _name, _lines, _words
+    _flip, _set, _cut, _end, _insert, _insert, _repeat, _run, _splice, _number, _number, _name, _lines, _words
 )  # fmt: skip

@@ -8,6 +8,7 @@ ends its batch; it is made short, and printed with what leads there. The same se
 import logging
 import os
 import select
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +31,9 @@ NR_INPUTS = 10_000_000
 NR_CHILDREN = 2
 BATCH = 5_000
 _POLL_S = 0.5
-_MAX_KINDS = 5
-"""Crashes of one target that are told apart, and outcomes that are shown."""
+_WIDTH = 120  # where the terminal does not say
+_NR_SHOWN = 4
+"""Outcomes of a target that are shown."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Sum:
             self.crashes.setdefault(batch.crash.kind, batch.crash)
 
     def line(self) -> Line:
-        most = [f"{name} {nr}" for name, nr in self.outcomes.most_common(_MAX_KINDS)]
+        most = [f"{name} {nr}" for name, nr in self.outcomes.most_common(_NR_SHOWN)]
         rate = self.nr_inputs / (self.cpu_ns / 1e9) if self.cpu_ns else 0.0
         cells = (
             self.target.name,
@@ -124,7 +126,7 @@ def run(seed: int | None = None, inputs: int | None = None, target: str | None =
     seed = SystemRandom().randrange(1 << 31) if seed is None else seed
     nr_inputs = NR_INPUTS if inputs is None else inputs
     targets = TARGETS if target is None else (named(target),)
-    console = Console(stderr=True)
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH)
     console.print(f"fuzz: seed {seed}, {nr_inputs} inputs, {', '.join(each.name for each in targets)}")
     logging.getLogger().addHandler(logging.NullHandler())
     load_loops()

@@ -36,13 +36,15 @@ _dpud() {
                 --write) _dpud_offer b; return ;;
                 --seed) _dpud_offer w; return ;;
                 --ops) _dpud_offer w; return ;;
+                --inputs) _dpud_offer w; return ;;
+                --target) _dpud_offer w; return ;;
                 --trace) _dpud_offer b; return ;;
             esac
             if [[ $cur == -* ]]; then
-                _dpud_offer w --write --seed --ops --trace --help
+                _dpud_offer w --write --seed --ops --inputs --target --trace --help
                 return
             fi
-            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu storm hostile service soak journal kills
+            _dpud_offer d region node compaction fuse import pages tables breakeven engines fidelity replay terabyte gpu storm hostile service soak journal kills fuzz
             ;;
         config)
             case $prev in

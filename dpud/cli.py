@@ -308,9 +308,13 @@ def demo(name: str | None) -> None:
 @click.argument("names", metavar="[NAME [DIR]...]...", nargs=-1)
 @click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Also write the tables to this file.")
 @click.option(
-    "--seed", type=click.IntRange(0), help="soak, kills: what chance begins with; another one each time if left out."
+    "--seed",
+    type=click.IntRange(0),
+    help="soak, kills, fuzz: what chance begins with; another one each time if left out.",
 )
 @click.option("--ops", type=click.IntRange(1), help="soak: how many operations, a million if left out; kills: 1000.")
+@click.option("--inputs", type=click.IntRange(1), help="fuzz: how many inputs, ten million if left out.")
+@click.option("--target", help="fuzz: only what is called so.")
 @click.option(
     "--trace",
     "traces",
@@ -319,7 +323,13 @@ def demo(name: str | None) -> None:
     help="gpu overcommit: a CSV log of RMM's logging adaptor, one for each client, instead of generated use.",
 )
 def bench(
-    names: tuple[str, ...], write: Path | None, seed: int | None, ops: int | None, traces: tuple[Path, ...]
+    names: tuple[str, ...],
+    write: Path | None,
+    seed: int | None,
+    ops: int | None,
+    inputs: int | None,
+    target: str | None,
+    traces: tuple[Path, ...],
 ) -> None:
     """Measure, beside something real that does the same; all if none is named.
 
@@ -328,11 +338,12 @@ def bench(
     on the same memory.
     `fidelity DIR` compares the emulated compaction with a real one, captured by `dpud snapshot --compact DIR`.
     `gpu compression` is about compressed GPU memory; `gpu` alone runs all of its kind.
-    Only run when named: soak, a long random test, and kills, which kills a daemon 1000 times.
+    Only run when named: soak, a long random test, kills, which kills a daemon 1000 times, and fuzz, ten million inputs
+    that nobody would write.
     """
     from dpud import bench as benches
 
-    sys.exit(benches.run(names, write, seed=seed, ops=ops, traces=traces))
+    sys.exit(benches.run(names, write, seed=seed, ops=ops, inputs=inputs, target=target, traces=traces))
 
 
 @cli.command()

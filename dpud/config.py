@@ -69,6 +69,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from dpud import config_shape
 from dpud.config_lines import key_and_problem, line_of, place_of, without_place
 from dpud.config_mount import Mount as Mount
 from dpud.config_mount import about as _about
@@ -414,11 +415,17 @@ def combine(sources: Sequence[Source]) -> Config:
 
 
 def _parsed(source: Source) -> dict[str, Any]:
+    if endless := config_shape.endless_key(source.text):
+        raise ConfigError(f"{source.name}:{endless}: a key of more than {config_shape.MAX_DOTS} dots")
     try:
         tables = tomllib.loads(source.text)
     except tomllib.TOMLDecodeError as error:
         line, problem = without_place(str(error), source.text)
         raise ConfigError(f"{source.name}:{line}: {problem}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+        raise ConfigError(f"{source.name}: {error}") from None
+    if shape := config_shape.problem_of(tables):
+        raise ConfigError(f"{source.where(shape.partition(': ')[0])}: {shape}")
     if isinstance(sysctl := tables.get("sysctl"), dict):
         tables["sysctl"] = _flat(sysctl)
     return tables

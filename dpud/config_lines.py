@@ -4,7 +4,7 @@
 import re
 from collections.abc import Iterator
 
-_HEADER = re.compile(r"\s*\[(\[?)\s*([^\]]+?)\s*\]")
+_HEADER = re.compile(r"\s*\[(\[?)([^\]]+)\]")
 _ASSIGNMENT = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
 _WORD = re.compile(r"""[\w-]+|"[^"]*"|'[^']*'""")
 
@@ -59,10 +59,10 @@ def _keys(text: str) -> Iterator[tuple[int, list[str]]]:
     nth: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if header := _HEADER.match(line):
-            here = _path(header[2])
+            here, name = _path(header[2]), header[2].strip()
             if header[1]:
-                nth[header[2]] = nth.get(header[2], -1) + 1
-                here = [*here, str(nth[header[2]])]
+                nth[name] = nth.get(name, -1) + 1
+                here = [*here, str(nth[name])]
             elif (above := ".".join(here[:-1])) in nth:  # [workload.write] belongs to the last [[workload]]
                 here = [*here[:-1], str(nth[above]), here[-1]]
             yield number, here

@@ -114,9 +114,9 @@ class State:
         try:
             head = decode_head(first[0])
             self.boot = decode_turn(first[1])
-        except (msgspec.DecodeError, IndexError) as error:
+            self._check(head)
+        except (msgspec.DecodeError, IndexError, RecursionError) as error:
             raise UserError(f"{self.path}: it has no beginning: {error}") from None
-        self._check(head)
 
     def _judge(self, end: End) -> None:
         where = f"{self.path}: record {end.number}, at offset {end.offset}"
@@ -189,7 +189,7 @@ class State:
             if number >= 2:
                 try:
                     yield number, offset, decode_turn(payload)
-                except msgspec.DecodeError as error:
+                except (msgspec.DecodeError, RecursionError) as error:
                     raise UserError(f"{self.path}: record {number}, at offset {offset}: {error}") from None
 
     def _begin(self) -> Journal:

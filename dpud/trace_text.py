@@ -54,9 +54,10 @@ _EVENT = re.compile(
     r"\[(\d{1,5})\](?:\s+[^\s\[\]]+)?\s+(\d{1,11})\.(\d{6}|\d{9}):\s+(?:\w+:)?(mm_\w+):(?:\s+(.*))?", re.ASCII
 )
 _STARTED = re.compile(r":\s+(?:kmem:)?mm_page_(?:alloc|free|alloc_extfrag)\b", re.ASCII)
-_FIELD = re.compile(r"(\w+)=(\S*)", re.ASCII)
+_FIELD = re.compile(r"\b(\w+)=(\S*)", re.ASCII)  # \b: a word without `=` is not tried again from each of its letters
 _LOST = re.compile(r"^CPU:? ?\d+:? \[?(?:LOST (\d{1,18}) EVENTS|(\d{1,18}) EVENTS DROPPED|EVENTS DROPPED)", re.ASCII)
-_PERF_LOST = re.compile(r"PERF_RECORD_LOST\w*\b.*?lost (\d{1,18})", re.ASCII)
+_PERF_RECORD_LOST = "PERF_RECORD_LOST"
+_PERF_LOST = re.compile(_PERF_RECORD_LOST + r"\w*\b.*?lost (\d{1,18})", re.ASCII)
 
 
 class TraceError(UserError):
@@ -198,7 +199,7 @@ class TraceReader:
         return None if reader is None else reader(self, head, dict(_FIELD.findall(text or "")))
 
     def _lost(self, line: str) -> tuple[int, ...] | None:
-        found = _LOST.search(line) or _PERF_LOST.search(line)
+        found = _LOST.search(line) or _PERF_LOST.match(line, max(line.find(_PERF_RECORD_LOST), 0))
         if found is None:
             return None
         nr = next((int(text) for text in found.groups() if text), 1)

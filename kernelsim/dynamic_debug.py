@@ -18,11 +18,11 @@ import errno
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from types import CodeType, FunctionType
 from typing import Any
 
 from kernelsim.attr import Attr, Kobject, Text
+from kernelsim.glob import glob_match
 from kernelsim.trace_hook import FTRACE_NAME
 
 FLAGS = "pmfslt"
@@ -74,7 +74,7 @@ class Query:
             return False  # no site here has a class
         return (
             _glob_matches(self.module, site.modname)
-            and (self.file is None or any(fnmatchcase(name, self.file) for name in _names_of(site.filename)))
+            and (self.file is None or any(glob_match(self.file, name) for name in _names_of(site.filename)))
             and _glob_matches(self.func, site.function)
             and self._format_matches(site.format)
             and (self.lines is None or self.lines[0] <= site.lineno <= self.lines[1])
@@ -87,7 +87,7 @@ class Query:
 
 
 def _glob_matches(pattern: str | None, name: str) -> bool:
-    return pattern is None or fnmatchcase(name, pattern)
+    return pattern is None or glob_match(pattern, name)
 
 
 def _names_of(path: str) -> tuple[str, str]:

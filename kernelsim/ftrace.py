@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from types import MethodType
 from typing import Any
 
 from kernelsim import trace_events
+from kernelsim.glob import glob_match
 from kernelsim.operation import Operation
 from kernelsim.task import Call, Task
 from kernelsim.trace import Trace
@@ -35,6 +35,10 @@ from kernelsim.trace_hook import FTRACE_NAME
 TRACERS = ("function_graph", "function", "nop")
 MODULES = {"dpu_compact": ("dpu_",)}
 """Kernel module names for `:mod:`, and how the names of their functions begin."""
+
+
+MAX_WORD = 512
+"""Letters of a name; the kernel's limit follows from how long a symbol may be (FTRACE_BUFF_MAX)."""
 
 
 class FunctionSet:
@@ -50,14 +54,14 @@ class FunctionSet:
         OSError(EINVAL): one of them matches nothing. Those before it hold.
         """
         for word in words:
-            matched = self._matching(word.removeprefix("!"))
+            matched = self._matching(word.removeprefix("!")) if len(word) <= MAX_WORD else None
             if not matched:
                 raise OSError(errno.EINVAL, f"no function {word}")
             self.names = self.names - matched if word.startswith("!") else self.names | matched
 
     def _matching(self, pattern: str) -> set[str]:
         name, colon, rest = pattern.partition(":")
-        names = {known for known in self.known if fnmatchcase(known, name or "*")}
+        names = {known for known in self.known if glob_match(name or "*", known)}
         if colon:
             kind, _, module = rest.partition(":")
             if kind != "mod":

@@ -51,7 +51,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 def parse_amount(text: str, *, flags: tuple[str, ...] = ()) -> tuple[int, dict[str, int], set[str]]:
     """`50 seed=7 runs` -> (50, {"seed": 7}, {"runs"}). Raises OSError(EINVAL)."""
     words = text.split()
-    if not text.isascii() or not words or not words[0].isdecimal() or int(words[0]) > 100:
+    if not text.isascii() or not words or not words[0].isdecimal() or len(words[0]) > 18 or int(words[0]) > 100:
         raise OSError(errno.EINVAL, "want a percentage")
     options: dict[str, int] = {}
     found: set[str] = set()

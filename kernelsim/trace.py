@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Any
 
 from kernelsim import trace_key
+from kernelsim.glob import glob_match
 from kernelsim.operation import Operation
 from kernelsim.ring_buffer import Record, RingBuffer
 from kernelsim.task import Current, Task
@@ -244,5 +244,5 @@ def find_events(pattern: str) -> list[TraceEvent]:
     """Events that one word of `set_event` names: `system:event`, `event`, either a glob, `system:` for all of one."""
     system, colon, name = pattern.partition(":")
     if not colon:
-        return [e for e in EVENTS if fnmatchcase(e.name, pattern) or fnmatchcase(e.system, pattern)]
-    return [e for e in EVENTS if fnmatchcase(e.system, system or "*") and fnmatchcase(e.name, name or "*")]
+        return [e for e in EVENTS if glob_match(pattern, e.name) or glob_match(pattern, e.system)]
+    return [e for e in EVENTS if glob_match(system or "*", e.system) and glob_match(name or "*", e.name)]

@@ -7,7 +7,8 @@ A term is FIELD OP VALUE. Numbers know == != < <= > >= &, strings == != and ~ (a
 
 A filter that cannot be understood takes the one before it away all the same: the event then has none, and its `filter`
 file shows the text with a mark and a reason until the next write (FilterError.text). Errors, their numbers and the
-place of the mark are those that a 6.18 kernel gives.
+place of the mark are those that a 6.18 kernel gives. Unlike there, more than MAX_DEPTH parentheses inside each other
+are E2BIG: each is a call here.
 
 A compiled filter is a function of a record's values and the task.
 """
@@ -37,6 +38,8 @@ _NUMBER_OPS: dict[str, Callable[[int, int], bool]] = {
 }
 _OPS = ("==", "!=", "<=", ">=", "<", ">", "&", "~")
 _MAX_OPERAND = 255
+MAX_DEPTH = 64
+"""Parentheses inside each other."""
 
 
 class FilterError(OSError):
@@ -79,6 +82,7 @@ class _Parser:
         self.event = event
         self.source = source
         self.at = 0
+        self.depth = 0
 
     def fail(self, reason: str | None, at: int, code: int = errno.EINVAL) -> FilterError:
         return FilterError(code, reason, self.source, at)
@@ -125,26 +129,22 @@ class _Parser:
         self.at += len(token)
         return True
 
-    def _either(self) -> Predicate:
-        left = self._both()
-        while self._take("||"):
-            left = _or(left, self._both_or_nothing(left))
-        self._skip_space()
-        return left
-
-    def _both(self) -> Predicate:
-        left = self._negation()
-        while self._take("&&"):
-            left = _and(left, self._negation_or_nothing(left))
-        return left
-
     # A join with nothing behind it is taken for its left side, as the kernel takes it.
 
-    def _both_or_nothing(self, left: Predicate) -> Predicate:
-        return self._both() if self._more() else left
+    def _either(self) -> Predicate:
+        terms = [self._both()]
+        while self._take("||"):
+            if self._more():
+                terms.append(self._both())
+        self._skip_space()
+        return _any(terms)
 
-    def _negation_or_nothing(self, left: Predicate) -> Predicate:
-        return self._negation() if self._more() else left
+    def _both(self) -> Predicate:
+        terms = [self._negation()]
+        while self._take("&&"):
+            if self._more():
+                terms.append(self._negation())
+        return _all(terms)
 
     def _more(self) -> bool:
         self._skip_space()
@@ -158,7 +158,11 @@ class _Parser:
         return _not(predicate) if negated else predicate
 
     def _group(self) -> Predicate:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self.fail("Too many '('", self.at - 1, errno.E2BIG)
         predicate = self._either()
+        self.depth -= 1
         if not self._take(")"):
             raise self._surplus()
         return predicate
@@ -272,12 +276,12 @@ def _limits(field: Field) -> tuple[int, int]:
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if field.signed else (0, (1 << bits) - 1)
 
 
-def _and(left: Predicate, right: Predicate) -> Predicate:
-    return lambda values, task: left(values, task) and right(values, task)
+def _all(terms: list[Predicate]) -> Predicate:
+    return terms[0] if len(terms) == 1 else lambda values, task: all(term(values, task) for term in terms)
 
 
-def _or(left: Predicate, right: Predicate) -> Predicate:
-    return lambda values, task: left(values, task) or right(values, task)
+def _any(terms: list[Predicate]) -> Predicate:
+    return terms[0] if len(terms) == 1 else lambda values, task: any(term(values, task) for term in terms)
 
 
 def _not(predicate: Predicate) -> Predicate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kernelsim.attr import Attr, Kobject, Text
+from kernelsim.attr import PAGE_SIZE, Attr, Kobject, Text
 from kernelsim.kinds import einval
 from kernelsim.trace import Trace, find_events
 from kernelsim.trace_events import EVENTS, FTRACE_EVENTS, SYSTEMS
@@ -20,6 +20,8 @@ _SYSTEM_FILTER = """\
 # If no events are modified, an error message will be displayed here
 """
 _PAGE_DATA_BYTES = 4080
+MAX_WORD = 127
+"""Bytes of a word in set_event (EVENT_BUF_SIZE) and of a pid (PID_BUF_SIZE); a longer one is EINVAL."""
 
 
 class Enable(Kobject):
@@ -39,6 +41,12 @@ class Enable(Kobject):
     @enable.store
     def _store(self, value: int) -> None:
         self._trace.set_enabled(self._events, bool(value))
+
+
+def check_size(filter: str) -> None:
+    """OSError(EINVAL) for a page or more (event_filter_write)."""
+    if len(filter.encode("utf-8", "surrogateescape")) >= PAGE_SIZE:
+        raise einval("too long")
 
 
 class EventDir(Enable):
@@ -61,6 +69,7 @@ class EventDir(Enable):
 
     @filter.store
     def _filter_store(self, text: str) -> None:
+        check_size(text)
         self._trace.set_filter(self._event, text.strip())
 
     @format.show
@@ -105,6 +114,7 @@ class SystemDir(Enable):
 
     @filter.store
     def _filter_store(self, text: str) -> None:
+        check_size(text)
         self._trace.set_system_filter(self._system, text.strip())
 
 
@@ -165,7 +175,7 @@ class EventLists(Kobject):
     @set_event.store
     def _set_event_store(self, text: str) -> None:
         for word in text.split():
-            events = find_events(word.removeprefix("!"))
+            events = find_events(word.removeprefix("!")) if len(word) <= MAX_WORD else []
             if not events:
                 raise einval("no such event")
             self._trace.set_enabled(events, not word.startswith("!"))
@@ -194,9 +204,13 @@ class EventLists(Kobject):
 def parse_pids(text: str) -> set[int]:
     """Pids apart by space. OSError(EINVAL)."""
     words = text.split()
-    if not all(word.isascii() and word.isdecimal() and int(word) < 1 << 22 for word in words):
+    if not all(_is_pid(word) for word in words):
         raise einval("not a pid")
     return {int(word) for word in words}
+
+
+def _is_pid(word: str) -> bool:
+    return len(word) <= MAX_WORD and word.isascii() and word.isdecimal() and int(word) < 1 << 22
 
 
 def event_dirs(trace: Trace, systems: Iterable[str]) -> Iterator[tuple[str, Kobject]]:

@@ -11,6 +11,7 @@ import pytest
 from machines import Lab
 
 from dpud import config
+from dpud.bench import fuzz
 from dpud.dpu.faults import FaultKind
 from dpud.dpu.profile import profile_names
 from dpud.gpu.address_space.advice import Advice
@@ -194,6 +195,14 @@ def test_the_guide_knows_every_file_and_strategy_of_migration() -> None:
     missing = [attr.name for attr in MigrationFiles.attrs if not re.search(rf"\b{attr.name}\b", section)]
     assert missing == []
     assert all(f"`{each.value}`" in section for each in Strategy)
+
+
+def test_the_guide_s_fuzz_command_runs() -> None:
+    (line,) = re.findall(r"^    dpud bench fuzz (.*)$", GUIDE.read_text(), re.MULTILINE)
+    words = line.split()
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    report = fuzz.run(int(options["--seed"]), int(options["--inputs"]), options["--target"])
+    assert report.figures[0].cells()[:2] == ("units", "2,000")
 
 
 def test_the_guide_knows_every_codec() -> None:

@@ -39,14 +39,18 @@ BENCHMARKS: Mapping[str, str] = {
     "soak": "soak",
     "journal": "journal",
     "kills": "kills",
+    "fuzz": "fuzz",
 }
 """Name on the command line -> module of this package."""
 
 TAKES_FOLDERS = ("fidelity", "gpu")
 """Take words behind their name: folders, or one of the modules of GPU memory virtualization."""
 
-ON_REQUEST = ("soak", "kills")
+ON_REQUEST = ("soak", "kills", "fuzz")
 """Only run when named: a test rather than a measurement, and long. They show their own progress."""
+
+_OPTIONS = {"seed": ON_REQUEST, "ops": ("soak", "kills"), "inputs": ("fuzz",), "target": ("fuzz",)}
+"""Of the command line, and who takes them."""
 
 _WIDTH = 110  # where the terminal does not say
 
@@ -57,19 +61,23 @@ def run(
     *,
     seed: int | None = None,
     ops: int | None = None,
+    inputs: int | None = None,
+    target: str | None = None,
     traces: Sequence[Path] = (),
 ) -> int:
     """Run the benchmarks named (all if none is), print their tables, and write them to `write` as Markdown.
 
-    Behind a benchmark of TAKES_FOLDERS, words that name no benchmark are its folders. `seed` and `ops` are for those
-    ON_REQUEST, `traces` are logs for gpu overcommit.
+    Behind a benchmark of TAKES_FOLDERS, words that name no benchmark are its folders. `seed`, `ops`, `inputs` and
+    `target` are for those of ON_REQUEST that take them, `traces` are logs for gpu overcommit.
     Returns the exit code. Raises UserError.
     """
     usual = [name for name in BENCHMARKS if name not in ON_REQUEST]
     wanted = _parse([names] if isinstance(names, str) else list(names or usual))
-    options: dict[str, Any] = {key: value for key, value in (("seed", seed), ("ops", ops)) if value is not None}
-    if options and (len(wanted) != 1 or wanted[0][0] not in ON_REQUEST):
-        raise UserError(f"--{next(iter(options))} is for soak or kills alone")
+    given = {"seed": seed, "ops": ops, "inputs": inputs, "target": target}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    for key in options:
+        if len(wanted) != 1 or wanted[0][0] not in _OPTIONS[key]:
+            raise UserError(f"--{key} is for {' or '.join(_OPTIONS[key])} alone")
     if traces and wanted != [("gpu", "overcommit")]:
         raise UserError("--trace is for gpu overcommit alone")
     options |= {"traces": traces} if traces else {}

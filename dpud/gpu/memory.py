@@ -41,6 +41,8 @@ from dpud.gpu.store import BackingStore, Pool, Swap
 from kernelsim.operation import Operation, complete
 
 DEFAULT_PAGE_BYTES = 4096
+MAX_TIMES = 64
+"""How much more than all memory there may be promised. Pages that were never written take none, but their tables do."""
 EXCHANGE_BYTES = 1 << 20
 """An access is done in spans of at most this, whose pages have to be in memory at once."""
 
@@ -73,6 +75,7 @@ class GpuMemory(AccessPath):
         host = host or SimulatedDevice(HOST_PROFILE, self.clock, self.nr_devices)
         self.locations = make_locations(hardware, [host] if isinstance(host, Device) else host, new_policy)
         self.space = AddressSpace([location.name for location in self.locations], self.clock, space_bytes)
+        self.space.limit_bytes = MAX_TIMES * sum(location.frames.nr_bytes for location in self.locations)
         self.store = BackingStore(codec, pool, swap)
         self.residency = Residency(self.space, self.locations, self.store)
         self.faults = FaultService(self.residency, self.nr_devices, prefetcher, thrash_guard)
@@ -201,6 +204,9 @@ class GpuMemory(AccessPath):
         for location in places.get(region.type, self.locations[self.nr_devices :]):
             if region.page_bytes > location.frames.nr_bytes:
                 raise GpuError(errno.EINVAL, f"pages of {region.page_bytes} bytes do not fit into {location.name}")
+        hosts = self.locations[self.nr_devices :]
+        if region.type is RegionType.PINNED and region.nr_bytes > sum(host.frames.nr_bytes for host in hosts):
+            raise GpuError(errno.ENOMEM, f"{region.nr_bytes} bytes are more than the host has")
 
     def _free(self, client: Client, region: Region) -> None:
         self.residency.forget(region)

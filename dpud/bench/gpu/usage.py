@@ -98,7 +98,8 @@ def trace(family: str, seed: int) -> Trace:
 
 # RMM logs.
 
-_TIME = re.compile(r"(\d+):(\d+):(\d+)[:.](\d{1,6})")
+_TIME = re.compile(r"(\d{1,6}):(\d{1,6}):(\d{1,6})[:.](\d{1,6})")
+_MOST_BYTES = 1 << 50
 _DAY = 24 * 3600 * 1_000_000
 _HEAD = "Thread,Time,Action,Pointer,Size,Stream\n"
 
@@ -140,8 +141,14 @@ def _use_of_file(path: Path) -> Use:
 
 def _changes(text: str) -> Iterator[tuple[int, int]]:
     """(microseconds, bytes more) of each action. ValueError for what is no log."""
+    try:
+        yield from _changes_of(csv.DictReader(io.StringIO(text)))
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
+def _changes_of(rows: "csv.DictReader[str]") -> Iterator[tuple[int, int]]:
     sizes: dict[str, int] = {}
-    rows = csv.DictReader(io.StringIO(text))
     if missing := {"Time", "Action", "Pointer", "Size"} - set(rows.fieldnames or ()):
         raise ValueError(f"it has no column {', '.join(sorted(missing))}")
     now = days = 0
@@ -152,6 +159,8 @@ def _changes(text: str) -> Iterator[tuple[int, int]]:
         now = max(now, at + days * _DAY)
         if action == "allocate":
             sizes[pointer] = int(size)
+            if not 0 <= sizes[pointer] < _MOST_BYTES:
+                raise ValueError(f"{size[:40]} bytes")
             yield now, sizes[pointer]
         elif action == "free" and pointer in sizes:
             yield now, -sizes.pop(pointer)

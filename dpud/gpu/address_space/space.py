@@ -136,6 +136,9 @@ class AddressSpace:
         self.translations = [Translations(self.table, location) for location in range(len(names))]
         self._extents = Extents(nr_bytes, CHUNK_BYTES)
         self._next_key = 0
+        self.nr_region_bytes = 0
+        self.limit_bytes = nr_bytes
+        """Of all regions together."""
 
     # Regions.
 
@@ -146,6 +149,8 @@ class AddressSpace:
             raise GpuError(errno.EINVAL, f"pages of {page_bytes} bytes")
         if nr_bytes < 1:
             raise GpuError(errno.EINVAL, f"a region of {nr_bytes} bytes")
+        if self.nr_region_bytes + nr_bytes > self.limit_bytes:
+            raise GpuError(errno.ENOMEM, f"{nr_bytes} bytes more are out of all proportion to the memory there is")
         nr_chunks = -(-nr_bytes // CHUNK_BYTES)
         start = self._extents.take((nr_chunks + 1) * CHUNK_BYTES)  # one stays empty, so that running over is a fault
         if start is None:
@@ -154,12 +159,14 @@ class AddressSpace:
         leaf = self.table.map_region(va, nr_chunks, page_shift)
         region = Region(va, nr_bytes, page_shift, kind, client, device, self._next_key, leaf)
         self._next_key += region.nr_pages
+        self.nr_region_bytes += nr_bytes
         self.regions.add(region)
         return region
 
     def release(self, region: Region) -> None:
         """Give a region's addresses back; it has no pages any more."""
         region.released = True
+        self.nr_region_bytes -= region.nr_bytes
         self.table.unmap_region(region.va, region.nr_chunks, region.page_shift, region.leaf)
         self.regions.remove(region)
         self._extents.give(region.va - VA_BASE)

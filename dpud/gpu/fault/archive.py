@@ -59,6 +59,8 @@ def _chain(folder: Path, client: str, sequence: int) -> list[File]:
     while sequence:
         path = path_of(folder, client, sequence)
         contents = read(path)
+        if contents.label.sequence != sequence:
+            raise CorruptPage(0, f"{path.name} says that it is number {contents.label.sequence}")
         if digest not in (None, contents.digest):
             raise CorruptPage(0, f"{path.name} is not what the next one is an increment to")
         files.insert(0, (path, contents))

@@ -16,29 +16,35 @@ import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import xxhash
+from msgspec import Meta
 
+from dpud.gpu.address_space.regions import RegionType
 from dpud.gpu.blob import HEADER_BYTES, Blob, pack_header, unpack_header
 from dpud.gpu.errors import CorruptPage
 
 MAGIC = b"DPUDCKPT"
 _LENGTH, _DIGEST, _RECORD = struct.Struct("<I"), struct.Struct("<Q"), struct.Struct("<IQ")
 _NO_REGION = 0xFFFFFFFF
+PAGE_SIZES = (2048, 4096, 65536, 2 << 20)
+_TYPES = {kind.value for kind in RegionType}
+Natural = Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True)
 class RegionLabel:
     """What a region was like, for who has to make it again."""
 
-    key: int
+    key: Natural
     """First key of its pages: in one chain, regions with the same key are the same."""
-    nr_bytes: int
+    nr_bytes: Annotated[int, Meta(ge=1, le=1 << 40)]
     page_bytes: int
     type: str
-    device: int
-    priority: int
+    device: Natural
+    priority: Annotated[int, Meta(ge=0, le=100)]
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,14 @@ class Label:
 
     @classmethod
     def decoded(cls, text: bytes) -> "Label":
-        values: dict[str, Any] = json.loads(text)
-        return cls(**values | {"regions": tuple(RegionLabel(**each) for each in values["regions"])})
+        """Raises ValueError for what describes no checkpoint."""
+        label = msgspec.json.decode(text, type=cls)
+        if not 0 <= label.parent < label.sequence:
+            raise ValueError(f"number {label.sequence} is an increment to {label.parent}")
+        for each in label.regions:
+            if each.type not in _TYPES or each.page_bytes not in PAGE_SIZES:
+                raise ValueError(f"a region of type {each.type}, pages of {each.page_bytes} bytes")
+        return label
 
 
 class Writer:
@@ -110,7 +122,8 @@ def read_blob(path: Path, at: int) -> Blob:
     with path.open("rb") as file:
         file.seek(at)
         nr_data, blob = unpack_header(file.read(HEADER_BYTES))
-        data = file.read(nr_data)
+        left = os.fstat(file.fileno()).st_size - at - HEADER_BYTES
+        data = file.read(min(nr_data, left))
     if len(data) != nr_data:
         raise CorruptPage(0, f"{path.name} is cut off")
     return Blob(data, blob.codec, blob.raw_bytes, blob.checksum, blob.dictionary)
@@ -129,7 +142,7 @@ def read(path: Path) -> Contents:
     data = memoryview(path.read_bytes())
     try:
         return _parsed(path.name, data)
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+    except (struct.error, ValueError, RecursionError) as error:
         raise CorruptPage(0, f"{path.name} is no checkpoint: {error}") from error
 
 
@@ -141,6 +154,8 @@ def _parsed(name: str, data: memoryview) -> Contents:
     start = len(MAGIC) + _LENGTH.size
     label = Label.decoded(bytes(data[start : start + length]))
     places = {(region, page): at for region, page, at in _records(data, start + length + _DIGEST.size)}
+    if any(region >= len(label.regions) for region, _ in places):
+        raise ValueError("a page of a region that its label does not have")
     return Contents(label, digest, places)
 
 

@@ -58,7 +58,10 @@ class Request:
 
 def parse(text: str, names: Sequence[str]) -> Request:
     """Raises GpuError(EINVAL). `names` are the locations', the host's last."""
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise GpuError(errno.EINVAL, str(error)) from error
     if "--inject" in words:
         return _parse_dcgmi(words, len(names) - 1)
     if not words or words[0] not in KINDS:
@@ -101,6 +104,9 @@ def _check(request: Request, nr_locations: int) -> None:
         "bits": (request.nr_bits - 1, CODE_BITS),
         "stuck": (request.stuck, 2),
         "nr": (request.nr - 1, 1_000_000),
+        "seed": (request.seed, 1 << 64),
+        "address": (request.address, 1 << 63),
+        "va": (request.va, 1 << 63),
     }
     for key, (value, end) in bounds.items():
         if value is not None and not 0 <= value < end:

@@ -7,6 +7,7 @@ SocketChannel a stream socket, unix or TCP
 """
 
 import errno
+import re
 import select
 import socket
 import threading
@@ -250,15 +251,27 @@ class _Arrived:
 # Addresses.
 
 
+_HOST = re.compile(r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63}){0,9}")
+_PORT = re.compile(r"[0-9]{1,5}")
+
+
 def parse_address(text: str) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
     """`unix:/path` or `tcp:HOST:PORT`, as QEMU writes them. Raises GpuError(EINVAL)."""
     scheme, _, rest = text.partition(":")
     if scheme == "unix" and rest.startswith("/"):
         return socket.AF_UNIX, rest
     host, _, port = rest.rpartition(":")
-    if scheme == "tcp" and host and port.isdecimal() and int(port) < 1 << 16:
+    if scheme == "tcp" and _HOST.fullmatch(host) and _PORT.fullmatch(port) and int(port) < 1 << 16:
         return socket.AF_INET, (host, int(port))
     raise GpuError(errno.EINVAL, f"{text!r} is neither unix:/path nor tcp:HOST:PORT")
+
+
+def _is_number(host: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET, host)
+    except OSError:
+        return False
+    return True
 
 
 class Connecting:
@@ -292,8 +305,10 @@ class Listening:
     """A socket that waits for connections."""
 
     def __init__(self, address: str) -> None:
-        """Raises GpuError(EINVAL), OSError."""
+        """Raises GpuError(EINVAL), OSError. A host is a number: names would be looked up while others wait."""
         family, where = parse_address(address)
+        if isinstance(where, tuple) and not _is_number(where[0]):
+            raise GpuError(errno.EINVAL, f"{where[0]!r} is not like 127.0.0.1")
         self.address = address
         self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:

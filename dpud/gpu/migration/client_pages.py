@@ -16,15 +16,13 @@ from dpud.gpu.clock import ManualClock
 from dpud.gpu.dirty import DirtyLog
 from dpud.gpu.errors import GpuError
 from dpud.gpu.hal.interface import Bytes
-from dpud.gpu.memory import GpuMemory
+from dpud.gpu.memory import MAX_TIMES, GpuMemory
 from dpud.gpu.migration.pages import Area, Manifest, Mask, Pages, runs
 from dpud.gpu.traffic import Cause
 from kernelsim.operation import Operation
 from kernelsim.wait import WaitQueue
 
 NS_PER_S = 1_000_000_000
-MAX_TIMES = 64
-"""How much more than all memory may be announced. Pages that were never written take none, but their tables do."""
 
 
 def read_pages(memory: GpuMemory, region: Region, pages: Pages) -> tuple[Bytes, Mask]:

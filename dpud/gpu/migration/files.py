@@ -38,7 +38,7 @@ class MigrationFiles(Kobject):
         Text(),
         mode=0o644,
         guard=Guard.HOST,
-        doc="Address to take migrations at: `unix:/PATH`, `tcp:HOST:PORT`, or `none`.",
+        doc="Address to take migrations at: `unix:/PATH`, `tcp:NUMBER:PORT`, or `none`.",
     )
     recover = Attr(Text(), doc="`ID own` or `ID drop`: what came in, was prepared, and whose source is gone for good.")
     strategy = Attr(
@@ -98,7 +98,8 @@ class MigrationFiles(Kobject):
 
     @journal.store
     def _journal_store(self, text: str) -> None:
-        self.migration.use_journal(Path(text.strip()))
+        folder = text.strip()
+        self.migration.use_journal(Path(folder) if folder else None)
 
     # Parameters.
 

@@ -9,7 +9,7 @@ In the daemon `worker` and `listener` run in the background; `pass_gate` is what
 """
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from dpud.gpu.swap.latency import Latencies
 from kernelsim.operation import Operation, complete
 from kernelsim.wait import WaitQueue
 
+_MAX_FOLDERS = 64  # Path.mkdir calls itself for each
 NR_HISTORY = 64
 """Shown of each direction."""
 
@@ -100,18 +101,25 @@ class MigrationModule:
         self.receiver.on_owned = self._owned
         self.receiver.on_done = self._done
 
-    def use_journal(self, folder: Path) -> None:
-        """Keep promises there, and look at those of an earlier daemon, whose memory is gone with it. Raises OSError.
+    def use_journal(self, folder: Path | None) -> None:
+        """Keep promises there, and look at those of an earlier daemon, whose memory is gone with it; None: in memory.
 
-        EBUSY while something is under way.
+        Raises OSError, and keeps the journal there is: EBUSY while something is under way, EINVAL for a file that is
+        no journal.
         """
         if self.is_busy or self.receiver.sessions:
             raise GpuError(errno.EBUSY, "a migration is under way")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._journals = Journal(folder / "out.journal"), Journal(folder / "in.journal")
-        self.receiver.journal = self._journals[1]
-        recover_receiver(self.receiver, None)
-        for id, _postcopy in doubtful(self._journals[0]):
+        before, new = self._journals, _journals_in(folder)
+        self._journals, self.receiver.journal = new, new[1]
+        try:
+            recover_receiver(self.receiver, None)
+            promised = doubtful(new[0])
+        except OSError:
+            self._journals, self.receiver.journal = before, before[1]
+            _close(new)
+            raise
+        _close(before)
+        for id, _postcopy in promised:
             progress = Progress(id, "?", "?", why="promised, and then the daemon was ended: ask the target")
             for state in (State.SETUP, State.DEVICE, State.FAILING, State.FAILED):
                 progress.to(state, self.memory.clock.now_ns())
@@ -317,6 +325,26 @@ class MigrationModule:
             "came_bytes": sum(each.moved_bytes for each in came),
             "refused": self.receiver.nr_refused,
         }
+
+
+def _journals_in(folder: Path | None) -> tuple[Journal, Journal]:
+    """(of what goes out, of what comes in). Raises OSError."""
+    if folder is None:
+        return Journal(), Journal()
+    if len(folder.parts) > _MAX_FOLDERS:
+        raise GpuError(errno.ENAMETOOLONG, f"{len(folder.parts)} folders inside each other")
+    folder.mkdir(parents=True, exist_ok=True)
+    out = Journal(folder / "out.journal")
+    try:
+        return out, Journal(folder / "in.journal")
+    except OSError:
+        out.close()
+        raise
+
+
+def _close(journals: Iterable[Journal]) -> None:
+    for journal in journals:
+        journal.close()
 
 
 def _words(text: str) -> dict[str, str]:

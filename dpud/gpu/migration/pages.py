@@ -24,7 +24,7 @@ Mask = NDArray[np.bool_]
 BATCH_BYTES = 1 << 20
 """How much is read, sent or written at once; at least one page."""
 
-_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
+_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z"
 
 
 class Area(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,7 +33,7 @@ class Area(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nr_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
     page_bytes: Literal[2048, 4096, 65536, 2097152]
     kind: Literal["host", "device", "managed", "pinned"] = "device"
-    name: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?$")] = ""
+    name: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?\Z")] = ""
     priority: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
     permissions: Annotated[list[tuple[int, int, int]], msgspec.Meta(max_length=4096)] = []
     """Runs of the owner's: first page, end, rwx bits."""

@@ -5,11 +5,13 @@ A destination whose pages outlive it (file_pages.py) goes on with what it had: t
 memory died with it has nothing, and says so. A source that had promised its pages asks; one that had not keeps them.
 """
 
+import errno
 import logging
 from collections.abc import Callable
 
 import msgspec
 
+from dpud.gpu.errors import GpuError
 from dpud.gpu.migration.journal import Journal
 from dpud.gpu.migration.pages import Manifest, Sink
 from dpud.gpu.migration.receiver import Phase, Receiver, Session
@@ -28,7 +30,18 @@ _PHASES = {
 
 
 def recover_receiver(receiver: Receiver, reopen: Callable[[Manifest], Sink] | None) -> None:
-    """Take sessions of an earlier process up again, or throw them away; `reopen` finds pages that outlived it."""
+    """Take sessions of an earlier process up again, or throw them away; `reopen` finds pages that outlived it.
+
+    Raises GpuError(EINVAL) for a journal that makes no sense.
+    """
+    try:
+        _recover(receiver, reopen)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        why = f"{receiver.journal.path} makes no sense: {type(error).__name__} {error}"
+        raise GpuError(errno.EINVAL, why) from error
+
+
+def _recover(receiver: Receiver, reopen: Callable[[Manifest], Sink] | None) -> None:
     for id, record in receiver.journal.last().items():
         if record["step"] == "abandoned":
             continue
@@ -81,5 +94,5 @@ def doubtful(journal: Journal) -> list[tuple[str, bool]]:
         if record["step"] == "begun":
             journal.append(id, "kept", why="its process was ended")
         elif record["step"] == "handed-over":
-            found.append((id, bool(record["postcopy"])))
+            found.append((id, bool(record.get("postcopy"))))
     return found

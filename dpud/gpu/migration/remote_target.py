@@ -21,7 +21,7 @@ from kernelsim.operation import Operation
 
 Connect = Callable[[], Operation[Channel]]
 
-ID_PATTERN = r"^[A-Za-z0-9_.-]{1,40}$"
+ID_PATTERN = r"^[A-Za-z0-9_.-]{1,40}\Z"
 
 
 class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,7 +36,7 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The destination's. `new`: let it come; the rest is what it has of one to be resumed."""
 
     status: Literal["new", "absent", "prepared", "owner", "running"]
-    digest: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32})?$")] = ""
+    digest: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     """Of what is prepared."""
 
 
@@ -112,7 +112,7 @@ class RemoteTarget:
         frame = yield from self._answer(Kind.WELCOME)
         try:
             return msgspec.json.decode(frame.payload, type=Welcome)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise ProtocolError(f"a strange welcome: {error}") from error
 
     def _answer(self, *kinds: Kind) -> Operation[Frame]:

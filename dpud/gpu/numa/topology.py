@@ -37,7 +37,10 @@ MAX_DISTANCE = 254
 MAX_NODES = 64
 WEIGHTINESS = 32
 """What `auto` weights add up to at most: weightiness of mm/mempolicy.c (Linux 6.16)."""
+MAX_CPUS = 8192
+"""The most that a kernel for x86 can be built for (NR_CPUS)."""
 _MB = 1_000_000
+_MOST = 1 << 40
 _FOLDER = Path(__file__).with_name("topologies")
 
 Matrix = NDArray[np.int64]
@@ -129,12 +132,15 @@ def load(name: str | Path) -> Topology:
     path = _FOLDER / f"{name}.toml" if str(name) in shipped() else Path(name)
     try:
         return _from_table(tomllib.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise GpuError(errno.EINVAL, f"{path.name}: {error or type(error).__name__}") from error
 
 
 def _from_table(table: Mapping[str, Any]) -> Topology:
-    nodes = tuple(Node(each["id"], tuple(parse_list(each["cpus"])), each["memory_MiB"] << 20) for each in table["node"])
+    nodes = tuple(
+        Node(_number(each["id"]), tuple(parse_list(each["cpus"])), _number(each["memory_MiB"]) << 20)
+        for each in table["node"]
+    )
     latency_ns = _matrix(table["latency_ns"])
     distance = _matrix(table["distance"]) if "distance" in table else relative(latency_ns)
     bandwidth = _matrix(table["bandwidth_MBps"]) * _MB
@@ -152,7 +158,14 @@ def _tiers(table: Mapping[str, int | list[int]]) -> Iterator[tuple[str, int]]:
 
 
 def _matrix(rows: Iterable[Iterable[int]]) -> Matrix:
-    return np.array([[int(cell) for cell in row] for row in rows], dtype=np.int64)
+    return np.array([[_number(cell) for cell in row] for row in rows], dtype=np.int64)
+
+
+def _number(value: object) -> int:
+    """Raises ValueError for what is none, or could not be reckoned with in 64 bits."""
+    if not isinstance(value, int) or not 0 <= value < _MOST:
+        raise ValueError(f"{str(value)[:40]} is no number below {_MOST}")
+    return value
 
 
 def relative(latency_ns: Matrix) -> Matrix:
@@ -169,7 +182,10 @@ def parse_list(text: str) -> list[int]:
     found: set[int] = set()
     for piece in filter(None, text.strip().split(",")):
         first, _, last = piece.partition("-")
-        found.update(range(int(first), int(last or first) + 1))
+        low, high = int(first), int(last or first)
+        if not 0 <= low <= high < MAX_CPUS:
+            raise ValueError(f"{piece[:40]!r}: no range below {MAX_CPUS}")
+        found.update(range(low, high + 1))
     return sorted(found)
 
 

@@ -39,11 +39,15 @@ def replay(text: str) -> Replay:
         except _Different as found:
             done.difference = f"line {number}: {found}"
             return done
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+        except _NO_RECORD as error:
             raise ValueError(f"line {number} is no record: {line[:80]!r}") from error
         done.nr_records += 1
         done.nr_grants += line.startswith("grant ")
     return done
+
+
+_NO_RECORD = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError, ValueError)
+"""What comes of doing again what was never done."""
 
 
 class _Different(Exception):

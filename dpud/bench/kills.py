@@ -2,9 +2,9 @@
 """kill -9 at random moments under load, again and again: is anything lost that somebody was told is done?
 
 Several clients write, each what is its own, and note what was acknowledged. The daemon is killed, started again on its
-state directory, and each client looks for all of it (kills_worker.py). Each SERIES kills begin with a new directory, so
-that the journal stays short. The daemon is forked off from this process, which has everything imported: starting takes
-a fraction of a second.
+state directory, and each client looks for all of it (kills_worker.py). Checkpoints are made all the time, CHECKPOINTS
+bytes of journal apart, so that kills meet them at any step. Each SERIES kills begin with a new directory. The daemon is
+forked off from this process, which has everything imported: starting takes a fraction of a second.
 """
 
 import json
@@ -28,9 +28,11 @@ from dpud.bench.kept import SMALL
 from dpud.bench.report import Figure, Report
 from dpud.errors import UserError
 from dpud.state import build_of
+from dpud.state_segments import CHECKPOINT, numbers
 
 NR_KILLS, SERIES, NR_WORKERS = 1000, 25, 4
 MAX_LIFE_S = 0.6
+CHECKPOINTS = "128K"
 _START_S = 120.0
 
 
@@ -41,6 +43,7 @@ class Seen:
     nr_kills: int = 0
     nr_done: int = 0
     nr_checks: int = 0
+    nr_checkpoints: int = 0
     lost: list[str] = field(default_factory=list)
 
 
@@ -50,7 +53,8 @@ class Forked:
     def __init__(self, folder: Path, more: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.mount, self.state = folder / "mnt", folder / "state"
-        self.config = config.parse(f'{SMALL}{more}\n[state]\ndirectory = "{self.state}"\nsync = "none"\n')
+        kept = f'[state]\ndirectory = "{self.state}"\nsync = "none"\ncheckpoint_bytes = "{CHECKPOINTS}"\n'
+        self.config = config.parse(f"{SMALL}{more}\n{kept}")
         self.pid = 0
 
     def start(self) -> None:
@@ -113,6 +117,7 @@ def series(folder: Path, nr_kills: int, chance: random.Random, nr_workers: int =
         ours.kill()
         ours.clear()
     seen.nr_kills = nr_kills
+    seen.nr_checkpoints = max(numbers(ours.state, CHECKPOINT), default=0)
     return seen
 
 
@@ -157,6 +162,7 @@ def run(*, seed: int | None = None, ops: int | None = None) -> Report:
             one = series(Path(scratch, str(left)), nr, chance)
             seen.nr_kills, left = seen.nr_kills + nr, left - nr
             seen.nr_done, seen.nr_checks = seen.nr_done + one.nr_done, seen.nr_checks + one.nr_checks
+            seen.nr_checkpoints += one.nr_checkpoints
             seen.lost += one.lost
             progress.update(task, advance=nr)
     report = Report(
@@ -167,6 +173,7 @@ def run(*, seed: int | None = None, ops: int | None = None) -> Report:
     report.figures = [
         Figure("things that were acknowledged and are lost", len(seen.lost), "", 0),
         Figure("acknowledged", seen.nr_done, ""),
+        Figure("checkpoints begun meanwhile", seen.nr_checkpoints, ""),
         Figure("looks at all that a client has", seen.nr_checks, ""),
         Figure("kills an hour", seen.nr_kills / (time.perf_counter() - begin) * 3600, ""),
     ]

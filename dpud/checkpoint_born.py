@@ -43,6 +43,7 @@ from dpud.gpu.swap.blockfile import BlockFile
 from dpud.inject import LiveClock, Outside
 from dpud.owner import FairLock, Owner
 from dpud.pacer import Pacer
+from fs.configfs import Items
 from kernelsim.attr import Attr
 from kernelsim.printk import Printk
 from kernelsim.wait import WaitQueue
@@ -59,6 +60,7 @@ _OF_THE_PROCESS: dict[type, frozenset[str]] = {
     Printk: frozenset({"console"}),
     BlockFile: frozenset({"_fd", "_buffer", "path", "is_direct", "before_write"}),
     Workers: frozenset({"_executor"}),
+    Items: frozenset({"_emptied"}),
 }
 """Attributes that stay as the process has them."""
 _PROCESS_NAMES = frozenset({"helper", "keeper", "_temporary"})

@@ -23,7 +23,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import CellType, GeneratorType
+from types import BuiltinFunctionType, CellType, GeneratorType
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
@@ -42,12 +42,11 @@ _FOREIGN: dict[str, frozenset[str]] = {
     "collections": frozenset({"Counter", "OrderedDict", "defaultdict", "deque"}),
     "functools": frozenset({"partial"}),
     "itertools": frozenset({"count"}),
-    "numpy": frozenset({"dtype", "ndarray"}),
     "pathlib": frozenset({"PosixPath"}),
     "random": frozenset({"Random"}),
     "weakref": frozenset({"WeakKeyDictionary"}),
 }
-"""What a checkpoint may name beside classes and functions of ours, and numpy's own for pickle."""
+"""What a checkpoint may name beside what is ours and numpy's."""
 _MAX_DEPTH = 8000
 
 
@@ -164,7 +163,14 @@ class _Pickler(pickle.Pickler):
             return make(obj)
         if isinstance(obj, GeneratorType):
             raise pickle.PicklingError(f"an operation is under way in {obj.gi_code.co_qualname}")
+        named = obj if isinstance(obj, type) else type(obj)
+        if not isinstance(obj, BuiltinFunctionType) and not _may_name(named.__module__, named.__qualname__):
+            raise pickle.PicklingError(f"{named.__module__}.{named.__qualname__} cannot be written down")
         return NotImplemented
+
+
+def _may_name(module: str, name: str) -> bool:
+    return f"{module}.".startswith((*PACKAGES, "numpy.")) or name in _FOREIGN.get(module, ())
 
 
 class _Unpickler(pickle.Unpickler):
@@ -178,8 +184,7 @@ class _Unpickler(pickle.Unpickler):
         return found_by(pid)
 
     def find_class(self, module: str, name: str) -> Any:
-        is_ours = f"{module}.".startswith(PACKAGES)
-        if not (is_ours or module.startswith("numpy.") or name in _FOREIGN.get(module, ())):
+        if not _may_name(module, name):
             raise pickle.UnpicklingError(f"{module}.{name} does not belong into a checkpoint")
         return super().find_class(module, name)
 

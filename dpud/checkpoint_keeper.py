@@ -21,6 +21,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,8 @@ MAX_TURNS = 200_000
 PATIENCE_S = 30.0
 """How long the machine may keep from being at rest before it is said."""
 LAST_PATIENCE_S = 2.0
+_AGAIN_S = 10.0
+"""How long to wait after a failure."""
 _LOOK_S = 0.002
 _CHILD_S = 600.0
 
@@ -84,7 +87,7 @@ class Keeper:
         self._state, self._whole, self._recorder, self._steps = state, whole, recorder, steps
         self._limit_bytes = state.config.state.checkpoint_bytes
         self._wanted = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dpud-checkpoint", daemon=True)
         recorder.on_record = self._look
 
@@ -111,7 +114,7 @@ class Keeper:
 
     def close(self) -> None:
         """End the thread, and make a last one, if there is anything that it would save the next start."""
-        self._closing = True
+        self._closing.set()
         self._wanted.set()
         self._thread.join()
         if self._limit_bytes and self._recorder.nr_turns:
@@ -126,18 +129,21 @@ class Keeper:
     def _run(self) -> None:
         while self._wanted.wait():
             self._wanted.clear()
-            if self._closing:
+            if self._closing.is_set():
                 return
-            self._try(PATIENCE_S, logging.WARNING)
+            if not self._try(PATIENCE_S, logging.WARNING):
+                self._closing.wait(_AGAIN_S)
 
-    def _try(self, patience_s: float, level: int) -> None:
+    def _try(self, patience_s: float, level: int) -> bool:
         try:
             self.make(patience_s)
             self.stats.problem = ""
+            return True
         except (OSError, ChildFailed, NotAtRest) as error:
             self.stats.nr_failed += 1
             self.stats.problem = str(error)
             _log.log(level, "no checkpoint: %s", error)
+            return False
 
     def make(self, patience_s: float = PATIENCE_S) -> None:
         """One checkpoint, from beginning to end. Raises OSError, ChildFailed, NotAtRest; the machine is as it was."""
@@ -207,6 +213,9 @@ class Keeper:
             raise NoRoom
         state.name(journal, number, syncs=state.sync_ms == 0)
         recorder.go_on_in(journal)
+        self._wanted.clear()  # the journal was long enough until now
+        if self._closing.is_set():
+            self._wanted.set()
         return before
 
     def _child(self, number: int, fd: int) -> Child:
@@ -224,11 +233,9 @@ class Keeper:
     # Without.
 
     def _finish(self, begun: _Begun, path: Path) -> None:
-        begun.before.close()
-        self._recorder.journal.sync()
-        self._state.sync()
-        self._steps("synced")
         try:
+            self._sync_journals(begun)
+            self._steps("synced")
             told = [int(number) for number in begun.child.wait(_CHILD_S).split()]
         finally:
             for file in self._whole.block_files():
@@ -246,6 +253,18 @@ class Keeper:
         self._steps("there")
         state_segments.drop_old(self._state.directory)
         self._steps("dropped")
+
+    def _sync_journals(self, begun: _Begun) -> None:
+        """The disk has to have them before the checkpoint that is between them."""
+        try:
+            begun.before.close()
+            self._recorder.journal.sync()
+            self._state.sync()
+        except OSError:
+            begun.child.kill()
+            with suppress(ChildFailed):
+                begun.child.wait(_CHILD_S)
+            raise
 
 
 def _opened(folder: Path) -> Beside:

@@ -54,7 +54,7 @@ _VALUES = (
     *(np.generic, np.dtype, np.random.Generator, random.Random, itertools.count, msgspec.Struct),
     *(ModuleType, BuiltinFunctionType, type),
 )
-_CONTAINERS = (list, dict, set, deque, bytearray, WeakKeyDictionary)
+_CONTAINERS = (list, dict, set, deque, bytearray, WeakKeyDictionary, np.ndarray, mmap.mmap, CellType)
 _FIXTURES = (Attr, WaitQueue, Owner, FairLock, Pacer, Outside, LiveClock, Worker)
 _OF_THE_PROCESS: dict[type, frozenset[str]] = {
     Printk: frozenset({"console"}),
@@ -73,7 +73,7 @@ def is_ours(kind: type) -> bool:
 
 def is_state(obj: Any) -> bool:
     """Does a checkpoint have what is in it?"""
-    if isinstance(obj, _CONTAINERS | (np.ndarray, mmap.mmap, CellType)):
+    if isinstance(obj, _CONTAINERS):
         return True
     return is_ours(type(obj)) and not isinstance(obj, (*_FIXTURES, *_VALUES, tuple, frozenset))
 

@@ -23,7 +23,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import BuiltinFunctionType, CellType, GeneratorType
+from types import CellType, GeneratorType, ModuleType, NoneType
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
@@ -38,12 +38,16 @@ from dpud.gpu.swap.blockfile import BlockFile
 BULK_BYTES = 1 << 16
 """Arrays from this size on are sections."""
 _FOREIGN: dict[str, frozenset[str]] = {
-    "builtins": frozenset({"bytearray", "complex", "frozenset", "getattr", "object", "range", "set", "slice"}),
+    "builtins": frozenset(
+        {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "list", "object"}
+        | {"range", "set", "slice", "str", "tuple"}
+    ),
     "collections": frozenset({"Counter", "OrderedDict", "defaultdict", "deque"}),
     "functools": frozenset({"partial"}),
     "itertools": frozenset({"count"}),
     "pathlib": frozenset({"PosixPath"}),
     "random": frozenset({"Random"}),
+    "time": frozenset({"monotonic_ns", "perf_counter_ns", "thread_time_ns"}),
     "weakref": frozenset({"WeakKeyDictionary"}),
 }
 """What a checkpoint may name beside what is ours and numpy's."""
@@ -163,8 +167,10 @@ class _Pickler(pickle.Pickler):
             return make(obj)
         if isinstance(obj, GeneratorType):
             raise pickle.PicklingError(f"an operation is under way in {obj.gi_code.co_qualname}")
-        named = obj if isinstance(obj, type) else type(obj)
-        if not isinstance(obj, BuiltinFunctionType) and not _may_name(named.__module__, named.__qualname__):
+        named = obj if callable(obj) and hasattr(obj, "__qualname__") else type(obj)
+        if not isinstance(getattr(obj, "__self__", None), ModuleType | NoneType):
+            named = getattr  # of a bound method
+        if named.__module__ and not _may_name(named.__module__, named.__qualname__):
             raise pickle.PicklingError(f"{named.__module__}.{named.__qualname__} cannot be written down")
         return NotImplemented
 

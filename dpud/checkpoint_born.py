@@ -24,6 +24,7 @@ Theory of operation
 import itertools
 import mmap
 import random
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from enum import Enum
@@ -51,10 +52,10 @@ from kernelsim.wait import WaitQueue
 PACKAGES = ("kernelsim.", "fs.", "dpud.")
 _VALUES = (
     *(bool, int, float, complex, str, bytes, type(None), Enum, range, slice, PurePath, BaseException, type(Ellipsis)),
-    *(np.generic, np.dtype, np.random.Generator, random.Random, itertools.count, msgspec.Struct),
+    *(np.generic, np.dtype, np.random.Generator, random.Random, itertools.count, itertools.cycle, msgspec.Struct),
     *(ModuleType, BuiltinFunctionType, type),
 )
-_CONTAINERS = (list, dict, set, deque, bytearray, WeakKeyDictionary, np.ndarray, mmap.mmap, CellType)
+_CONTAINERS = (list, dict, set, deque, bytearray, array, WeakKeyDictionary, memoryview, np.ndarray, mmap.mmap, CellType)
 _FIXTURES = (Attr, WaitQueue, Owner, FairLock, Pacer, Outside, LiveClock, Worker)
 _OF_THE_PROCESS: dict[type, frozenset[str]] = {
     Printk: frozenset({"console"}),
@@ -173,7 +174,7 @@ def _parts(obj: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(obj, dict | WeakKeyDictionary):
         yield from ((str(key) if isinstance(key, str | int) else "", key) for key in obj)
         yield from ((str(key) if isinstance(key, str | int) else "", value) for key, value in obj.items())
-    elif isinstance(obj, np.ndarray):
+    elif isinstance(obj, np.ndarray | memoryview):
         yield "owner", owner_of(obj)
     elif isinstance(obj, MethodType):
         yield from (("self", obj.__self__), ("func", obj.__func__))

@@ -20,6 +20,7 @@ import io
 import mmap
 import pickle
 import sys
+from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,13 +39,14 @@ from dpud.gpu.swap.blockfile import BlockFile
 BULK_BYTES = 1 << 16
 """Arrays from this size on are sections."""
 _FOREIGN: dict[str, frozenset[str]] = {
+    "array": frozenset({"_array_reconstructor", "array"}),
     "builtins": frozenset(
-        {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "list", "object"}
-        | {"range", "set", "slice", "str", "tuple"}
+        {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "iter", "list", "object"}
+        | {"list_iterator", "range", "range_iterator", "set", "slice", "str", "tuple", "tuple_iterator"}
     ),
     "collections": frozenset({"Counter", "OrderedDict", "defaultdict", "deque"}),
     "functools": frozenset({"partial"}),
-    "itertools": frozenset({"count"}),
+    "itertools": frozenset({"count", "cycle"}),
     "pathlib": frozenset({"PosixPath"}),
     "random": frozenset({"Random"}),
     "time": frozenset({"monotonic_ns", "perf_counter_ns", "thread_time_ns"}),
@@ -128,7 +130,7 @@ class _Pickler(pickle.Pickler):
 
     def inside(self, obj: Any) -> tuple[str, Any]:
         """(how it is put back, what is in an object of the boot's)."""
-        if isinstance(obj, np.ndarray | mmap.mmap):
+        if isinstance(obj, np.ndarray | mmap.mmap | memoryview):
             return self._bytes(obj)
         if isinstance(obj, BlockFile):
             return "file", (self._section(obj), attributes(obj))
@@ -136,7 +138,7 @@ class _Pickler(pickle.Pickler):
             return "elements", list(obj)
         if isinstance(obj, dict | WeakKeyDictionary):
             return "entries", list(obj.items())
-        if isinstance(obj, bytearray):
+        if isinstance(obj, bytearray | array):
             return "raw", bytes(obj)
         if isinstance(obj, CellType):
             return "cell", contents_of(obj)
@@ -220,8 +222,12 @@ def _put_objects(target: NDArray[Any], elements: list[Any]) -> None:
     target[...] = np.array(elements, dtype=object).reshape(target.shape)
 
 
-def _put_raw(target: bytearray, data: bytes) -> None:
-    target[:] = data
+def _put_raw(target: Any, data: bytes) -> None:
+    if isinstance(target, bytearray):
+        target[:] = data
+    else:
+        del target[:]
+        target.frombytes(data)
 
 
 _PUT: dict[str, Callable[[Any, Any], None]] = {

@@ -120,6 +120,10 @@ def make_view(
     return array
 
 
+def make_memory(array: NDArray[Any]) -> memoryview:
+    return memoryview(array)
+
+
 def _reduce_mapping(mapping: mmap.mmap) -> Any:
     return make_mapping, (len(mapping), list(pieces(address_of(mapping), len(mapping))))
 
@@ -149,6 +153,7 @@ REDUCE: dict[type, Callable[[Any], Any]] = {
     MethodType: lambda method: (make_method, (method.__func__, method.__self__)),
     CellType: lambda cell: (make_cell, (), contents_of(cell), None, None, set_cell),
     np.ndarray: _reduce_array,
+    memoryview: lambda view: (make_memory, (np.asarray(view),)),
     mmap.mmap: _reduce_mapping,
     WeakKeyDictionary: _reduce_weak_dict,
     BlockingWaitQueue: lambda _queue: (BlockingWaitQueue, ()),

@@ -41,7 +41,20 @@ BULK_BYTES = 1 << 16
 _FOREIGN: dict[str, frozenset[str]] = {
     "array": frozenset({"_array_reconstructor", "array"}),
     "builtins": frozenset(
-        {"bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "getattr", "int", "iter", "list", "object"}
+        {
+            "bool",
+            "bytearray",
+            "bytes",
+            "complex",
+            "dict",
+            "float",
+            "frozenset",
+            "getattr",
+            "int",
+            "iter",
+            "list",
+            "object",
+        }
         | {"list_iterator", "range", "range_iterator", "set", "slice", "str", "tuple", "tuple_iterator"}
     ),
     "collections": frozenset({"Counter", "OrderedDict", "defaultdict", "deque"}),

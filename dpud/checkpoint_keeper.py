@@ -44,6 +44,7 @@ _AGAIN_S = 10.0
 """How long to wait after a failure."""
 _LOOK_S = 0.002
 _CHILD_S = 600.0
+STEPS = ("named", "begun", "synced", "written", "whole", "there", "dropped")
 
 _log = logging.getLogger("dpud")
 
@@ -81,10 +82,12 @@ class _Begun:
 class Keeper:
     """Of one machine that is kept."""
 
-    def __init__(self, state: State, whole: Whole, recorder: Recorder, steps: Callable[[str], object] = str) -> None:
-        """`steps` is told what has just been done, for those who kill it there."""
+    on_step: Callable[[str], object] = staticmethod(str)
+    """Told which of STEPS has just been done, for those who kill it there."""
+
+    def __init__(self, state: State, whole: Whole, recorder: Recorder) -> None:
         self.stats = Stats()
-        self._state, self._whole, self._recorder, self._steps = state, whole, recorder, steps
+        self._state, self._whole, self._recorder = state, whole, recorder
         self._limit_bytes = state.config.state.checkpoint_bytes
         self._wanted = threading.Event()
         self._closing = threading.Event()
@@ -154,7 +157,7 @@ class Keeper:
         begin_ns = time.perf_counter_ns()
         try:
             begun = self._begun(number, new, fd, patience_s)
-            self._steps("begun")
+            self.on_step("begun")
             self._finish(begun, path)
         except BaseException:
             new.unlink(missing_ok=True)
@@ -189,7 +192,7 @@ class Keeper:
         if (waits_for := self._whole.in_the_way()) is not None:
             return waits_for
         before = self._next_journal(number)
-        self._steps("named")
+        self.on_step("named")
         try:
             child = self._child(number, fd)
         except OSError:
@@ -235,24 +238,24 @@ class Keeper:
     def _finish(self, begun: _Begun, path: Path) -> None:
         try:
             self._sync_journals(begun)
-            self._steps("synced")
+            self.on_step("synced")
             told = [int(number) for number in begun.child.wait(_CHILD_S).split()]
         finally:
             for file in self._whole.block_files():
                 file.before_write = None
-        self._steps("written")
+        self.on_step("written")
         writer = Writer(begun.fd, told[0])
         for section, blocks in zip(told[1:], begun.overwritten, strict=True):
             for block, data in blocks.items() if section >= 0 else ():
                 writer.bulk(section, block * BLOCK_BYTES, data)
         writer.end()
         os.fsync(begun.fd)
-        self._steps("whole")
+        self.on_step("whole")
         os.replace(begun.path, path)
         self._state.sync()
-        self._steps("there")
+        self.on_step("there")
         state_segments.drop_old(self._state.directory)
-        self._steps("dropped")
+        self.on_step("dropped")
 
     def _sync_journals(self, begun: _Begun) -> None:
         """The disk has to have them before the checkpoint that is between them."""

@@ -43,7 +43,7 @@ def _members(value: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
 
 
 def _counts(value: Any) -> bool:
-    return (is_state(value) and is_ours(type(value))) or isinstance(value, Attr)
+    return isinstance(value, Attr) or (is_ours(type(value)) and is_state(value))
 
 
 def _kobject_classes(base: type[Kobject]) -> Iterator[type[Kobject]]:

@@ -21,6 +21,7 @@ from kept import CLIENTS, MM, VM, alive, cat, configured, echo, hash_of, keeper_
 from dpud import state_kobject
 from dpud.checkpoint import Whole
 from dpud.checkpoint_born import is_state
+from dpud.checkpoint_keeper import STEPS
 from dpud.config import Config
 from dpud.daemon import Live
 from dpud.journal_turns import Recorder
@@ -204,9 +205,6 @@ def test_a_reader_that_waits_notices_nothing(tmp_path: Path) -> None:
     assert came_up(configured(tmp_path / "b"), 1)[0] == before
 
 
-STEPS = ("named", "begun", "synced", "written", "whole", "there", "dropped")
-
-
 def test_killed_at_any_step_of_a_checkpoint(tmp_path: Path) -> None:
     """Of the first, the second and the third one, in which old files go; and what was acknowledged since is there."""
     found: dict[tuple[int, str], str] = {}
@@ -219,7 +217,7 @@ def test_killed_at_any_step_of_a_checkpoint(tmp_path: Path) -> None:
             if step != "named":
                 echo(live, f"{VM}/extfrag_threshold", str(len(found)))
 
-        keeper._steps = kill
+        keeper.on_step = kill
         for _ in range(3):
             client.do(12)
             keeper.make()
@@ -272,7 +270,7 @@ def test_swap_that_changes_while_it_is_written_down(tmp_path: Path) -> None:
                 refill()
                 refill()
 
-        keeper._steps = overwrite
+        keeper.on_step = overwrite
         keeper.make()
         before = killed(live, tmp_path / "a", tmp_path / "b")
         assert before != hashes[0]

@@ -115,13 +115,13 @@ def make_view(
     raw: NDArray[Any] = (
         owner.reshape(-1, order="A").view(np.uint8) if isinstance(owner, np.ndarray) else np.frombuffer(owner, np.uint8)
     )
-    array: NDArray[Any] = np.ndarray(shape, dtype, raw, offset, strides)  # type: ignore[arg-type]
+    array: NDArray[Any] = np.ndarray(shape, dtype, raw, offset, strides)
     array.flags.writeable = writable
     return array
 
 
 def make_memory(array: NDArray[Any]) -> memoryview:
-    return memoryview(array)
+    return memoryview(cast(Any, array))
 
 
 def _reduce_mapping(mapping: mmap.mmap) -> Any:

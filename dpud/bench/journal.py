@@ -85,7 +85,8 @@ def recovery(folder: Path, nr_inputs: int = NR_INPUTS) -> tuple[list[tuple[float
                     file.seek(0)
                     file.write(b"%d\n" % (number % 1000))
     nr_bytes = (full.state / "journal").stat().st_size
-    times, made = [], {}
+    times: list[tuple[float, float]] = []
+    made: dict[str, int] = {}
     for daemon in (empty, full, full):
         begin = perf_counter()
         daemon.start()

@@ -3,9 +3,9 @@
 
 Several clients write, each what is its own, and note what was acknowledged. The daemon is killed, started again on its
 state directory, and each client looks for all of it (kills_worker.py). Checkpoints are made all the time, CHECKPOINTS
-bytes of journal apart, and every other kill waits for one to come to a step that is drawn. Each SERIES kills begin with a
-new directory. The daemon is forked off from this process, which has everything imported: starting takes a fraction of a
-second.
+bytes of journal apart, and every other kill waits for one to come to a step that is drawn. Each SERIES kills begin with
+a new directory. The daemon is forked off from this process, which has everything imported: starting takes a fraction of
+a second.
 """
 
 import json
@@ -63,7 +63,7 @@ class Forked:
         self.pid = 0
 
     def start(self, dies_at: str | None = None) -> None:
-        """Returns when it is ready; `dies_at`: the step of a checkpoint at which it kills itself.
+        """Returns when it is ready; `dies_at`: the step of a checkpoint at which it kills itself, maybe even before.
 
         Raises UserError if it ends before.
         """
@@ -79,6 +79,8 @@ class Forked:
         if not ready:
             _, status = os.waitpid(self.pid, 0)
             self.pid = 0
+            if dies_at is not None and os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
+                return  # it came to that step before it was ready
             raise UserError(f"the daemon did not come back: {os.waitstatus_to_exitcode(status)}")
 
     def _live(self, ready_fd: int, dies_at: str | None) -> NoReturn:
@@ -104,7 +106,7 @@ class Forked:
     def wait(self, limit_s: float) -> None:
         """Until it is dead, by its own hand or after so long by ours."""
         deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
+        while self.pid and time.monotonic() < deadline:
             if os.waitpid(self.pid, os.WNOHANG)[0]:
                 self.pid = 0
                 return

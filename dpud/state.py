@@ -19,7 +19,6 @@ what was acknowledged is lost then, and the file is put aside, never deleted. No
 is.
 """
 
-import fcntl
 import hashlib
 import os
 import sys
@@ -32,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dpud import __version__, checkpoint_file, state_segments
+from dpud import __version__, checkpoint_file, state_lock, state_segments
 from dpud.config import Config
 from dpud.errors import UserError
 from dpud.inject import NotedClock, Outside
@@ -262,7 +261,7 @@ def opened(config: Config, recover: bool = False) -> Iterator[State | None]:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             undo.callback(os.close, held)
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            state_lock.hold(held)
             state = State(directory, config, recover)
             state.look()
         except BlockingIOError:

@@ -2,8 +2,8 @@
 """One daemon at a time has a state directory: a flock(2) on it.
 
 A child that writes a checkpoint has the lock's descriptor too, until it has closed it or died with its parent
-(checkpoint_fork.py). So after a kill the lock may be held for a moment by somebody who is about to let it go: the lock's
-process, as /proc/locks names it (proc_locks(5)), is dead then, and it is worth waiting.
+(checkpoint_fork.py). So after a kill the lock may be held for a moment by somebody who is about to let it go: the
+lock's process, as /proc/locks names it (proc_locks(5)), is dead then, and it is worth waiting.
 """
 
 import errno

@@ -216,6 +216,8 @@ def test_killed_at_any_step_of_a_checkpoint(tmp_path: Path, nrs: tuple[int, ...]
 
         def kill(step: str) -> None:
             key = keeper.stats.nr_made, step
+            if key[0] not in nrs:
+                return
             found[key] = copied(live, tmp_path / "a", tmp_path / f"{key[0]}-{step}", step == "named")
             if step != "named":
                 echo(live, f"{VM}/extfrag_threshold", str(len(found)))
@@ -224,10 +226,8 @@ def test_killed_at_any_step_of_a_checkpoint(tmp_path: Path, nrs: tuple[int, ...]
         for _ in range(max(nrs) + 1):
             client.do(12)
             keeper.make()
-    assert len(found) == (max(nrs) + 1) * len(STEPS)
+    assert len(found) == len(nrs) * len(STEPS)
     for (nr, step), before in found.items():
-        if nr not in nrs:
-            continue
         assert came_up_anyhow(configured(tmp_path / f"{nr}-{step}")) == before, (nr, step)
 
 

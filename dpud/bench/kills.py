@@ -33,8 +33,8 @@ from dpud.state import build_of
 from dpud.state_segments import CHECKPOINT, JOURNAL, numbers
 
 NR_KILLS, SERIES, NR_WORKERS = 1000, 25, 4
-MAX_LIFE_S, MAX_WAIT_S = 0.6, 10.0
-CHECKPOINTS = "128K"
+MAX_LIFE_S, MAX_WAIT_S = 0.6, 3.0
+CHECKPOINTS = "64K"
 _START_S = 120.0
 
 

@@ -66,7 +66,8 @@ class Writer:
         self._record(HEAD, _encode(head))
 
     def write(self, data: Any) -> int:
-        """More of the graph."""
+        """More of the graph; large arrays come as they lie in memory."""
+        data = memoryview(data).tobytes("A")
         self._graph += data
         if len(self._graph) >= _GRAPH_BYTES:
             self.end_graph()

@@ -10,6 +10,7 @@ from time import perf_counter, process_time_ns, sleep
 from dpud.bench.fuse import echo
 from dpud.bench.kept import SMALL, Daemon, started
 from dpud.bench.report import Figure, Report
+from dpud.errors import UserError
 
 NR_ROUNDS, NR_ECHOS = 9, 2000
 NR_INPUTS = 100_000
@@ -55,6 +56,8 @@ def checkpointed(daemon: Daemon) -> dict[str, int]:
     nr = stats(daemon)["checkpoints"]
     (daemon.mount / _STATE / "checkpoint").write_text("1")
     while (found := stats(daemon))["checkpoints"] == nr:
+        if found["checkpoints_failed"]:
+            raise UserError((daemon.mount / _STATE / "problem").read_text())
         sleep(0.01)
     return found
 

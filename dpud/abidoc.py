@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
+from dpud import state_kobject
 from dpud.config import Config
 from dpud.config_file import ConfigFile
 from dpud.dpu.debugfs import add_fault_files
@@ -77,6 +78,7 @@ def example(driver: DpuDriver) -> Registry:
     machine.registry.add(f"{MM_CONFIGFS}/NAME", machine.new_process("NAME"))
     _add_gpu(machine.registry)
     machine.registry.add("/proc", ConfigFile(Config()))
+    machine.registry.add(state_kobject.PATH, state_kobject.StateFiles())
     machine.registry.add(f"{ALLOC_CONFIGFS}/NAME", AllocGroup(machine).make_item("NAME"))
     return machine.registry
 

@@ -109,19 +109,18 @@ def journal_show(directory: Path) -> None:
     """
     from dpud import journal_show as shown
 
-    for line in shown.lines(shown.reader_of(directory)):
-        click.echo(line)
+    for path in shown.files_of(directory):
+        for line in shown.lines(shown.reader_of(path)):
+            click.echo(line)
 
 
 @journal.command("verify")
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 def journal_verify(directory: Path) -> None:
-    """Check every record. The exit code is 1 if one is torn or damaged."""
+    """Check every record, of checkpoints too. The exit code is 1 if one is torn or damaged."""
     from dpud import journal_show as shown
 
-    reader = shown.reader_of(directory)
-    for _ in reader:
-        pass
-    text, is_whole = shown.verdict(directory, reader.end)
-    click.echo(text)
-    sys.exit(0 if is_whole else 1)
+    found = list(shown.verdicts(directory))
+    for text, _ in found:
+        click.echo(text)
+    sys.exit(0 if all(is_whole for _, is_whole in found) else 1)

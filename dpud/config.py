@@ -53,6 +53,7 @@
     [state]
     directory = ""           # keep the machine there, so that it outlives the daemon; "": it does not
     sync = 1000              # how often the disk has to have it, in ms; "always": before each answer; "none": never
+    checkpoint_bytes = "64M" # how long the journal gets until the machine is written down as a whole; "0": no matter
 
 Whatever is left out has the value shown (two nodes of 4G; no level, sysctls, files or steps). A wrong file is refused
 whole, with one line that names file, line and key. A scenario (see scenario.py) is such a file.
@@ -271,6 +272,13 @@ class State(Struct, frozen=True, forbid_unknown_fields=True):
             'likes ("none"). That is about loss of power; a killed daemon loses nothing.'
         ),
     ] = 1000
+    checkpoint_bytes: Annotated[
+        Size,
+        _about(
+            "How long the journal gets until the whole machine is written down, as at the end of the daemon; 0: it is "
+            "when `/sys/kernel/dpud_state/checkpoint` is written to."
+        ),
+    ] = Size(64 << 20)
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):

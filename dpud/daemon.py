@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import FrameType
@@ -23,8 +23,9 @@ from typing import Any
 
 from rich.console import Console
 
-from dpud import claim, namespace, service, state, state_keeping, workload
+from dpud import claim, namespace, service, state, state_keeping, state_kobject, workload
 from dpud.capture import CaptureError, read_capture, read_host
+from dpud.checkpoint import Whole, emptied
 from dpud.config import Config, Gpu, Size
 from dpud.config_file import ConfigFile
 from dpud.dpu.debugfs import add_fault_files
@@ -46,7 +47,7 @@ from dpud.journal_device import NotedDriver
 from dpud.owner import Owner
 from dpud.pacer import Pacer
 from dpud.physmem import PhysMem, alloc_tables
-from dpud.state import State
+from dpud.state import GPU_CHECKPOINTS, State
 from fs import fuse_dev, fuse_ops
 from fs.configfs import Ask, ask_directly
 from fs.kernfs import Cred, Tree
@@ -154,11 +155,14 @@ def assembled(options: RunOptions, driver: DpuDriver, kept: State | None, for_ro
     add_device_files(machine, driver)
     gpu = add_gpu(machine, owner, options.config, PacedClock(clock.now_ns))
     machine.registry.add("/proc", ConfigFile(options.config))
+    if kept is not None:
+        machine.registry.add(state_kobject.PATH, kept.files)
     tree = _tree_of(machine, owner, kept, for_root, options.config.mount.control_gid())
     owner.after()
     if kept is not None:
         kept.end_boot()
-        state_keeping.replay(kept, machine, owner, tree.performer, driver)
+        kept.whole = Whole(machine, owner, tree.performer, driver, gpu, kept.clock)
+        state_keeping.come_back(kept, machine, owner, tree.performer, driver)
     return Live(machine, owner, pacer, tree, gpu)
 
 
@@ -283,6 +287,14 @@ def gpu_config(gpu: Gpu) -> GpuConfig:
     )
 
 
+def _kept_gpu_config(config: Config) -> GpuConfig:
+    """The same for the whole file: a machine that is kept has the files of its clients' checkpoints beside it."""
+    found = gpu_config(config.gpu)
+    if config.state.directory and found.checkpoint_folder is None:
+        found = replace(found, checkpoint_folder=emptied(Path(config.state.directory, GPU_CHECKPOINTS)))
+    return found
+
+
 def add_gpu(machine: Machine, owner: Owner, config: Config, clock: PacedClock) -> GpuMemory | None:
     """GPU memory virtualization: its devices, its files, and who keeps memory free in the background.
 
@@ -298,7 +310,7 @@ def add_gpu(machine: Machine, owner: Owner, config: Config, clock: PacedClock) -
     except OSError as error:
         raise UserError(f"gpu.numa: no topology {gpu.numa!r}: {error.strerror}") from error
     try:
-        memory = build(gpu_config(gpu), clock, BlockingWaitQueue(), migration)
+        memory = build(_kept_gpu_config(config), clock, BlockingWaitQueue(), migration)
     except OSError as error:
         raise UserError(f"gpu.swap_folder: no swap can be made there: {error.strerror}") from error
     if config.state.directory:
@@ -414,7 +426,8 @@ class Readiness:
         threading.Thread(target=self._announce, name="dpud-ready", daemon=True).start()
 
     def _announce(self) -> None:
-        os.stat(os.path.join(self._path, PROBE))
+        if not service.is_served(os.path.join(self._path, PROBE)):
+            return
         if self._ready_fd is not None:
             os.write(self._ready_fd, b"1")
         else:

@@ -10,6 +10,7 @@ What is read by a thread that has no turn is no input: whoever waits without hol
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import TypeVar
 
 from kernelsim.wait import WaitQueue
@@ -30,23 +31,28 @@ class Outside:
         self._thread: int | None = None
         self._values: list[Value] = []
         self._replayed: Iterator[Value] | None = None
+        self._repeats = False
 
     @property
     def replaying(self) -> bool:
         """Is the turn under way being done again?"""
         return self._replayed is not None
 
-    def begin(self, replayed: Sequence[Value] | None = None) -> None:
-        """A turn of the calling thread begins; with `replayed`, one whose values are known."""
+    def begin(self, replayed: Sequence[Value] | None = None, *, repeats: bool = False) -> None:
+        """A turn of the calling thread begins; with `replayed`, one whose values are known.
+
+        `repeats`: the one value is given as often as it is asked for.
+        """
         self._values = []
-        self._replayed = None if replayed is None else iter(replayed)
+        self._repeats = repeats
+        self._replayed = None if replayed is None else repeat(replayed[0]) if repeats else iter(replayed)
         self._thread = get_ident()
 
     def end(self) -> list[Value]:
         """The turn is over -> what was read in it. Raises Diverged if a replayed one has read less than it did."""
         self._thread = None
         replayed, self._replayed = self._replayed, None
-        if replayed is not None and next(replayed, None) is not None:
+        if replayed is not None and not self._repeats and next(replayed, None) is not None:
             raise Diverged("it read less from outside")
         return self._values
 
@@ -104,6 +110,14 @@ class NotedClock(LiveClock):
 
     def _wall_ns(self) -> int:
         return time.perf_counter_ns() + self._wall_ahead_ns
+
+    def readings(self) -> tuple[int, int]:
+        """The last ones: the machine's time, and that for measuring."""
+        return self._last_ns, self._last_wall_ns
+
+    def put(self, readings: tuple[int, int]) -> None:
+        """As if those had been the last ones."""
+        self._last_ns, self._last_wall_ns = readings
 
     def go_on(self) -> None:
         """From the last reading on: as after a suspend, the time in between did not pass."""

@@ -187,9 +187,14 @@ class Journal:
                     self._failed = error
                     return
 
-    def rename(self, path: Path) -> None:
-        """Have the disk have it, then give it its name."""
+    def sync(self) -> None:
+        """Have the disk have it. Raises OSError."""
         os.fsync(self._fd)
+
+    def rename(self, path: Path, *, syncs: bool = True) -> None:
+        """Have the disk have it, then give it its name."""
+        if syncs:
+            self.sync()
         os.replace(self.path, path)
         self.path = path
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from dpud.inject import Diverged, Outside
-from dpud.journal_turns import CLOSE, REQUEST, STEP, Row, Turn, outcome_of
+from dpud.journal_turns import CLOSE, REQUEST, STEP, TICKS, Row, Turn, outcome_of
 from dpud.owner import Owner, Slice
 from fs.performer import Performer
 from fs.requests import Cred
@@ -34,6 +34,9 @@ class Replay:
 
     def run_one(self, turn: Turn) -> None:
         """The next turn. Raises Diverged."""
+        if turn.kind == TICKS:
+            self._run_ticks(turn)
+            return
         self._outside.begin(turn.values)
         done: Slice | Exception
         try:
@@ -48,6 +51,21 @@ class Replay:
         if not isinstance(done, Exception) and not done[0] and turn.kind in (REQUEST, STEP):
             self.parked[turn.number] = done[2], ""
 
+    def _run_ticks(self, turn: Turn) -> None:
+        """Each round reads the clock, how often does not matter."""
+        assert isinstance(turn.what, dict)
+        for number, nr in turn.what.items():
+            if number not in self.parked:
+                raise Diverged(f"operation {number} is not under way")
+            operation, _ = self.parked[number]
+            for _ in range(nr):
+                self._outside.begin(turn.values, repeats=True)
+                over, waits_for, _ = self._owner.go_on(operation)
+                self._outside.end()
+                if over or not getattr(waits_for, "is_idle", False):
+                    raise Diverged(f"operation {number} found something to do")
+                self._owner.flights.went_on(number, waits_for)
+
     def _slice(self, turn: Turn) -> Slice:
         owner, what = self._owner, turn.what
         if isinstance(what, Row):
@@ -61,8 +79,16 @@ class Replay:
             raise Diverged(f"operation {turn.number} is not under way")
         operation, name = self.parked.pop(turn.number)
         if turn.kind == CLOSE:
+            owner.flights.end(turn.number)
             return owner.close_operation(operation)
-        done = owner.go_on(operation)
-        if not done[0]:
+        try:
+            done = owner.go_on(operation)
+        except Exception:
+            owner.flights.end(turn.number)
+            raise
+        if done[0]:
+            owner.flights.end(turn.number)
+        else:
+            owner.flights.went_on(turn.number, done[1])
             self.parked[turn.number] = operation, name
         return done

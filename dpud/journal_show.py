@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`dpud journal show DIR` and `dpud journal verify DIR`: a state directory's journal for people."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from dpud import checkpoint_file
 from dpud.errors import UserError
 from dpud.journal import End, Reader
-from dpud.journal_turns import KINDS, STEP, Head, Row, Turn, decode_head, decode_turn
-from dpud.state import JOURNAL
+from dpud.journal_turns import KINDS, Head, Row, Turn, decode_head, decode_turn
+from dpud.state_segments import CHECKPOINT, JOURNAL, checkpoint_at, journal_at, numbers
 from fs import requests
 
 _NR_FIRST = 2
@@ -19,12 +21,20 @@ _SHOWN_BYTES = 60
 _HAVE_DATA = (requests.WRITE, requests.WRITE_STREAM)
 
 
-def reader_of(directory: Path) -> Reader:
-    """Of the journal in a state directory. Raises UserError."""
+def files_of(directory: Path) -> list[Path]:
+    """The journals in a state directory, in order. Raises UserError where none is."""
+    found = [journal_at(directory, number) for number in numbers(directory, JOURNAL)]
+    if not found:
+        raise UserError(f"{directory / JOURNAL}: {os.strerror(errno.ENOENT)}")
+    return found
+
+
+def reader_of(path: Path) -> Reader:
+    """Of one of them. Raises UserError."""
     try:
-        return Reader(directory / JOURNAL)
+        return Reader(path)
     except OSError as error:
-        raise UserError(f"{directory / JOURNAL}: {error.strerror}") from error
+        raise UserError(f"{path}: {error.strerror}") from error
 
 
 def lines(reader: Reader) -> Iterator[str]:
@@ -32,7 +42,7 @@ def lines(reader: Reader) -> Iterator[str]:
     for number, (offset, payload) in enumerate(reader):
         try:
             record = decode_head(payload) if number == 0 else decode_turn(payload)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             yield f"{number} at offset {offset}: no record of this dpud: {error}"
         else:
             yield f"{number} {_line(record)}"
@@ -40,11 +50,14 @@ def lines(reader: Reader) -> Iterator[str]:
 
 def _line(record: Head | Turn) -> str:
     if isinstance(record, Head):
-        return f"format {record.format}, dpud {record.version}, {len(record.config)} keys"
+        begin = f"checkpoint {record.segment}" if record.segment else "the boot"
+        return f"format {record.format}, dpud {record.version}, {len(record.config)} keys, from {begin} on"
     words = [KINDS[record.kind], str(record.number)]
+    if isinstance(record.what, dict):
+        words.append(", ".join(f"{nr} of {number}" for number, nr in record.what.items()))
     if isinstance(record.what, Row):
         words.append(_request(record.what))
-    elif record.kind == STEP and record.what is not None:
+    elif isinstance(record.what, int):
         words.append(f"at {record.what / 1e9:.6f}")
     words.append("..." if record.outcome is None else f"-> {record.outcome}")
     words.append(f"[{len(record.values)}]")
@@ -62,14 +75,35 @@ def _request(row: Row) -> str:
     return " ".join(words)
 
 
-def verdict(directory: Path, end: End) -> tuple[str, bool]:
+def verdict(path: Path, end: End, is_last: bool = True) -> tuple[str, bool]:
     """What there is to say of a journal that was read to its end, and whether it is whole."""
-    whole = f"{directory / JOURNAL}: {end.number} records, {end.offset} bytes"
+    whole = f"{path}: {end.number} records, {end.offset} bytes"
     if end.problem is None:
         return f"{whole}, whole", True
     bad = f"record {end.number}, at offset {end.offset}: {end.problem}"
     if end.number < _NR_FIRST:
         return f"{whole} are whole. {bad}: it has no beginning", False
-    if end.next_whole is None:
+    if end.next_whole is None and is_last:
         return f"{whole} are whole. {bad}; nothing is behind it: the next start cuts it off", False
-    return f"{whole} are whole. {bad}; whole records from offset {end.next_whole} on: see --recover", False
+    behind = "another journal goes on" if end.next_whole is None else f"whole records from offset {end.next_whole} on"
+    return f"{whole} are whole. {bad}; {behind}: see --recover", False
+
+
+def verdicts(directory: Path) -> Iterator[tuple[str, bool]]:
+    """Of every journal and every checkpoint of a state directory."""
+    for number in numbers(directory, CHECKPOINT):
+        yield _verdict_of(checkpoint_at(directory, number))
+    journals = files_of(directory)
+    for path in journals:
+        reader = reader_of(path)
+        for _ in reader:
+            pass
+        yield verdict(path, reader.end, path == journals[-1])
+
+
+def _verdict_of(path: Path) -> tuple[str, bool]:
+    try:
+        head = checkpoint_file.check(path)
+    except (checkpoint_file.Unusable, OSError) as error:
+        return f"{path}: {error}: what was before it is used", False
+    return f"{path}: {path.stat().st_size} bytes, {journal_at(path.parent, head.number).name} goes on, whole", True

@@ -6,16 +6,20 @@
     step      the clock was at so many ns: timers and kernel threads had their turn
     resume    operation N went on to its next yield or to its end
     close     operation N was ended where it was, because its caller was interrupted
+    ticks     operations of the background had so many rounds each, in which nothing happened but that they had them
 
 Each with the values that were read from outside meanwhile, in their order, and with what it came to, by which a replay
 that goes another way is noticed. Requests that only look, and are over with their first slice, are not recorded; those
 that yield are, because they may hold something meanwhile that others wait for. Steps in which nothing happened are
-held back until something does (Recorder.flush): the machine is idle, and only the last of them counts.
+held back until something does (Recorder.flush): the machine is idle, and only the last of them counts. So are rounds
+of the background that say so (`Idle`): they are counted, since what they do is the same each time, and neither the
+clock nor their order matters to it.
 """
 
 import errno
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
@@ -36,8 +40,8 @@ _EXIT_NOT_NOTED = 74
 _log = logging.getLogger("dpud")
 
 
-BOOT, REQUEST, STEP, RESUME, CLOSE = range(5)
-KINDS = ("boot", "request", "step", "resume", "close")
+BOOT, REQUEST, STEP, RESUME, CLOSE, TICKS = range(6)
+KINDS = ("boot", "request", "step", "resume", "close", "ticks")
 
 
 class Row(NamedTuple):
@@ -64,8 +68,8 @@ class Turn(NamedTuple):
     kind: int
     number: int
     """Of the operation."""
-    what: Row | int | None
-    """The request, or the time of a step."""
+    what: Row | int | dict[int, int] | None
+    """The request, the time of a step, or how many ticks an operation had."""
     values: list[Value]
     outcome: int | str | None
     """What the slice came to: None where it goes on; a number; "-ENOENT"."""
@@ -79,9 +83,13 @@ class Head(NamedTuple):
     """Of dpud."""
     config: dict[str, Any]
     """What the machine was built from, by key ("gpu.memory")."""
+    segment: int = 0
+    """Which of the journals this is: it goes on from the checkpoint of that number; 0 from the boot."""
+    nr_before: int = 0
+    """Records of the journal before."""
 
 
-FORMAT = 1
+FORMAT = 2
 _encode = msgspec.msgpack.Encoder().encode
 decode_turn = msgspec.msgpack.Decoder(Turn).decode
 decode_head = msgspec.msgpack.Decoder(Head).decode
@@ -112,6 +120,12 @@ class Recorder:
         self._what: Any = None
         self._args: tuple[Any, ...] = ()
         self._held: list[tuple[frozenset[str], bytes]] = []
+        self._ticks: Counter[int] = Counter()
+        self._ticks_value: Value = 0
+        self.nr_turns = 0
+        """In this journal, to be done again by the next start."""
+        self.on_record: Callable[[], object] = bool
+        """Called after each record, and after each round that is only counted."""
         self._flushed_ns = 0
         self._only_looks = False
         self._has_room = True
@@ -146,9 +160,27 @@ class Recorder:
         if self._kind == STEP and not isinstance(outcome, Exception) and isinstance(outcome[1], frozenset):
             self._hold(outcome[1], record)
             return
-        if self._held:
+        if self._is_tick(outcome) and not self._looks_change():
+            self._tick(values)
+            return
+        if self._held or self._ticks:
             self.flush()
         self._write(record)
+
+    def _is_tick(self, outcome: Slice | Exception) -> bool:
+        return (
+            self._kind == RESUME and not isinstance(outcome, Exception) and bool(getattr(outcome[1], "is_idle", False))
+        )
+
+    def _tick(self, values: list[Value]) -> None:
+        """Nothing happened in this round: it counts, and that is all."""
+        self._ticks[self._number] += 1
+        self._ticks_value = values[-1] if values else self._ticks_value
+        self.nr_turns += 1
+        self.on_record()
+        if isinstance(self._ticks_value, int) and self._ticks_value - self._flushed_ns >= HOLD_NS:
+            self._flushed_ns = self._ticks_value
+            self.flush()
 
     def _hold(self, looked: frozenset[str], record: bytes) -> None:
         """Nothing happened in this step. It counts only as long as nobody of those looks again: an idle machine is not
@@ -166,6 +198,9 @@ class Recorder:
     def flush(self) -> None:
         """Write what was held back; for whoever holds the machine."""
         held, self._held = self._held, []
+        ticks, self._ticks = self._ticks, Counter()
+        if ticks:
+            self._write(self._encoded((TICKS, 0, dict(ticks), [self._ticks_value], 0)))
         for _, record in held:
             self._write(record)
 
@@ -176,10 +211,16 @@ class Recorder:
             self._end_daemon(error)
 
     def _write(self, record: bytes) -> None:
+        self.nr_turns += 1
         try:
             self.journal.append(record)
         except OSError as error:
             self._end_daemon(error)
+        self.on_record()
+
+    def go_on_in(self, journal: Journal) -> None:
+        """The next turn is the first of another journal. For whoever holds the machine, with nothing held back."""
+        self.journal, self.nr_turns = journal, 0
 
     def _end_daemon(self, why: Exception) -> NoReturn:
         """A machine that has changed and cannot say so must not go on: the daemon ends at once."""

@@ -28,6 +28,7 @@ from contextlib import contextmanager, suppress
 from types import GeneratorType
 from typing import Any, Protocol, runtime_checkable
 
+from dpud.flights import Flights
 from dpud.inject import BlockingWaitQueue, sleeper
 from fs.requests import Request
 from kernelsim.attr import Changes, Operation, Waitable
@@ -104,6 +105,10 @@ class NoRoom(OSError):
         super().__init__(errno.ENOSPC, "the journal cannot grow")
 
 
+class _PutOff(Exception):
+    """The operation was ended by somebody else, and is to be begun again (flights.py)."""
+
+
 Slice = tuple[bool, Any, Any]
 """What one slice came to: whether that was all; the outcome, or what the operation waits for; the operation."""
 
@@ -143,6 +148,7 @@ class Owner:
         self.turns: Turns | None = None
         self.parked: dict[int, tuple[Operation[Any], str]] | None = None
         self.nr_operations = 0
+        self.flights = Flights()
         self.charge: Callable[[str, int], None] | None = None
         self.changes = Changes()
         """The machine's, to count its turns in."""
@@ -182,6 +188,13 @@ class Owner:
 
         Raises NoRoom too, with nothing changed.
         """
+        while True:
+            try:
+                return self._request(fn, what, *args, interrupted=interrupted)
+            except _PutOff:
+                continue
+
+    def _request(self, fn: Callable[..., Any], what: Any, *args: Any, interrupted: Callable[[], bool]) -> Any:
         changing = what.__class__ is not Request or not what.kept
         self._take(interrupted, changing)
         try:
@@ -195,7 +208,8 @@ class Owner:
         return value if over else self._drive(number, operation, value, interrupted)
 
     def _first_slice(self, turns: Turns, fn: Callable[..., Any], args: tuple[Any, ...]) -> Slice:
-        turns.begin(self.nr_operations, *args)
+        number = self.nr_operations
+        turns.begin(number, *args)
         self.nr_operations += 1
         try:
             done = self.slice(fn, args)
@@ -207,6 +221,8 @@ class Owner:
         except NoRoom:
             done[2].close()
             raise
+        if not done[0]:
+            self.flights.begin(number, done[2], args[0], done[1])
         return done
 
     def _drive(self, number: int, operation: Operation[Any], waitable: Any, interrupted: Callable[[], bool]) -> Any:
@@ -221,12 +237,44 @@ class Owner:
         """One more slice, as soon as it can be noted."""
         while not self._closing.is_set():
             with self._turn(), suppress(NoRoom):
+                self._check(number)
                 if self.turns is not None:
                     self.turns.begin(number)
-                return self._noted(self.go_on, operation)
+                return self._followed(number, operation)
             self._closing.wait(_ROOM_WAIT_S)
         self._close_operation(number, operation)
         raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+    def _check(self, number: int) -> None:
+        """Raises _PutOff for an operation that is no more."""
+        if number in self.flights.put_off:
+            self.flights.put_off.remove(number)
+            raise _PutOff
+
+    def _followed(self, number: int, operation: Operation[Any]) -> Slice:
+        """The next slice, in a turn that has begun."""
+        over = True
+        try:
+            done = self._noted(self.go_on, operation)
+            over = done[0]
+        finally:
+            if over:
+                self.flights.end(number)
+        self.flights.went_on(number, done[1])
+        return done
+
+    def put_off(self) -> None:
+        """End those who only read and wait; they begin again by themselves. For whoever holds the machine at rest."""
+        for number in self.flights.readers():
+            self._end_flight(number, self.flights.by_number[number].operation)
+            self.flights.put_off.add(number)
+
+    def _end_flight(self, number: int, operation: Operation[Any]) -> None:
+        """Raises NoRoom."""
+        if self.turns is not None:
+            self.turns.begin(number, closes=True)
+        self._noted(self.close_operation, operation)
+        self.flights.end(number)
 
     def _noted(self, fn: Callable[..., Slice], *args: Any) -> Slice:
         """The rest of a turn that has begun."""
@@ -245,6 +293,7 @@ class Owner:
         """Drive `operation` on a thread of its own until it ends or the owner is closed; log a failure."""
         number = self.nr_operations
         self.nr_operations += 1
+        self.flights.begin(number, operation)
         thread = threading.Thread(target=self._run_background, args=(number, operation), name=name, daemon=True)
         if self.parked is None:
             thread.start()
@@ -360,11 +409,12 @@ class Owner:
         """As soon as it can be noted; a daemon that ends notes nothing any more."""
         while True:
             with self._turn(), suppress(NoRoom):
-                if self.turns is None or number is None:
+                if number in self.flights.put_off:
+                    self.flights.put_off.discard(number)
+                elif self.turns is None or number is None:
                     self.close_operation(operation)
                 else:
-                    self.turns.begin(number, closes=True)
-                    self._noted(self.close_operation, operation)
+                    self._end_flight(number, operation)
                 return
             time.sleep(_ROOM_WAIT_S)
 

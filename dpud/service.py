@@ -13,7 +13,8 @@ Theory of operation
 
     The watchdog is fed after a file was read through the mount: so kernel, FUSE, this daemon and its machine answer. A
     process of its own reads it. A thread of the daemon's would wait in the kernel for an answer of the daemon's, which
-    no signal interrupts: one that is killed meanwhile could not end, and its connection would not close either.
+    no signal interrupts: one that is killed meanwhile could not end, and its connection would not close either. So
+    does the first look that says that the daemon is ready (`is_served`).
 """
 
 import logging
@@ -31,6 +32,7 @@ from fs.mountpoint import MountError, check_mountable, detach_stale
 
 STORED = "fuse"
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
+_NULL = subprocess.DEVNULL
 
 _log = logging.getLogger("dpud")
 
@@ -93,12 +95,15 @@ def _feed(probe: str, period_s: float, stop: threading.Event) -> None:
             notify("WATCHDOG=1")
 
 
+def is_served(path: str) -> bool:
+    """Wait until a path can be looked up; False if it cannot be. For who serves the mount that it is in."""
+    return subprocess.run(["stat", path], stdin=_NULL, stdout=_NULL, stderr=_NULL).returncode == 0
+
+
 def answers(probe: str) -> bool:
     """Whether a file can be read; why not is logged. For who serves the mount that it is in."""
     command = ["head", "-c1", probe]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    done = subprocess.run(command, stdin=_NULL, stdout=_NULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         _log.warning("watchdog: %s", done.stderr.strip())
     return done.returncode == 0

@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The state directory: what makes the machine be there again after the daemon was killed.
 
-    journal              its turns since it was booted (journal_turns.py); there from the end of the first boot on
-    journal.damaged-N    what `--recover` found damaged and put aside
+    journal, journal.N   its turns since it was booted, or since checkpoint N (journal_turns.py); the first is there
+                         from the end of the first boot on
+    checkpoint.N         the machine at the moment from which journal.N goes on (checkpoint.py)
+    gpu-checkpoints/     clients' checkpoints of the GPU side, where no folder is configured for them
+    *.damaged-N          what was found damaged and put aside
+    *.new                what was being written; of no use
 
-The machine is built from its configuration and given all turns again. So the configuration has to be the one that the
-journal was begun with, and so has this program: both stand in its first record.
+The machine is built from its configuration, gets what is in the newest checkpoint, and is given all turns since again.
+So the configuration has to be the one that the journal was begun with, and so has this program: both stand in the first
+record of each file.
 
-Rules. A last record that was being written when the machine lost power is cut off, and a line says so. A journal that
-is damaged before its end, or that comes to something else when it is replayed, is not used unless the user asks for it
-with `--recover`: what was acknowledged is lost then, and the file is put aside, never deleted. Nothing ever starts
-afresh where a journal is.
+Rules. A last record that was being written when the machine lost power is cut off, and a line says so. For a checkpoint
+that is damaged, the one before it and the journals since are used, and a line says so. A journal that is damaged before
+its end, or that comes to something else when it is replayed, is not used unless the user asks for it with `--recover`:
+what was acknowledged is lost then, and the file is put aside, never deleted. Nothing ever starts afresh where a journal
+is.
 """
 
-import fcntl
 import hashlib
 import os
 import sys
@@ -21,20 +26,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dpud import __version__
+from dpud import __version__, checkpoint_file, state_lock, state_segments
 from dpud.config import Config
 from dpud.errors import UserError
 from dpud.inject import NotedClock, Outside
-from dpud.journal import End, Journal, Reader
-from dpud.journal_turns import BOOT, FORMAT, Head, Turn, decode_head, decode_turn, encode
+from dpud.journal import End, Journal
+from dpud.journal_turns import BOOT, FORMAT, Head, Turn, encode
+from dpud.state_kobject import StateFiles
+from dpud.state_segments import CHECKPOINT, JOURNAL, Segment, checkpoint_at, journal_at, numbers, put_aside
 
-JOURNAL = "journal"
+if TYPE_CHECKING:
+    from dpud.checkpoint import Whole
+
+GPU_CHECKPOINTS = "gpu-checkpoints"
 _ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("kernelsim", "fs", "dpud")
 _ENVIRONMENT = ("UPMEM_PROFILE_BASE", "UPMEM_PROFILE")
@@ -87,75 +96,108 @@ class State:
     config: Config
     recover: bool = False
     outside: Outside = field(default_factory=Outside)
-    end: End | None = None
-    """Where the journal ends that is there; None: there is none."""
+    segments: list[Segment] = field(default_factory=list)
+    """The journals that have to be done again, in order; none where there is nothing yet."""
+    checkpoint: checkpoint_file.Head | None = None
+    """What the first of them goes on from; None: the boot."""
     boot: Turn | None = None
+    whole: "Whole | None" = None
+    """The machine, once it is built."""
+    files: StateFiles = field(default_factory=StateFiles)
 
     def __post_init__(self) -> None:
         self.clock = NotedClock(self.outside)
 
     @property
     def path(self) -> Path:
-        return self.directory / JOURNAL
+        """Of the journal that grows."""
+        return self.segments[-1].path if self.segments else self.directory / JOURNAL
+
+    @property
+    def end(self) -> End | None:
+        """Where that ends; None: there is none."""
+        return self.segments[-1].end if self.segments else None
+
+    @property
+    def nr_turns(self) -> int:
+        """Records that have to be done again."""
+        return sum(segment.end.number for segment in self.segments)
 
     # Before the machine is built.
 
     def look(self) -> None:
         """Find out what is there. Raises UserError where that cannot be used."""
-        if not self.path.exists():
+        for unfinished in self.directory.glob("*.new"):
+            unfinished.unlink()
+        if not numbers(self.directory, JOURNAL) and not numbers(self.directory, CHECKPOINT):
             return
-        reader = Reader(self.path)
-        records = iter(reader)
-        first = [payload for _, payload in islice(records, 2)]
-        for _ in records:
-            pass  # their checksums are looked at
-        self.end = reader.end
-        self._judge(reader.end)
-        try:
-            head = decode_head(first[0])
-            self.boot = decode_turn(first[1])
-            self._check(head)
-        except (msgspec.DecodeError, IndexError, RecursionError) as error:
-            raise UserError(f"{self.path}: it has no beginning: {error}") from None
+        self.checkpoint = state_segments.usable_checkpoint(self.directory, self._tell)
+        first = self.checkpoint.number if self.checkpoint else 0
+        if self.checkpoint is not None:
+            self._check(checkpoint_at(self.directory, first), self.checkpoint, replays=False)
+        self.segments = state_segments.chain(self.directory, first)
+        self._close_gap(first)
+        self._judge(self.segments[-1])
+        self._check(self.path, self.segments[-1].head)
+        self.boot = self.segments[0].boot
 
-    def _judge(self, end: End) -> None:
-        where = f"{self.path}: record {end.number}, at offset {end.offset}"
+    def _close_gap(self, first: int) -> None:
+        """Every journal that is there has to go on from the end of the one before, or else the user has to say so."""
+        found = state_segments.gap(self.segments, first)
+        if found is None:
+            return
+        last, why = found
+        if last < 0 or not self.recover:
+            way_out = "" if last < 0 else ": start with --recover to go on from what is whole before that"
+            raise UserError(f"{self.directory}: {why}. What was acknowledged is lost{way_out}")
+        self._tell(f"{self.directory}: {why}")
+        self.cut(last)
+
+    def cut(self, last: int) -> None:
+        """Nothing behind that one of the segments counts: it is put aside."""
+        limit = self.segments[last].number
+        self.segments = self.segments[: last + 1]
+        for name, at in ((JOURNAL, journal_at), (CHECKPOINT, checkpoint_at)):
+            for number in numbers(self.directory, name):
+                if number > limit:
+                    path = at(self.directory, number)
+                    self._tell(f"{path}: kept as {put_aside(path).name}")
+
+    def _judge(self, segment: Segment) -> None:
+        end = segment.end
+        where = f"{segment.path}: record {end.number}, at offset {end.offset}"
         if end.next_whole is not None and not self.recover:
             raise UserError(
                 f"{where}: {end.problem}, and there are whole records from offset {end.next_whole} on. What was "
                 "acknowledged is lost: start with --recover to go on from the record before"
             )
         if end.next_whole is not None:
-            self.put_aside(end, f"record {end.number} is damaged: {end.problem}")
+            self.keep_good_part(segment, end, f"record {end.number} is damaged: {end.problem}")
         elif end.problem:
             self._tell(f"{where}: {end.problem}, and nothing is behind it: cut off")
 
-    def _check(self, head: Head) -> None:
-        if head.format != FORMAT:
-            raise UserError(f"{self.path}: a journal of format {head.format}, this dpud writes {FORMAT}")
-        if head.version != build_of() and not self.recover:
-            raise UserError(
-                f"{self.path}: written by dpud {head.version}, this is {build_of()}: start that one, or this one "
-                "with --recover if it may do"
-            )
+    def _check(self, path: Path, head: Head | checkpoint_file.Head, replays: bool = True) -> None:
+        if head.version != build_of() and not (self.recover and replays):
+            way_out = ", or this one with --recover if it may do" if replays else ""
+            raise UserError(f"{path}: written by dpud {head.version}, this is {build_of()}: start that one{way_out}")
         if problem := difference(head.config, machine_keys(self.config)):
-            raise UserError(f"{self.path}: the machine was begun with another configuration: {problem}")
+            raise UserError(f"{path}: the machine was begun with another configuration: {problem}")
 
-    def put_aside(self, end: End, why: str) -> None:
-        """Keep a damaged journal under another name, and go on with the records before `end`."""
-        aside = next(path for n in count(1) if not (path := self.directory / f"{JOURNAL}.damaged-{n}").exists())
-        good = self.directory / f"{JOURNAL}.new"
-        with open(self.path, "rb") as bad, open(good, "wb") as file:
+    def keep_good_part(self, segment: Segment, end: End, why: str) -> None:
+        """Keep a damaged journal under another name, and go on with the records before `end`; later journals go too."""
+        good = segment.path.with_name(f"{segment.path.name}.new")
+        with open(segment.path, "rb") as bad, open(good, "wb") as file:
             left = end.offset
             while left and (piece := bad.read(min(left, 1 << 20))):
                 left -= file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        os.link(self.path, aside)
-        os.replace(good, self.path)
-        self._sync_directory()
-        self.end = End(end.offset, end.number)
-        self._tell(f"{self.path}: {why}: kept as {aside.name}; going on from record {end.number - 1}")
+        aside = put_aside(segment.path)
+        os.replace(good, segment.path)
+        self.sync()
+        segment.end = End(end.offset, end.number)
+        self._tell(f"{segment.path}: {why}: kept as {aside.name}; going on from record {end.number - 1}")
+        self.cut(self.segments.index(segment))
 
     def _tell(self, line: str) -> None:
         print(f"dpud: {line}", file=sys.stderr, flush=True)
@@ -174,42 +216,37 @@ class State:
 
     def journal(self) -> Journal:
         """The journal to go on with: a new one, or the one whose turns have been done again."""
-        return self._begin() if self.end is None else Journal(self.path, self.end, self.sync_ms)
+        if self.end is not None:
+            return Journal(self.path, self.end, self.sync_ms)
+        journal = self.new_journal(0, 0)
+        self.name(journal, 0)
+        return journal
 
     @property
     def sync_ms(self) -> int | None:
         sync = self.config.state.sync
         return {"none": None, "always": 0}[sync] if isinstance(sync, str) else sync
 
-    def turns(self) -> Iterator[tuple[int, int, Turn]]:
-        """(record, offset, turn) of the journal that is there. Raises UserError for one that is no turn."""
-        if self.end is None:
-            return
-        for number, (offset, payload) in enumerate(islice(Reader(self.path), self.end.number)):
-            if number >= 2:
-                try:
-                    yield number, offset, decode_turn(payload)
-                except (msgspec.DecodeError, RecursionError) as error:
-                    raise UserError(f"{self.path}: record {number}, at offset {offset}: {error}") from None
-
-    def _begin(self) -> Journal:
-        """It gets its name when it is whole."""
+    def new_journal(self, number: int, nr_before: int) -> Journal:
+        """One that has no name yet. Raises OSError."""
         assert self.boot is not None
         new = self.directory / f"{JOURNAL}.new"
         new.unlink(missing_ok=True)
         journal = Journal(new, None, self.sync_ms)
-        for record in (Head(FORMAT, build_of(), machine_keys(self.config)), self.boot):
+        head = Head(FORMAT, build_of(), machine_keys(self.config), number, nr_before)
+        for record in (head, self.boot):
             journal.append(encode(record))
-        journal.rename(self.path)
-        self._sync_directory()
         return journal
 
-    def _sync_directory(self) -> None:
-        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    def name(self, journal: Journal, number: int, *, syncs: bool = True) -> None:
+        """It counts from now on; without `syncs`, the disk has to be told. Raises OSError."""
+        journal.rename(journal_at(self.directory, number), syncs=syncs)
+        if syncs:
+            self.sync()
+
+    def sync(self) -> None:
+        """Have the disk have the names of the files. Raises OSError."""
+        state_segments.sync(self.directory)
 
 
 @contextmanager
@@ -224,7 +261,7 @@ def opened(config: Config, recover: bool = False) -> Iterator[State | None]:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             undo.callback(os.close, held)
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            state_lock.hold(held)
             state = State(directory, config, recover)
             state.look()
         except BlockingIOError:

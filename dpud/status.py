@@ -23,6 +23,7 @@ def report(mountpoint: str) -> RenderableType:
             free_table((root / "proc/buddyinfo").read_text()),
             _compaction(root / "sys/kernel/debug/dpu_compact/stats"),
             *(gpu_table(gpu) for gpu in gpus(state.MountFiles(mountpoint))),
+            *_kept(root / "sys/kernel/dpud_state"),
             pairs_table("Settings (vm.*)", _settings(root / "proc/sys/vm")),
         )
     except OSError as error:
@@ -44,6 +45,7 @@ def as_data(mountpoint: str) -> dict[str, Any]:
         "engine": state.engine(files),
         "dpu_compact": state.pairs(files, f"{state.DPU}/stats") or None,
         "gpus": [_gpu_data(gpu) for gpu in gpus(files)],
+        "kept": state.pairs(files, "/sys/kernel/dpud_state/stats") or None,
         "settings": {
             name: int(text) for name, text in map(str.split, _settings(files.root / "proc/sys/vm").splitlines())
         },
@@ -93,6 +95,16 @@ def gpu_table(gpu: Gpu) -> Table:
             f"client {client.name}", binary(client.used_bytes), f"{resident} resident", binary(client.granted_bytes)
         )
     return table
+
+
+def _kept(directory: Path) -> list[RenderableType]:
+    """Journal and checkpoints of a machine that is kept; what is wrong with the next one, if anything is."""
+    try:
+        table = pairs_table("State directory", (directory / "stats").read_text())
+        problem = (directory / "problem").read_text()
+    except FileNotFoundError:
+        return []
+    return [table, f"Checkpoint: {problem}"] if problem else [table]
 
 
 def _compaction(stats: Path) -> RenderableType:

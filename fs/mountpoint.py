@@ -12,6 +12,8 @@ import shutil
 import subprocess
 
 _MNT_DETACH = 2
+_GONE = (errno.ENOTCONN, errno.ECONNABORTED)
+"""The second for who was waiting for an answer when it went."""
 _MAX_STACKED = 16  # stale mounts on top of each other
 
 
@@ -24,7 +26,7 @@ def is_stale(path: str) -> bool:
     try:
         os.statvfs(path)  # stat(2) may be answered from the kernel's cache
     except OSError as error:
-        return error.errno == errno.ENOTCONN
+        return error.errno in _GONE
     return False
 
 

@@ -67,8 +67,12 @@ from kernelsim.wait import WaitQueue
 _MIN_NODE_BYTES = 32 << 20
 _MEMMAP_BYTES = 64  # struct page: what a real machine sets aside for each of its pages
 LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
-_NOT_HASHED = ("memory", "hw", "clock", "cputime", "btime_s", "console", "_callbacks", "nr_acquired", "changes")
-"""Attributes that `whole_hash` leaves out. Memory is in `state_hash`; who looks takes locks and hangs up callbacks."""
+_NOT_HASHED = (
+    *("memory", "hw", "clock", "cputime", "btime_s", "console", "_callbacks", "nr_acquired", "changes"),
+    *("_shown_form", "_shown_values"),
+)
+"""Attributes that `whole_hash` leaves out. Memory is in `state_hash`; who looks takes locks and hangs up callbacks, and
+leaves what the next text is made with."""
 _WORDS = {"full": WORDS_FULL, "stamp": WORDS_STAMP, "none": WORDS_NONE}
 
 

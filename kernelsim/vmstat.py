@@ -216,19 +216,18 @@ class VmstatFiles(Kobject):
         self.mem = mem
         self.events = events
         self.kconfig = kconfig
-        self._in_rows = b""
-        self._rows = Template("")
+        self._shown_form = b"", Template("")
 
     @buddyinfo.show
     def _buddyinfo(self) -> bytes:
         zones = self.mem.zones
         is_populated = zones["present"] > 0
-        if self._in_rows != is_populated.tobytes():
-            self._in_rows = is_populated.tobytes()
-            self._rows = Template(
-                "".join([f"{self._zone(zone)} {_BUDDYINFO}" for zone in np.flatnonzero(is_populated).tolist()])
-            )
-        return self._rows.fill(zones["nr_free"].sum(axis=2)[is_populated].ravel())
+        populated, rows = self._shown_form
+        if populated != is_populated.tobytes():
+            zones_shown = np.flatnonzero(is_populated).tolist()
+            rows = Template("".join([f"{self._zone(zone)} {_BUDDYINFO}" for zone in zones_shown]))
+            self._shown_form = is_populated.tobytes(), rows
+        return rows.fill(zones["nr_free"].sum(axis=2)[is_populated].ravel())
 
     @pagetypeinfo.show
     def _pagetypeinfo(self) -> str:

@@ -10,6 +10,7 @@ hold nothing: high 0, batch 1.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,17 @@ class _Values:
             self._pagesets[:] = _words(mem.pagesets.reshape(-1))
 
 
+@dataclass(frozen=True)
+class _Form:
+    """The text for the zones that have pages."""
+
+    populated: bytes
+    template: Template
+    at: NDArray[np.int64]
+    """Where the words are that go into it."""
+    shifts: NDArray[np.int64]
+
+
 class Zoneinfo(Kobject):
     """The file. `hopeless(nid)`: kswapd has given up on the node.
 
@@ -118,28 +130,26 @@ class Zoneinfo(Kobject):
         zone_items += [(name, at, 0) for name, at in ZONE_ITEMS]
         self._zone_items = [item for item in zone_items if not item[0].startswith(absent)]
         self._node_items = [item for item in NODE_ITEMS if not item[0].startswith(absent)]
-        self._values = _Values(mem)
-        self._populated = b""
-        self._template, self._at, self._shifts = Template(""), np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._shown_values = _Values(mem)
+        self._shown_form: _Form | None = None
 
     @zoneinfo.show
     def _zoneinfo(self) -> bytes:
         populated = (self.mem.zones["present"] > 0).tobytes()
-        if populated != self._populated:
-            self._populated = populated
-            self._make_template()
-        values = self._values
+        form, values = self._shown_form, self._shown_values
+        if form is None or form.populated != populated:
+            form = self._shown_form = self._make_form(populated)
         values.look([self.hopeless(nid) for nid in range(self.mem.nr_nodes)])
-        return self._template.fill(values.now[self._at] >> self._shifts)
+        return form.template.fill(values.now[form.at] >> form.shifts)
 
-    def _make_template(self) -> None:
+    def _make_form(self, populated: bytes) -> _Form:
         pieces = list(self._pieces())
-        self._template = Template("".join(text for text, _ in pieces))
-        self._at = np.array([at for _, ats in pieces for at in ats], dtype=np.int64)
-        shift_of = {
-            self._values.of_node(nid, [at])[0]: shift for nid in range(self.mem.nr_nodes) for _, at, shift in NODE_ITEMS
-        }
-        self._shifts = np.array([shift_of.get(at, 0) for at in self._at.tolist()], dtype=np.int64)
+        at = [at for _, ats in pieces for at in ats]
+        of_node, nids = self._shown_values.of_node, range(self.mem.nr_nodes)
+        shift_of = {of_node(nid, [at])[0]: shift for nid in nids for _, at, shift in NODE_ITEMS}
+        template = Template("".join(text for text, _ in pieces))
+        shifts = [shift_of.get(word, 0) for word in at]
+        return _Form(populated, template, np.array(at, np.int64), np.array(shifts, np.int64))
 
     def _pieces(self) -> Iterator[Piece]:
         zones = self.mem.zones
@@ -156,13 +166,13 @@ class Zoneinfo(Kobject):
                 if not node_shown:
                     yield (
                         "  per-node stats\n" + _lines(self._node_items),
-                        self._values.of_node(nid, [at for _, at, _ in self._node_items]),
+                        self._shown_values.of_node(nid, [at for _, at, _ in self._node_items]),
                     )
                     node_shown = True
                 yield from self._zone(nid, zone)
 
     def _zone(self, nid: int, zone: int) -> Iterator[Piece]:
-        values, counters = self._values, [at for _, at, _ in self._zone_items]
+        values, counters = self._shown_values, [at for _, at, _ in self._zone_items]
         yield _SIZE_LINES + _lines(self._zone_items), values.of_zone(zone, [*_SIZE_WORDS, *counters])
         yield "  pagesets\n", ()
         for cpu in range(self.nr_cpus):

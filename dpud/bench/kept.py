@@ -33,10 +33,13 @@ swap_hdd = "0"
 class Daemon:
     """One daemon at a time, on `folder`/mnt; its state is in `folder`/state unless `keeps` is False."""
 
-    def __init__(self, folder: Path, machine: str = SMALL, *, keeps: bool = True, sync: str = '"none"') -> None:
+    def __init__(
+        self, folder: Path, machine: str = SMALL, *, keeps: bool = True, sync: str = '"none"', checkpoints: str = "0"
+    ) -> None:
         self.mount, self.state = folder / "mnt", folder / "state"
         self._config = folder / "dpud.toml"
-        kept = f'[state]\ndirectory = "{self.state}"\nsync = {sync}\n' if keeps else ""
+        kept = f'[state]\ndirectory = "{self.state}"\nsync = {sync}\ncheckpoint_bytes = "{checkpoints}"\n'
+        kept = kept if keeps else ""
         folder.mkdir(parents=True, exist_ok=True)
         self._config.write_text(machine + kept)
         self.process: subprocess.Popen[str] | None = None

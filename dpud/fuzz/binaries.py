@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from dpud import config, state
+from dpud import config, state, state_segments
 from dpud.errors import UserError
 from dpud.fuzz.mutate import Mutator
 from dpud.fuzz.target import Parser
@@ -41,7 +41,7 @@ BETWEEN = b"\xc1\xc1\xc1"
 
 def _journal(data: bytes) -> None:
     """As the daemon looks at it before it starts, up to doing its turns again."""
-    path = Path("state/journal")
+    path = state_segments.journal_at(Path("state"), 0)
     path.parent.mkdir(exist_ok=True)
     for left in path.parent.iterdir():
         left.unlink()
@@ -50,10 +50,11 @@ def _journal(data: bytes) -> None:
     path.write_bytes(data[1:] if data[:1] == RAW else signed)
     kept = state.State(path.parent, config.Config(), recover=data[:1] not in (RAW, SIGNED))
     kept.look()
-    assert kept.end is None or kept.end.offset <= len(path.read_bytes())
-    for _, _, turn in kept.turns():
-        if isinstance(turn.what, Row):
-            assert turn.what.request.verb == turn.what.verb
+    for segment in kept.segments:
+        assert segment.end.offset <= len(path.read_bytes())
+        for _, _, turn in segment.turns():
+            if isinstance(turn.what, Row):
+                assert turn.what.request.verb == turn.what.verb
 
 
 def journal_world(_seed: int) -> Parser:

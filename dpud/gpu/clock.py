@@ -68,16 +68,20 @@ class PacedClock:
         """What is left to wait until real time has come to where the device is now."""
         return self.until(self._ahead_ns)
 
-    def until(self, ns: int) -> "Debt":
-        """What is left to wait until real time has come to `ns`."""
-        return Debt(ns, self.real_ns)
+    def until(self, ns: int, *, is_idle: bool = False) -> "Debt":
+        """What is left to wait until real time has come to `ns`. `is_idle`: see Debt."""
+        return Debt(ns, self.real_ns, is_idle)
 
 
 class Debt:
-    """A kernelsim.operation.Waitable: over once real time has come to `deadline_ns`."""
+    """A kernelsim.operation.Waitable: over once real time has come to `deadline_ns`.
 
-    def __init__(self, deadline_ns: int, real_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    `is_idle`: who waits has found nothing to do, in a round that comes to the same whatever the time.
+    """
+
+    def __init__(self, deadline_ns: int, real_ns: Callable[[], int] = time.monotonic_ns, is_idle: bool = False) -> None:
         self._deadline_ns = deadline_ns
+        self.is_idle = is_idle
         self._real_ns = real_ns
 
     @property

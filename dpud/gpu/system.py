@@ -230,15 +230,19 @@ def sampler(memory: GpuMemory, clock: PacedClock, arrival: Waitable, wake_up: Ca
 
 def scrubber(fault: FaultModule, clock: PacedClock) -> Operation[None]:
     """The same: scrubs memory, as fast as `scrub_rate` says."""
+    is_idle = True
     while True:
-        yield clock.until(clock.now_ns() + _SCRUB_NS)
+        yield clock.until(clock.now_ns() + _SCRUB_NS, is_idle=is_idle)
+        is_idle = fault.scrubber.is_quiet
         fault.scrubber.scrub(fault.scrubber.bytes_per_s * _SCRUB_NS // 1_000_000_000)
 
 
 def checkpointer(fault: FaultModule, clock: PacedClock) -> Operation[None]:
     """The same: makes checkpoints of all clients, where that is asked for, as often as it is worth it."""
+    is_idle = True
     while True:
-        yield clock.until(clock.now_ns() + _LOOK_NS)
+        yield clock.until(clock.now_ns() + _LOOK_NS, is_idle=is_idle)
+        is_idle = not fault.checkpoints.automatic
         for client in fault.checkpoints.due():
             try:
                 yield from fault.checkpoints.creation(client)

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dpud import state
+from dpud import state, state_kobject
+from dpud.checkpoint_keeper import Keeper
 from dpud.config import Config, parse
 from dpud.daemon import Live, RunOptions, assembled, devices, running
 from dpud.journal_turns import Recorder
 from dpud.state_hash import state_hash
+from dpud.state_kobject import StateFiles
 from fs.kernfs import ROOT, Cred
+from kernelsim.attr import File
 
 MM = "/sys/kernel/config/kernelsim/mm"
 VM = "/proc/sys/vm"
@@ -34,9 +37,10 @@ swap_hdd = "0"
 """
 
 
-def configured(directory: Path, more: str = "") -> Config:
-    """The small machine, kept in `directory`."""
-    return parse(f'{TEXT}\n{more}\n[state]\ndirectory = "{directory}"\nsync = "none"\n')
+def configured(directory: Path, more: str = "", checkpoint_bytes: str = "0") -> Config:
+    """The small machine, kept in `directory`; without checkpoints that nobody asks for."""
+    state_table = f'[state]\ndirectory = "{directory}"\nsync = "none"\ncheckpoint_bytes = "{checkpoint_bytes}"\n'
+    return parse(f"{TEXT}\n{more}\n{state_table}")
 
 
 @contextmanager
@@ -67,6 +71,15 @@ def nr_records(live: Live) -> int:
     """In the journal so far."""
     assert isinstance(live.owner.turns, Recorder)
     return live.owner.turns.journal.nr_records
+
+
+def keeper_of(live: Live) -> Keeper:
+    """Who makes its checkpoints."""
+    file = live.machine.registry.nodes[f"{state_kobject.PATH}/checkpoint"]
+    assert isinstance(file, File)
+    assert isinstance(file.kobj, StateFiles)
+    assert file.kobj.keeper is not None
+    return file.kobj.keeper
 
 
 def killed(live: Live, before: Path, after: Path) -> str:

@@ -16,7 +16,7 @@ from dpud.config import Config, Source, combine, parse
 from dpud.config_keys import keys
 
 SIZES = st.integers(16, 2048).map(lambda count: count * (2 << 20))
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=20)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=20)
 NODES = st.builds(lambda size: {"memory": size}, SIZES)
 
 

@@ -178,10 +178,13 @@ class DefragModule:
 
     def background(self, clock: PacedClock) -> Operation[None]:
         """What runs as long as there is a daemon, by its clock."""
+        is_idle = True
         while True:
             now_ns = clock.now_ns()
             left_ns = self._last_ns + self.interval_s * _NS - now_ns if self.interval_s else MAX_LOOK_NS
-            yield clock.until(now_ns + min(MAX_LOOK_NS, max(MIN_LOOK_NS, left_ns)))
+            wake_ns = now_ns + min(MAX_LOOK_NS, max(MIN_LOOK_NS, left_ns))
+            yield clock.until(wake_ns, is_idle=is_idle)
+            is_idle = not self.interval_s
             if self.is_due:
                 yield from self.running(self.threshold)
 

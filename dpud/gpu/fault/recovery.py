@@ -274,6 +274,11 @@ class Recovery:
 
     # Too many corrected errors.
 
+    @property
+    def is_quiet(self) -> bool:
+        """No frame waits for `offline_due`."""
+        return not self.due and not self.suspected
+
     def offline_due(self) -> int:
         """Empty and retire frames that had, or will have, too many errors -> pages that are elsewhere now."""
         due, self.due = self.due, set()

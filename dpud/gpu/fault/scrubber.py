@@ -39,6 +39,11 @@ class Scrubber:
     def total_bytes(self) -> int:
         return sum(cells.nr_frames for cells in self._cells) << FRAME_SHIFT
 
+    @property
+    def is_quiet(self) -> bool:
+        """A piece of any size would find nothing anywhere."""
+        return self._recovery.is_quiet and not any(cells.is_suspect.any() for cells in self._cells)
+
     def scrub(self, nr_bytes: int) -> None:
         """So many bytes more, and round again at the end."""
         while nr_bytes > 0:

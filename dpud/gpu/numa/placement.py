@@ -14,7 +14,8 @@ near its device whatever the policy: it can never move.
 
 import errno
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,6 +31,16 @@ STAT = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node",
 """Of each node, as in its numastat (Documentation/admin-guide/numastat.rst)."""
 
 
+@dataclass
+class Turns:
+    """Where a round over the nodes stands."""
+
+    at: int = 0
+    """Position in the list of nodes."""
+    nr: int = 0
+    """Pages that this node has had of its turn."""
+
+
 class NodePlacement:
     """A Placement. Nodes are positions in the topology; node n is location nr_devices + n."""
 
@@ -40,7 +51,7 @@ class NodePlacement:
         self.auto = True
         self.weights = topology.auto_weights()
         self.stat = [Counter(dict.fromkeys(STAT, 0)) for _ in topology.nodes]
-        self._turns = self._round()
+        self._turns = Turns()
 
     @property
     def first_host(self) -> int:
@@ -61,7 +72,7 @@ class NodePlacement:
         if mode == "prefer" and len(nodes) != 1:
             raise GpuError(errno.EINVAL, "prefer takes one node")
         self.mode, self.nodes = mode, nodes or list(range(len(self.topology.nodes)))
-        self._turns = self._round()
+        self._turns = Turns()
 
     @property
     def policy(self) -> str:
@@ -73,14 +84,14 @@ class NodePlacement:
         """1 to 255, as weighted_interleave/nodeN; 0 takes what `auto` would. Weights are by hand from then on."""
         self.auto = False
         self.weights[node] = weight or self.topology.auto_weights()[node]
-        self._turns = self._round()
+        self._turns = Turns()
 
     def set_auto(self, on: bool) -> None:
         """Whether weights follow bandwidth. Switched off, they stay as they are."""
         self.auto = on
         if on:
             self.weights = self.topology.auto_weights()
-            self._turns = self._round()
+            self._turns = Turns()
 
     # What the path asks.
 
@@ -103,16 +114,18 @@ class NodePlacement:
 
     def _wishes(self, near: int, nr: int) -> list[int]:
         if self.mode in ("interleave", "weighted"):
-            return [next(self._turns) for _ in range(nr)]
+            return [self._next() for _ in range(nr)]
         if self.mode == "local":
             return [near] * nr
         return [next(node for node in self.topology.fallback(near) if node in self.nodes)] * nr
 
-    def _round(self) -> Iterator[int]:
-        while True:
-            for node in self.nodes:
-                for _ in range(self.weights[node] if self.mode == "weighted" else 1):
-                    yield node
+    def _next(self) -> int:
+        """Whose turn it is; each has as many in a row as it weighs."""
+        turns = self._turns
+        while turns.nr >= (self.weights[self.nodes[turns.at]] if self.mode == "weighted" else 1):
+            turns.at, turns.nr = (turns.at + 1) % len(self.nodes), 0
+        turns.nr += 1
+        return self.nodes[turns.at]
 
     def _take(self, wish: int, room: list[int], is_pinned: bool) -> int:
         """The first of the fallback list that has room; where none has, pages leave the node that was wanted."""

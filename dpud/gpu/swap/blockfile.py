@@ -19,6 +19,7 @@ import logging
 import mmap
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dpud.gpu.errors import GpuError
@@ -39,6 +40,8 @@ class BlockFile:
         self._fd = fd
         self._buffer = mmap.mmap(-1, BLOCK_BYTES)
         self.is_direct = False
+        self.before_write: Callable[[int, int], object] | None = None
+        """Told of (block, how many) that are going to be overwritten."""
 
     @classmethod
     def in_memory(cls, name: str, nr_blocks: int) -> "BlockFile":
@@ -89,6 +92,8 @@ class BlockFile:
 
     def write(self, block: int, data: memoryview) -> None:
         """Whole blocks out of `buffer`. Raises GpuError(ENOSPC | EIO); any part of them may be written then."""
+        if self.before_write is not None:
+            self.before_write(block, len(data) // BLOCK_BYTES)
         done = 0
         while done < len(data):
             try:
@@ -109,6 +114,34 @@ class BlockFile:
         if nr < nr_bytes:
             raise CutShort(f"{self.name}: its file ends at {block * BLOCK_BYTES + nr}")
         return view[:nr_bytes]
+
+    def peek(self, block: int, nr_blocks: int) -> bytes:
+        """Blocks as they are, past `buffer`. Raises OSError."""
+        with mmap.mmap(-1, nr_blocks * BLOCK_BYTES) as view:
+            nr = os.preadv(self._fd, [view], block * BLOCK_BYTES)
+            return view[:nr]
+
+    def extents(self) -> Iterator[tuple[int, int]]:
+        """[begin, end) in bytes, whole blocks, of the parts that were ever written to. Raises OSError."""
+        at, size = 0, self.nr_blocks * BLOCK_BYTES
+        while at < size:
+            try:
+                begin = os.lseek(self._fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise
+            at = min(-(-os.lseek(self._fd, begin, os.SEEK_HOLE) // BLOCK_BYTES) * BLOCK_BYTES, size)
+            yield begin // BLOCK_BYTES * BLOCK_BYTES, at
+
+    def clear(self) -> None:
+        """Have nothing but zeros. Raises OSError."""
+        os.ftruncate(self._fd, 0)
+        os.ftruncate(self._fd, self.nr_blocks * BLOCK_BYTES)
+
+    @property
+    def fd(self) -> int:
+        return self._fd
 
     def trouble(self) -> str | None:
         """What has become of the file behind our back, in a few words; None if nothing."""

@@ -50,6 +50,7 @@ class Replay:
             raise Diverged(f"it came to {outcome} where it had come to {turn.outcome}")
         if not isinstance(done, Exception) and not done[0] and turn.kind in (REQUEST, STEP):
             self.parked[turn.number] = done[2], ""
+            self._owner.flights.begin(turn.number, done[2])  # until it has been closed, no checkpoint is made
 
     def _run_ticks(self, turn: Turn) -> None:
         """Each round reads the clock, how often does not matter."""

@@ -411,7 +411,7 @@ class Owner:
             with self._turn(), suppress(NoRoom):
                 if number in self.flights.put_off:
                     self.flights.put_off.discard(number)
-                elif self.turns is None or number is None:
+                elif number is None:
                     self.close_operation(operation)
                 else:
                     self._end_flight(number, operation)

@@ -205,6 +205,20 @@ def test_a_reader_that_waits_notices_nothing(tmp_path: Path) -> None:
     assert came_up(configured(tmp_path / "b"), 1)[0] == before
 
 
+def test_what_a_kill_cut_short_is_in_the_way_until_it_is_closed(tmp_path: Path) -> None:
+    """Its end is noted in the journal that it began in, or none could be done again."""
+    with alive(configured(tmp_path / "a")) as live:
+        threading.Thread(target=read_on, args=(live, "/dev/kmsg"), daemon=True).start()
+        while not live.owner.flights.readers():
+            threading.Event().wait(0.01)
+        killed(live, tmp_path / "a", tmp_path / "b")
+    with still(configured(tmp_path / "b")) as again:
+        assert [name for _, name in again.owner.parked.values()].count("") == 1  # type: ignore[union-attr]
+        assert again.owner.flights.in_the_way() is not None
+        again.owner.unpark()
+        assert again.owner.flights.in_the_way() is None
+
+
 @pytest.mark.parametrize(
     "nrs", [(2,), pytest.param((0, 1), marks=pytest.mark.slow)], ids=["when old files go", "the first two"]
 )

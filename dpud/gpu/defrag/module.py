@@ -46,6 +46,8 @@ DEFAULT_INTERVAL_S = 60
 NR_FAILURES_KEPT = 16
 MAX_AT_ONCE = 32
 """Blocks that are chosen together, so that what leaves one does not go into another."""
+TICK_NS = 5_000_000
+"""What a request may wait for a pass of which it is not the reason, where there is no background."""
 MIN_LOOK_NS, MAX_LOOK_NS = 1_000_000_000, 10_000_000_000
 """How long the background sleeps at least and at most: so late does it see that `interval` was changed."""
 _NS = 1_000_000_000
@@ -68,6 +70,7 @@ class DefragModule:
         self._memory: GpuMemory | None = None
         self._last_ns = 0
         self._at_work = False
+        self._pass: Operation[int] | None = None
 
     @property
     def memory(self) -> "GpuMemory":
@@ -114,9 +117,22 @@ class DefragModule:
         return text
 
     def tick(self) -> None:
-        """Something was allocated or freed: without a background, this is when the interval is looked at."""
-        if not isinstance(self.memory.clock, PacedClock) and not self._at_work and self.is_due:
-            self.run(self.threshold)
+        """Something was allocated or freed: without a background, this is when the interval is looked at.
+
+        A pass that is due goes on from one such request to the next, TICK_NS in each: none of them waits for all of it.
+        """
+        if isinstance(self.memory.clock, PacedClock) or self._at_work:
+            return
+        if self._pass is None and self.is_due:
+            self._pass = self.running(self.threshold, rests=False)
+        end_ns = self.memory.clock.now_ns() + TICK_NS
+        while self._pass is not None:
+            try:
+                next(self._pass)
+            except StopIteration:
+                self._pass = None
+            if self.memory.clock.now_ns() > end_ns:
+                break
 
     # Passes.
 

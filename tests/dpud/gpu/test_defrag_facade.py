@@ -10,6 +10,7 @@ import pytest
 from dpud.gpu import facade
 from dpud.gpu.check import violations
 from dpud.gpu.clock import ManualClock
+from dpud.gpu.defrag import module
 
 MIB, KIB = 1 << 20, 1 << 10
 
@@ -73,6 +74,29 @@ def test_the_interval_is_looked_at_by_itself(first: bool) -> None:
     assert stats["locations"]["device0"]["unusable_index"] <= 300
     assert (stats["passes"], stats["blocks_made"]) == (1, 2)
     assert stats["bytes_moved"] == 2 * MIB == stats["cost"] * stats["gained_bytes"]
+    for each, kept in data.items():
+        assert facade.read_memory(each, len(kept)) == kept
+    assert violations(facade.the_memory()) == []
+
+
+def test_a_request_waits_for_a_part_of_a_pass_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as real time passes, that is; here a slice takes all that a request may wait."""
+    monkeypatch.setattr(module, "TICK_NS", -1)
+    assert facade.init_swap_system(8 * MIB, 4096, 0.99) == 0
+    assert facade.init_defragmentation_manager(0.3, 60) == 0
+    data = scatter()
+    clock = facade.the_memory().clock
+    assert isinstance(clock, ManualClock)
+    clock.advance(61_000_000_000)
+    moved = [0]
+    while (stats := facade.get_defragmentation_stats())["locations"]["device0"]["unusable_index"] > 300:
+        pointer = facade.allocate_gpu_memory(4096)
+        assert pointer is not None
+        facade.free_gpu_memory(pointer)
+        moved.append(facade.get_defragmentation_stats()["bytes_moved"])
+    assert stats["passes"] == 1
+    assert len(moved) > 3
+    assert max(np.diff(moved)) < moved[-1]
     for each, kept in data.items():
         assert facade.read_memory(each, len(kept)) == kept
     assert violations(facade.the_memory()) == []

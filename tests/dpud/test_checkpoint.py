@@ -29,6 +29,8 @@ from dpud.state import State
 from dpud.state_hash import state_hash
 from fs.kernfs import Cred
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 30
 TRACING = "/sys/kernel/tracing"
 DPU = "/sys/kernel/debug/dpu_compact"

@@ -73,6 +73,7 @@ def test_help_does_not_wait_for_numba_or_numpy() -> None:
         (["replay", "/etc", "--compact-at", "1"], "--compact-at and --proactiveness are for"),
     ],
 )
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], problem: str) -> None:
     done = command(*words)
     assert done.returncode == 2

@@ -73,6 +73,7 @@ def test_a_file_cut_anywhere_gives_the_records_before_and_never_another(
 
 @given(payloads, st.data())
 @settings(max_examples=100, deadline=None)
+@pytest.mark.slow
 def test_a_flipped_bit_is_found_and_told_from_a_torn_end(records: list[bytes], data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         whole = bytearray(written(Path(scratch, "j"), records))

@@ -72,6 +72,7 @@ def in_threads(live: Live, nr: int) -> None:
         assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
     with alive(configured(tmp_path / "a")) as live:
         in_threads(live, 3)
@@ -80,6 +81,7 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
         assert hash_of(again) == before
 
 
+@pytest.mark.slow
 def test_it_comes_back_as_it_was_while_it_was_traced_and_broken(tmp_path: Path) -> None:
     """Requests in flight, ranks that fail, and a tracer that makes even looking leave something behind."""
     config = configured(tmp_path / "a", "[dpu]\nranks = 2")
@@ -107,6 +109,7 @@ def suppress_errors(work: Callable[..., object], *args: object) -> None:
         work(*args)
 
 
+@pytest.mark.slow
 def test_the_hash_is_that_of_all_there_is(tmp_path: Path) -> None:
     with alive(configured(tmp_path / "a")) as live:
         live.tree.mkdir(f"{CLIENTS}/c")
@@ -132,6 +135,7 @@ def test_the_hash_is_that_of_all_there_is(tmp_path: Path) -> None:
                 before = after
 
 
+@pytest.mark.slow
 def test_looking_changes_nothing_and_is_not_written_down(tmp_path: Path) -> None:
     """Of all files but those that say that they are consumed."""
     with alive(configured(tmp_path / "a")) as live:
@@ -186,6 +190,7 @@ def test_who_was_waiting_is_interrupted_and_what_was_acknowledged_is_there(tmp_p
         assert cat(third, f"{MM}/p/anon") == f"{2 << 20}\n"
 
 
+@pytest.mark.slow
 def test_what_runs_in_the_background_goes_on_after_a_clean_end_too(tmp_path: Path) -> None:
     with alive(configured(tmp_path / "a")) as live:
         live.tree.mkdir(f"{CLIENTS}/c")
@@ -223,6 +228,7 @@ def log_of(live: Live) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 def test_without_room_requests_fail_and_change_nothing_and_time_stands_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +275,7 @@ def test_an_idle_machine_writes_next_to_nothing(tmp_path: Path) -> None:
         assert due_ns == now_ns + (39 + 11) * 500_000_000, "the last look counted"
 
 
+@pytest.mark.slow
 def test_a_turn_that_cannot_be_noted_ends_the_daemon(tmp_path: Path) -> None:
     """In a process of its own: before anybody else can see what is not noted."""
     code = f"""

@@ -145,6 +145,7 @@ def resident_mb(pid: int) -> float:
 
 
 @pytest.mark.parametrize("pattern", fragment.PATTERNS)
+@pytest.mark.slow
 def test_fragmented_memory_is_there_until_it_is_no_longer_wanted(
     pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

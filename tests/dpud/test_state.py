@@ -53,6 +53,7 @@ def damage(path: Path, offset: int) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 def test_wherever_the_last_records_are_cut_the_ones_before_are_there(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,6 +74,7 @@ def test_wherever_the_last_records_are_cut_the_ones_before_are_there(
             assert threshold(live) == left
 
 
+@pytest.mark.slow
 def test_the_prefix_gives_the_state_of_then(tmp_path: Path) -> None:
     with alive(configured(tmp_path / "a")) as live:
         echo(live, f"{VM}/extfrag_threshold", "5")

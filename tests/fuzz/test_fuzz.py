@@ -28,6 +28,8 @@ from dpud.fuzz.mutate import MAX_BYTES, Mutator
 from dpud.fuzz.target import Parser, Target, World
 from dpud.fuzz.targets import TARGETS
 
+pytestmark = pytest.mark.slow
+
 CORPUS = Path(__file__).parent / "corpus"
 SEED = 20261130
 

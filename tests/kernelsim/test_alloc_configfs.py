@@ -19,6 +19,7 @@ def free_pages(lab: Lab) -> int:
 )
 @pytest.mark.parametrize("order", [0, 3, 9, 10])
 @pytest.mark.parametrize("words", ["stamp", "full"])
+@pytest.mark.slow
 def test_blocks_are_held_and_given_back(order: int, gfp: str, words: str) -> None:
     lab = Lab((32,), words, nr_ranks=None)
     before = free_pages(lab)

@@ -134,6 +134,7 @@ def free_left(gfp: str) -> int:
     return int(zones["free_pages"].sum())
 
 
+@pytest.mark.slow
 def test_how_deep_a_request_may_go() -> None:
     """min; half of it with __GFP_HIGH; another quarter off for those who cannot block either."""
     reserve = 47  # what DMA keeps back from requests that could use DMA32: (32 MiB - 16 MiB) / 256, rounded
@@ -180,6 +181,7 @@ def test_without_a_dpu_the_scanners_serve(how: str) -> None:
     assert after["dpu_compact_regions"] == 0
 
 
+@pytest.mark.slow
 def test_small_orders_do_not_go_to_the_dpu() -> None:
     lab = Lab((64,))
     lab.spawn("a", anon="56M", holes="50 seed=1")

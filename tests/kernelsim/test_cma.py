@@ -480,6 +480,7 @@ def test_a_page_of_the_area_that_somebody_else_holds_fails_the_pin() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_without_room_outside_the_area_the_pin_fails() -> None:
     lab = Lab((64,), cma=16)
     process = lab.spawn("a", anon="56M")

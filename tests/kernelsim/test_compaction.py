@@ -413,6 +413,7 @@ def test_a_node_is_compacted_zone_by_zone_and_the_other_left_alone(words: str) -
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_all_mappings_follow() -> None:
     """Where the targets run out as the scanners meet, one page for each zone counts as failed."""
     lab = fragmented_nodes()

@@ -228,6 +228,7 @@ def soak(seed: int, nr_steps: int) -> CompactingWorld:
 
 
 @pytest.mark.parametrize("seed", range(1))
+@pytest.mark.slow
 def test_soak(seed: int) -> None:
     world = soak(seed, 150)
     assert world.lab.vmstat()["pgmigrate_success"] > 0

@@ -58,6 +58,7 @@ def assert_taken(lab: Lab, start: int, nr_pages: int) -> None:
 @pytest.mark.parametrize("enabled", [1, 0], ids=["dpu", "cpu"])
 @pytest.mark.parametrize("words", ["stamp", "full"])
 @pytest.mark.parametrize("nodes", [(64,), (40, 40)], ids=["one node", "two nodes"])
+@pytest.mark.slow
 def test_a_range_is_emptied_and_given_back(enabled: int, words: str, nodes: tuple[int, ...]) -> None:
     lab = busy_lab(words, nodes=nodes)
     lab.sysctl(dpu_compact_enabled=enabled)
@@ -185,6 +186,7 @@ def test_no_room_is_enomem_and_changes_nothing() -> None:
 
 @pytest.mark.parametrize("kind", FaultKind)
 @pytest.mark.parametrize("late", [None, 3], ids=["threads", "late"])
+@pytest.mark.slow
 def test_the_cpu_moves_what_a_failing_device_left(kind: FaultKind, late: int | None) -> None:
     lab = Lab((64,), "full", patience=late)
     lab.spawn("a", anon="24M", holes="30 seed=1", fork="child")
@@ -237,6 +239,7 @@ def test_a_huge_page_that_cannot_be_replaced_is_enomem() -> None:
 
 @pytest.mark.parametrize("patience", [0, 2, 30])
 @pytest.mark.parametrize("nr_slices", [1, 3, 8, 20, 60])
+@pytest.mark.slow
 def test_an_interrupted_one_leaves_nothing_behind(patience: int, nr_slices: int) -> None:
     patch = small_slices(100)
     try:

@@ -215,6 +215,7 @@ def forget(victim: Victim) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.slow
 def test_a_planted_fault_is_found(fault: str) -> None:
     said, plant = FAULTS[fault]
     victim = Victim()

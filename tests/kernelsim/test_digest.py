@@ -59,6 +59,7 @@ def test_what_is_skipped_does_not_count() -> None:
     assert digest(limit(x=1, y=3), ("x",)) == digest(limit(x=2, y=3), ("x",))
 
 
+@pytest.mark.slow
 def test_a_long_chain_is_no_problem() -> None:
     chain: list[Any] = []
     for _ in range(100_000):

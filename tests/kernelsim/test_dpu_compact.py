@@ -191,6 +191,7 @@ FAULTS = {
 @pytest.mark.parametrize("move", [0, 1, 50])
 @pytest.mark.parametrize("kind", FAULTS, ids=str)
 @pytest.mark.parametrize("words", ["stamp", "full"])
+@pytest.mark.slow
 def test_a_fault_in_mid_batch_loses_nothing(kind: FaultKind, move: int, words: str) -> None:
     """What retired is kept, the rest is put back, the CPU goes on from there to the same layout."""
     lab = Lab((32,), words)
@@ -255,6 +256,7 @@ def test_a_lost_rank_leaves_the_work_to_the_cpu() -> None:
 
 @pytest.mark.parametrize("patience", [0, 2])
 @pytest.mark.parametrize(("order", "enabled"), [(9, 1), (13, 1), (13, 0)])
+@pytest.mark.slow
 def test_an_interrupted_compaction_leaves_nothing_behind(order: int, enabled: int, patience: int) -> None:
     """Whichever yield it is closed at."""
     patch = small_slices(600)

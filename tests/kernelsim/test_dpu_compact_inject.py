@@ -59,6 +59,7 @@ def log(lab: Lab) -> list[str]:
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("kind", DEVICE_KINDS)
+@pytest.mark.slow
 def test_device_faults(kind: str, how: str) -> None:
     lab = lab_with_faults()
     arm(lab, kind, move=5, **HOW[how])
@@ -83,6 +84,7 @@ def test_device_faults(kind: str, how: str) -> None:
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("kind", PAGE_KINDS)
 @pytest.mark.parametrize("words", ["stamp", "full"])
+@pytest.mark.slow
 def test_page_faults(kind: str, how: str, words: str) -> None:
     lab = lab_with_faults(words)
     arm(lab, kind, move=2, **HOW[how])
@@ -182,6 +184,7 @@ def test_all_at_once_with_a_device_that_fails() -> None:
     assert lab.stats()["failures"] > 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_compaction_gives_up_the_calls_that_wait() -> None:
     patch = small_slices(64)
     try:

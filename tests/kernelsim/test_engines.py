@@ -51,6 +51,7 @@ def by_upmem() -> Lab:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.slow
 def test_every_engine_moves_the_same_bytes_to_the_same_places(engine: str, by_upmem: Lab) -> None:
     lab = loaded_lab(engine)
     lab.compact()
@@ -130,6 +131,7 @@ def test_batches_in_flight_end_on_the_engine_they_began_with() -> None:
 
 @pytest.mark.parametrize("nr_steps", [1, 2, 3, 5, 8, 13, 21])
 @pytest.mark.parametrize("engine", OF_THE_CPU)
+@pytest.mark.slow
 def test_an_interrupted_engine_leaves_nothing_behind(engine: str, nr_steps: int) -> None:
     patch = small_slices(300)
     try:

@@ -84,6 +84,7 @@ def test_durations_have_seven_digits() -> None:
     assert {ns: duration(ns) for ns in shown} == shown
 
 
+@pytest.mark.slow
 def test_calls_are_drawn_as_blocks() -> None:
     machine = Machine()
     machine.ftrace.select("function_graph")

@@ -60,6 +60,7 @@ def drain(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("by", BY)
+@pytest.mark.slow
 def test_a_request_that_may_block_waits_and_one_that_may_not_fails(scarce: Lab, by: str) -> None:
     compaction = holding(scarce, BY[by](scarce), 100)
     drain(scarce)
@@ -75,6 +76,7 @@ def test_a_request_that_may_block_waits_and_one_that_may_not_fails(scarce: Lab, 
 
 
 @pytest.mark.parametrize("by", BY)
+@pytest.mark.slow
 def test_mkdir_waits_too(scarce: Lab, by: str) -> None:
     compaction = holding(scarce, BY[by](scarce), 100)
     drain(scarce)

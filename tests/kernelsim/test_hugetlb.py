@@ -90,6 +90,7 @@ def gib_lab(words: str = "stamp", nr_ranks: int | None = 1, patience: int | None
 
 
 @pytest.mark.parametrize("enabled", [1, 0], ids=["dpu", "cpu"])
+@pytest.mark.slow
 def test_a_gigantic_page_is_made_by_emptying_a_range(enabled: int) -> None:
     lab = gib_lab()
     lab.sysctl(dpu_compact_enabled=enabled)

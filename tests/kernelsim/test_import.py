@@ -48,6 +48,7 @@ def rows(text: str) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_buddyinfo_is_the_real_machines(case: str) -> None:
     """DMA and DMA32 to the byte; Normal, which moved meanwhile, within 3 % or half the difference of the range."""
     image = image_of(case)
@@ -61,6 +62,7 @@ def test_buddyinfo_is_the_real_machines(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_pagetypeinfo_has_the_real_block_counts(case: str) -> None:
     path = CASES[case] / "pagetypeinfo"
     if not path.exists():
@@ -69,6 +71,7 @@ def test_pagetypeinfo_has_the_real_block_counts(case: str) -> None:
     assert machine_of(case).registry.read("/proc/pagetypeinfo").decode().splitlines()[-4:] == real
 
 
+@pytest.mark.slow
 def test_pages_keep_their_place_and_compaction_moves_only_what_may_move() -> None:
     image, machine = image_of("demo"), machine_of("demo")
     nr = machine.mem.nr_pages
@@ -95,6 +98,7 @@ def large_folios(image: HostImage, nr: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_large_folios_are_mapped_again_and_move_whole(case: str) -> None:
     image, machine = image_of(case), machine_of(case)
     pages, nr = machine.mem.pages, machine.mem.nr_pages
@@ -115,6 +119,7 @@ def test_large_folios_are_mapped_again_and_move_whole(case: str) -> None:
     assert machine.check() == []
 
 
+@pytest.mark.slow
 def test_every_mapped_page_is_mapped_again() -> None:
     image, machine = image_of("demo"), machine_of("demo")
     nr = machine.mem.nr_pages

@@ -150,6 +150,7 @@ class TestRequestsAtLength(Requests.TestCase):
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.slow
 def test_soak(seed: int) -> None:
     """All kinds of operations there are, the invariants checked after every slice."""
     soak(seed, 30, "stamp", eager=True)
@@ -211,6 +212,7 @@ def test_a_long_soak_is_many_worlds() -> None:
     assert list(lives(7, 30)) == [(7, 30)]
 
 
+@pytest.mark.slow
 def test_the_benchmark_reports_what_was_done(capsys: pytest.CaptureFixture[str]) -> None:
     report = run(seed=4, ops=60)
     assert "seed 4, 60 operations" in capsys.readouterr().err
@@ -218,6 +220,7 @@ def test_the_benchmark_reports_what_was_done(capsys: pytest.CaptureFixture[str])
     assert sum(figure.ours for figure in report.figures if figure.what.endswith(", times")) == 60
 
 
+@pytest.mark.slow
 def test_what_the_soak_finds_names_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     def lose_a_page(world: World, _chance: Chance) -> None:
         world.lab.mem.zones["free_pages"][0] -= 1

@@ -196,6 +196,7 @@ def numbers(machine: Machine, name: str) -> U64:
     return np.frombuffer(complete(file.attr.read_stream(file.kobj, 0, 1 << 30, False)), dtype=np.uint64)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_an_imported_machine_shows_the_captured_flags(demo: Machine) -> None:
     """Bit by bit, where this emulation has the flag and knows who owns the page.
 

@@ -41,6 +41,7 @@ def test_one_bit_of_content_changes_the_hash() -> None:
     assert lab.machine.state_hash() != before
 
 
+@pytest.mark.slow
 def test_another_process_comes_to_the_same_hash() -> None:
     """No address, hash seed or clock of this process is in it."""
     code = "from test_machine import script; print(script().machine.state_hash())"
@@ -59,6 +60,7 @@ def placement(lab: Lab) -> dict[int, int]:
 
 @pytest.mark.parametrize("slice_pages", [50, 511, 3000])
 @pytest.mark.parametrize("nr_ranks", [1, 3])
+@pytest.mark.slow
 def test_slices_and_ranks_do_not_change_the_outcome(slice_pages: int, nr_ranks: int) -> None:
     """However long operations are cut up, and however many batches are in flight."""
     expected = placement(script())

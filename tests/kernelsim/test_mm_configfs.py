@@ -41,6 +41,7 @@ def errno_of(lab: Lab, attr: str, text: str) -> int:
         *(("node", text) for text in ("2", "-1", "x", "")),
     ],
 )
+@pytest.mark.slow
 def test_bad_writes_are_einval_and_change_nothing(lab: Lab, attr: str, text: str) -> None:
     before = lab.machine.state_hash()
     assert errno_of(lab, attr, text) == errno.EINVAL
@@ -248,6 +249,7 @@ def change_under_way(attr: str, thp: str, busy: bool) -> tuple[Lab, Operation[ob
 
 @pytest.mark.parametrize("busy", [False, True], ids=["alone", "batch in flight"])
 @pytest.mark.parametrize(("attr", "thp"), [("anon", "0"), ("anon", "1"), ("file", "0")])
+@pytest.mark.slow
 def test_a_signal_leaves_the_old_memory_or_the_new_as_a_whole(attr: str, thp: str, busy: bool) -> None:
     patch = small_slices(100)
     try:

@@ -135,6 +135,7 @@ def test_lowmem_reserve_ratio_sets_what_zones_keep_back() -> None:
     assert protection(lab.read("/proc/zoneinfo"), 0) == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_reserve_keeps_requests_out_of_a_zone() -> None:
     """Requests that could be met in DMA32, until there are none: all of DMA but its reserve and watermark is taken."""
     left = {}
@@ -179,6 +180,7 @@ def pagesets(machine: Machine, name: str) -> list[int]:
     return [int(nr) for nr in re.findall(rf"{name}: +(\d+)", machine.registry.read("/proc/zoneinfo").decode())]
 
 
+@pytest.mark.slow
 def test_percpu_pagelist_high_fraction_bounds_the_lists() -> None:
     """The limits of 0 are the captured kernel's own; 1/N of a zone is shared by its two CPUs."""
     machine = Machine.from_image(read_capture(DEMO), alloc_words=PhysMem().alloc)

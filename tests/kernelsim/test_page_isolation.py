@@ -173,6 +173,7 @@ def test_an_isolated_range_and_a_foreign_cma_area_refuse() -> None:
     holes=st.integers(0, 100),
     ranges=st.lists(st.tuples(st.integers(0x1000, 0x3E00), st.integers(1, 3000)), min_size=1, max_size=4),
 )
+@pytest.mark.slow
 def test_isolation_and_its_end_change_nothing(seed: int, holes: int, ranges: list[tuple[int, int]]) -> None:
     lab = LAB
     lab.set("a", anon="20M", holes=f"{holes} seed={seed}")

@@ -320,6 +320,7 @@ def test_reading_smaps_of_a_process_that_ends() -> None:
 # A real machine's processes.
 
 
+@pytest.mark.slow
 def test_imported_processes_have_directories() -> None:
     machine = Machine.from_image(read_capture(DEMO), alloc_words=PhysMem().alloc)
     pids = sorted(int(path.split("/")[2]) for path in machine.registry.nodes if re.fullmatch(r"/proc/\d+/maps", path))

@@ -179,6 +179,7 @@ def demo() -> Machine:
 
 
 @pytest.mark.parametrize(("name", "width"), [("vmstat", 0), ("meminfo", 8)])
+@pytest.mark.slow
 def test_lines_are_the_kernels(demo: Machine, name: str, width: int) -> None:
     assert_like(demo.registry.read(f"/proc/{name}").decode(), (DEMO / name).read_text(), width)
 
@@ -214,6 +215,7 @@ def assert_types_as_captured(machine: Machine, folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_demos_free_lists(demo: Machine) -> None:
     assert_as_captured(demo, DEMO)
     assert_types_as_captured(demo, DEMO)

@@ -93,6 +93,7 @@ def test_kswapd_brings_the_node_back_to_high() -> None:
     lab.assert_sound()
 
 
+@pytest.mark.slow
 def test_a_node_without_file_pages_is_hopeless_after_sixteen_rounds() -> None:
     lab = Lab((32,), nr_ranks=None)
     lab.spawn("hog", anon="28M")

@@ -103,6 +103,7 @@ def test_a_page_is_there_from_its_allocation_to_its_free(bench: Bench) -> None:
 
 @pytest.mark.parametrize(("migratetype", "gfp"), [(0, GFP_KERNEL), (1, GFP_HIGHUSER_MOVABLE), (2, GFP_KERNEL | 0x10)])
 @pytest.mark.parametrize("order", [1, 3, 9])
+@pytest.mark.slow
 def test_a_block_freed_in_pieces(bench: Bench, order: int, migratetype: int, gfp: int) -> None:
     before = bench.nr_free
     bench.alloc(NORMAL, order, migratetype=migratetype, gfp=gfp)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The trace ring: room, order, counts; against a list that forgets from the front."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +39,7 @@ def test_without_overwrite_the_newest_is_dropped() -> None:
 
 
 @given(st.lists(st.integers(0, 2)), st.integers(1, 6))
+@pytest.mark.slow
 def test_what_is_read_is_what_was_written(actions: list[int], room: int) -> None:
     """0 and 1 write, 2 consumes."""
     ring, model, written = Ring(room * BYTES), [], 0

@@ -401,6 +401,7 @@ def test_a_pinned_huge_page_is_skipped_and_counted() -> None:
 
 @pytest.mark.parametrize("kind", list(FaultKind), ids=str)
 @pytest.mark.parametrize("words", ["stamp", "full"])
+@pytest.mark.slow
 def test_a_fault_in_mid_batch_loses_nothing(kind: FaultKind, words: str) -> None:
     lab = scattered(words)
     lab.sysctl(dpu_compact_region_order=18)

@@ -141,6 +141,7 @@ expressions = st.recursive(
 
 
 @given(expressions, st.tuples(*[st.integers(0, 4)] * 3))
+@pytest.mark.slow
 def test_random_expressions(texts: tuple[str, str], values: tuple[int, int, int]) -> None:
     ours, python = texts
     known = dict(zip(NAMES, values, strict=True)) | {"matches": lambda p: fnmatch.fnmatchcase("bash", p), "bool": bool}

@@ -139,6 +139,7 @@ def demo() -> Machine:
     return Machine.from_image(read_capture(DEMO), alloc_words=PhysMem().alloc)
 
 
+@pytest.mark.slow
 def test_an_imported_machine_has_the_real_one_s_zones(demo: Machine) -> None:
     ours = parse(demo.registry.read("/proc/zoneinfo").decode())
     theirs = parse((DEMO / "zoneinfo").read_text())

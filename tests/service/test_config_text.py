@@ -49,6 +49,7 @@ def made_of(tables: dict[str, object]) -> Config:
 
 
 @given(a_file(), st.booleans())
+@pytest.mark.slow
 def test_what_is_printed_reads_back_to_the_same(tables: dict[str, object], comments: bool) -> None:
     wanted = made_of(tables)
     assert parse(config_text.toml(wanted, comments)) == wanted

@@ -17,6 +17,7 @@ def test_unknown_benchmark_is_refused_before_anything_runs(monkeypatch):
         bench.run("speed")
 
 
+@pytest.mark.slow
 def test_region_is_the_seed_s():
     """2 MiB, 128 fragments of which 64 are mapped; compact_region asserts what the stages found."""
     times = region.measure(2)

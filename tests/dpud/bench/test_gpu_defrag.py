@@ -41,6 +41,7 @@ def test_the_mix_is_that_of_the_notes() -> None:
     assert 0.85 * 16 * MIB <= peak_bytes(events) < 0.9 * 16 * MIB
 
 
+@pytest.mark.slow
 def test_nothing_fails_that_could_be_had_but_with_those_that_move_nothing() -> None:
     """At the edge: as much memory as is live at the peak."""
     events = random_mix(0, 3000, 16 * MIB, MIB)

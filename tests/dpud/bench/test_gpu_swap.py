@@ -44,6 +44,7 @@ def test_readahead_reads_one_page_where_access_is_random() -> None:
 
 
 @pytest.mark.parametrize("name", TRACES)
+@pytest.mark.slow
 def test_our_density_tree_is_the_published_rule(name: str) -> None:
     trace = TRACES[name](3000, 2048)
     ours, theirs = (replay(make(), trace, 700) for make in (DensityTree, PublishedDensityRule))

@@ -435,6 +435,7 @@ class Double(Program):
 """
 
 
+@pytest.mark.slow
 def test_a_host_program_of_the_sdk_runs_as_it_stands(tmp_path: Path) -> None:
     """With `PYTHONPATH=$(dpud dpu-path)`, and a Python file where the DPU binary would be."""
     (tmp_path / "build").mkdir()

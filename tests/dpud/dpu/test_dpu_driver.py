@@ -224,6 +224,7 @@ FAULTS = st.lists(st.tuples(st.sampled_from(FaultKind), st.integers(0, 20), st.i
 
 @settings(max_examples=150, deadline=None)
 @given(BATCHES, FAULTS, st.sampled_from([1, 3, 64]), st.sampled_from([1, 8]), st.integers(0, 2**32 - 1))
+@pytest.mark.slow
 def test_a_page_is_never_lost(
     batch: tuple[int, list[int], list[tuple[int, int]]],
     faults: list[tuple[FaultKind, int, int]],
@@ -282,6 +283,7 @@ FOLIOS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, m
 
 @settings(max_examples=150, deadline=None)
 @given(FOLIOS, st.sets(st.integers(0, 40), max_size=8), st.sampled_from([None, *FaultKind]), st.integers(0, 14))
+@pytest.mark.slow
 def test_folios_move_whole_and_none_is_lost(
     sizes: list[tuple[int, int]], taken: set[int], kind: FaultKind | None, at: int
 ) -> None:

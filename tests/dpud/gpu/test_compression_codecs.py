@@ -53,6 +53,7 @@ pages = st.one_of(
 @pytest.mark.parametrize("codec", CODECS.values(), ids=lambda codec: codec.name)
 @given(page=pages, quality=st.sampled_from(Quality))
 @settings(max_examples=50)
+@pytest.mark.slow
 def test_round_trip_of_anything(codec: Codec, page: bytes, quality: Quality) -> None:
     assert decoded(encoded(codec, page, quality)) == page
 
@@ -74,6 +75,7 @@ def test_planes_of_two_mebibytes_need_longer_lengths(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=lambda codec: codec.name)
+@pytest.mark.slow
 def test_a_flipped_bit_is_never_silent(codec: Codec) -> None:
     """Bits all over each encoded page: the page comes out right all the same, or CorruptPage does."""
     nr_noticed = 0

@@ -93,6 +93,7 @@ def test_a_limit_is_kept(gpu: Gpu) -> None:
     assert int(gpu.read("mem_used_total")) <= MIB
 
 
+@pytest.mark.slow
 def test_compacting_and_recompressing_by_writing(gpu: Gpu) -> None:
     gpu.write("algorithm", "lz4")
     text = compressible.text(4 * MIB)

@@ -115,6 +115,7 @@ def test_wiring(case: Any) -> None:
     case.run()
 
 
+@pytest.mark.slow
 def test_run_puts_free_memory_together() -> None:
     gpu = Gpu()
     gpu.write("rearrange", "0")
@@ -133,6 +134,7 @@ def test_run_puts_free_memory_together() -> None:
     gpu.check()
 
 
+@pytest.mark.slow
 def test_the_interval_and_the_threshold_decide_when() -> None:
     clock = ManualClock()
     gpu = Gpu(clock)
@@ -148,6 +150,7 @@ def test_the_interval_and_the_threshold_decide_when() -> None:
     gpu.check()
 
 
+@pytest.mark.slow
 def test_the_background_sleeps_until_it_is_due() -> None:
     """By the daemon's clock, moved by hand: a pass after the interval and not before, then rests between slices."""
     real_ns = [0]
@@ -175,6 +178,7 @@ def test_the_background_sleeps_until_it_is_due() -> None:
     gpu.check()
 
 
+@pytest.mark.slow
 def test_no_pause_is_longer_than_the_limit() -> None:
     gpu = Gpu()
     gpu.scatter()
@@ -202,6 +206,7 @@ def test_a_page_larger_than_the_pause_stays() -> None:
     gpu.check()
 
 
+@pytest.mark.slow
 def test_pins_are_honoured_and_reported() -> None:
     gpu = Gpu()
     gpu.scatter()
@@ -243,6 +248,7 @@ def test_the_map_shows_what_is_in_use_and_pinned() -> None:
     assert ["." if not each else "x" for each in used] == [c if c == "." else "x" for c in gpu.map()["device0"]]
 
 
+@pytest.mark.slow
 def test_enomem_says_who_is_in_the_way() -> None:
     gpu = Gpu(pool_bytes=0)
     gpu.write("threshold", "100")

@@ -109,6 +109,7 @@ def test_swap_stats_say_where_pages_are(capsys: pytest.CaptureFixture[str]) -> N
     assert sum(row["pages"] for row in facade.get_swap_stats()["tiers"].values()) == 0
 
 
+@pytest.mark.slow
 def test_compression_comes_before_swap() -> None:
     """As in the description's example. The pool is bounded then, and what it has no room for goes on to tiers."""
     assert facade.init_compression_system(facade.COMPRESS_LZ4, facade.QUALITY_BALANCED, False) == 0
@@ -124,6 +125,7 @@ def test_compression_comes_before_swap() -> None:
         facade.cleanup_compression_system()
 
 
+@pytest.mark.slow
 def test_one_memory_after_another_on_one_pool() -> None:
     """The first one's pages are gone from the pool, and so is its limit."""
     assert facade.init_compression_system(facade.COMPRESS_ZSTD, facade.QUALITY_FAST, False) == 0

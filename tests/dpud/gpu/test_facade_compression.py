@@ -75,6 +75,7 @@ def test_another_algorithm_is_refused() -> None:
 
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.slow
 def test_damage_is_an_error(algorithm: int) -> None:
     data = compressible.text(600)
     packed = compressed(data, algorithm)

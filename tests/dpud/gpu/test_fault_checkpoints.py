@@ -83,6 +83,7 @@ def test_pages_that_are_stored_are_in_it_and_stay_stored(tmp_path: Path) -> None
     assert lab.read() == lab.data
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_of_one_moment(tmp_path: Path) -> None:
     """The client goes on writing between the rounds: a counter in the first page, and the same in the last."""
     lab = Lab(tmp_path)

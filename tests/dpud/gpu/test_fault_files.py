@@ -214,6 +214,7 @@ def test_draining_takes_everything_along() -> None:
 
 
 @pytest.mark.parametrize("point", POINTS)
+@pytest.mark.slow
 def test_faults_by_chance_in_the_kernel_s_manner(point: str) -> None:
     gpu = Gpu(nr_devices=2)
     gpu.write("checkpoint/create", "train")

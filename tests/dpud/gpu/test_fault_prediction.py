@@ -78,6 +78,7 @@ def test_learnt_beats_the_rule_on_histories_it_has_not_seen() -> None:
     assert all(0.5 <= decision.probability <= 1 for decision in predictor.decisions)
 
 
+@pytest.mark.slow
 def test_the_generated_histories_have_all_kinds_in_order_of_time() -> None:
     errors = generate(1, 300, 60)
     assert errors == sorted(errors)

@@ -244,6 +244,7 @@ def test_pinned_memory_moves_to_another_frame() -> None:
     lab.check()
 
 
+@pytest.mark.slow
 def test_broken_rows_under_pressure_lose_nothing_that_is_stored() -> None:
     """Three times the device, all of it synced, and rows that break: pages come in, into cells that may be broken."""
     lab = Lab(swap=DictSwap(16 * MIB), pool=HostPool(MIB))

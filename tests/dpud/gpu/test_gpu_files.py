@@ -108,11 +108,13 @@ def test_there_are_these_files_and_no_others(gpu: Gpu) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path, facts in FACTS.items() if "default" in facts])
+@pytest.mark.slow
 def test_default(path: str) -> None:
     assert Gpu().registry.read(path).decode() == FACTS[path]["default"] + "\n"
 
 
 @pytest.mark.parametrize("path", [path for path, facts in FACTS.items() if "range" in facts])
+@pytest.mark.slow
 def test_range(gpu: Gpu, path: str) -> None:
     low, high = FACTS[path]["range"]
     for value in (low, high):
@@ -122,10 +124,12 @@ def test_range(gpu: Gpu, path: str) -> None:
 
 
 @pytest.mark.parametrize("case", wiring_cases(Gpu().registry), ids=str)
+@pytest.mark.slow
 def test_wiring(case: Any) -> None:
     case.run()
 
 
+@pytest.mark.slow
 def test_bytes_go_through_the_data_path(gpu: Gpu) -> None:
     rng = np.random.default_rng(0)
     gpu.write("size", "20M")

@@ -57,6 +57,7 @@ class Two:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kind", list(RegionType))
+@pytest.mark.slow
 def test_every_strategy_moves_the_pages_that_live_on_devices(strategy: Strategy, kind: RegionType) -> None:
     two = Two(kind=kind)
     before = two.side.bytes_of("c")

@@ -33,6 +33,7 @@ def use(nodes: Nodes, va: int, shares: dict[int, float], nr: int, seed: int = 0,
 
 
 @pytest.mark.parametrize("rule", ["cost", "two-fault"])
+@pytest.mark.slow
 def test_pages_come_to_who_uses_them(rule: str) -> None:
     nodes, va = used(rule)
     before = nodes.memory.read("c", va, NR_PAGES * PAGE, nodes.at(0))
@@ -50,6 +51,7 @@ def test_moves_are_charged_to_the_owner() -> None:
     assert traffic.nr_bytes["c", Cause.MIGRATION] == nodes.balancer.stat["promoted"] * PAGE
 
 
+@pytest.mark.slow
 def test_pages_used_by_both_stay() -> None:
     nodes, va = used()
     use(nodes, va, {0: 0.9, 1: 0.1}, 4000)
@@ -125,6 +127,7 @@ def test_a_preferred_location_is_kept() -> None:
     assert nodes.on(va) == [NR_PAGES, 0]
 
 
+@pytest.mark.slow
 def test_ping_pong_is_seen_and_backed_off_from() -> None:
     """Two users in turn, each long enough to fetch the page, far shorter than the horizon."""
     nodes, va = used("two-fault")
@@ -137,6 +140,7 @@ def test_ping_pong_is_seen_and_backed_off_from() -> None:
     assert len(list(nodes.balancer.playing())) > 0
 
 
+@pytest.mark.slow
 def test_a_full_node_exchanges_what_is_worth_least() -> None:
     """Node 1 is full of pages that nobody uses; node 0's are used from there."""
     nodes = Nodes()
@@ -177,6 +181,7 @@ def test_background_reclaim_demotes_before_it_evicts() -> None:
     assert not violations(nodes.memory)
 
 
+@pytest.mark.slow
 def test_the_scan_period_grows_while_nothing_moves_and_shrinks_while_much_does() -> None:
     nodes, va = used()
     nodes.balancer.min_period_ns, nodes.balancer.max_period_ns = 5_000, 1_000_000

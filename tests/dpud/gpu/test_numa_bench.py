@@ -11,6 +11,7 @@ from dpud.gpu.numa.topology import load
 pytest.importorskip("scipy")
 
 
+@pytest.mark.slow
 def test_the_optimum_is_that_of_trying_everything() -> None:
     """Six pages in two nodes: with 32 frames each there is room everywhere, so each is in its own best place."""
     _, numa = memory_of(load("two-socket"))
@@ -32,6 +33,7 @@ def test_the_optimum_keeps_to_what_there_is_room_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["two-socket", "four-node-cxl", "eight-node"])
+@pytest.mark.slow
 def test_no_placement_is_better_than_the_optimum(name: str) -> None:
     made = make(name)
     for strategy in STRATEGIES.values():

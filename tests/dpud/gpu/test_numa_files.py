@@ -130,6 +130,7 @@ def test_the_scan_period_is_cut_to_its_limits(gpu: Gpu) -> None:
     assert [gpu.read(f"scan_period{name}_ms") for name in ("", "_min", "_max")] == ["70000"] * 3
 
 
+@pytest.mark.slow
 def test_decisions_say_why(gpu: Gpu) -> None:
     gpu.host_buffer("node0")
     balancer = gpu.memory.numa.balancer

@@ -110,6 +110,7 @@ def test_bind_has_no_other_nodes() -> None:
     assert nodes.on(va)[1] == 0
 
 
+@pytest.mark.slow
 def test_with_swap_bind_evicts_from_its_own_nodes() -> None:
     nodes = Nodes(swap=DictSwap(8 * MIB))
     nodes.placement.set_policy("bind:0")

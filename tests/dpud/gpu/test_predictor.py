@@ -165,6 +165,7 @@ def test_the_judge() -> None:
 
 
 @pytest.mark.parametrize("family", ["bursty", "sawtooth", "diurnal", "mixed"])
+@pytest.mark.slow
 def test_the_figures_are_met(family: str) -> None:
     each = usage.trace(family, overcommit.SEED)
     saved, missed = overcommit.judge(each, overcommit.history(each))

@@ -81,6 +81,7 @@ def test_clients_that_come_later_do_not_catch_up() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(1, 10), st.booleans(), st.integers(1, 5)), min_size=2, max_size=4)
 )
+@pytest.mark.slow
 def test_random_promises_to_clients_that_always_want_more(promises: list[tuple[int, int, bool, int]]) -> None:
     """Reservations of up to 90 percent together, limits of at least the reservation, weights 1:5."""
     scale = 100 * len(promises)
@@ -93,6 +94,7 @@ def test_random_promises_to_clients_that_always_want_more(promises: list[tuple[i
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 10)), min_size=2, max_size=4), st.integers(0, 300))
+@pytest.mark.slow
 def test_random_beginnings(clients: list[tuple[int, int]], reserved: int) -> None:
     vms = [backlogged(weight=100 * weight, begin=begin / 25) for weight, begin in clients]
     vms.append(backlogged(reservation=reserved, weight=100))

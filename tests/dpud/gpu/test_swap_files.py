@@ -157,6 +157,7 @@ def test_the_watermarks_are_in_order() -> None:
     assert gpu.read("low_watermark") == "30"
 
 
+@pytest.mark.slow
 def test_belady_names_the_distance_to_the_optimum() -> None:
     gpu = Gpu()
     for _ in range(2):

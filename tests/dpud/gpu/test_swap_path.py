@@ -43,6 +43,7 @@ class Swapping:
 
 @pytest.mark.parametrize("policy", ["lru", "s3-fifo"])
 @pytest.mark.parametrize("prefetch", ["none", "density", "stride", "majority"])
+@pytest.mark.slow
 def test_every_byte_comes_back(policy: str, prefetch: str) -> None:
     one = Swapping()
     one.swap.set_policy(policy)

@@ -4,6 +4,7 @@
 from collections import OrderedDict
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small import KIB, MIB, small_memory
@@ -54,6 +55,7 @@ def test_an_invalidated_entry_is_walked_again() -> None:
 
 
 @given(st.data())
+@pytest.mark.slow
 def test_bulk_translation_is_a_dictionary_s(data: st.DataObject) -> None:
     memory = small_memory(MIB)
     regions = [

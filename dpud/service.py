@@ -96,16 +96,20 @@ def _feed(probe: str, period_s: float, stop: threading.Event) -> None:
 
 
 def is_served(path: str) -> bool:
-    """Wait until a path can be looked up; False if it cannot be. For who serves the mount that it is in."""
-    return subprocess.run(["stat", path], stdin=_NULL, stdout=_NULL, stderr=_NULL).returncode == 0
+    """Wait until a path can be looked up; why it cannot be is logged. For who serves the mount that it is in."""
+    return _does_another("stat", path)
 
 
 def answers(probe: str) -> bool:
     """Whether a file can be read; why not is logged. For who serves the mount that it is in."""
-    command = ["head", "-c1", probe]
+    return _does_another("head", "-c1", probe)
+
+
+def _does_another(*command: str) -> bool:
+    """Whether another process can: who waits for itself in the kernel cannot be killed."""
     done = subprocess.run(command, stdin=_NULL, stdout=_NULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        _log.warning("watchdog: %s", done.stderr.strip())
+        _log.warning("the mount does not answer: %s", done.stderr.strip())
     return done.returncode == 0
 
 

@@ -105,7 +105,7 @@ def usable_checkpoint(directory: Path, tell: Tell) -> checkpoint_file.Head | Non
 
     None where the journal from the boot on is there instead. Raises UserError where neither is.
     """
-    bad = []
+    bad: list[str] = []
     for number in reversed(numbers(directory, CHECKPOINT)):
         path = checkpoint_at(directory, number)
         try:
@@ -114,8 +114,8 @@ def usable_checkpoint(directory: Path, tell: Tell) -> checkpoint_file.Head | Non
                 raise checkpoint_file.Unusable(f"it is checkpoint {head.number}")
             return head
         except checkpoint_file.Unusable as error:
-            bad.append((path, f"{path}: {error}"))
-            _can_do_without(directory, number, [why for _, why in bad])
+            bad.append(f"{path}: {error}")
+            _can_do_without(directory, number, bad)
             tell(f"{path}: {error}: kept as {put_aside(path).name}; what was before it is used")
     if bad or 0 in (there := numbers(directory, JOURNAL)) or not there:
         return None

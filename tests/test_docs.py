@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from machines import Lab
@@ -113,7 +114,10 @@ def test_the_guide_s_swap_program_runs() -> None:
     """The indented lines from the import of ManualClock on."""
     _, _, rest = GUIDE.read_text().partition("    from dpud.gpu.clock import")
     program = "from dpud.gpu.clock import" + rest.partition("\n\n")[0].replace("\n    ", "\n")
-    exec(compile(program, "guide.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(program, "guide.md", "exec"), names)
+    assert names["swap"].policy == "s3-fifo"
+    assert sorted(tier.name for tier in names["swap"].space.tiers) == ["hdd", "nvme"]
 
 
 def test_the_guide_knows_every_promise_of_a_client_and_every_policy() -> None:

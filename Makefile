@@ -24,7 +24,7 @@ demo: install
 
 test: install
 	@scripts/debian-packages gcc libc6-dev lz4 zstd trace-cmd mandoc man-db zsh systemd prometheus $(PROGRAMS)
-	$(BIN)/pytest -m '' --numprocesses $(JOBS) --dist loadscope
+	$(BIN)/pytest -m '' --numprocesses $(JOBS) --dist loadscope --hypothesis-profile ci
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

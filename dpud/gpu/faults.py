@@ -314,6 +314,7 @@ class FaultService:
         for page, frame in zip(pages.tolist(), frames.tolist(), strict=True):
             region.replicas.setdefault(page, {})[at] = frame
             target.policy.insert(region.first_key + page)
+        self.space.unmap_pages(region, pages, [at])  # where it had reached the pages over the link
         self.space.write_protect(region, pages)
         self.space.faults.serve("replicated", len(pages))
 

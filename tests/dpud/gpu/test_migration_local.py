@@ -55,6 +55,21 @@ class Two:
         return self.region.nr_resident(location)
 
 
+def test_a_device_that_reached_pages_over_the_link_goes_by_its_copies_once_it_has_them() -> None:
+    two = Two(size=64 * KIB)
+    two.memory.read("c", two.va, 64 * KIB, at=1)
+    two.module.settings.strategy = Strategy.PRECOPY
+    migration = two.module.start("client=c device=1").run()
+    while not two.region.replicas:
+        next(migration)
+    two.side.check()
+    copied = next(iter(two.region.replicas))
+    own = 1 << 40 | two.region.replicas[copied][1] * 4096  # location << 40 | byte
+    assert two.memory.read("c", two.va + copied * two.region.page_bytes, 1, at=1)
+    assert two.memory.translate(two.va + copied * two.region.page_bytes, 1) == own
+    migration.close()
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kind", list(RegionType))
 @pytest.mark.slow

@@ -116,7 +116,7 @@ class Whole:
         self._begin_lasting(head)
         try:
             self._put(path, Path(head.folder) if head.folder else None)
-        except (OSError, MemoryError):
+        except (OSError, MemoryError, Unusable):
             raise
         except Exception as error:  # a graph of another program may fail in any way
             raise Unusable(f"its objects do not fit: {type(error).__name__}: {error}") from error

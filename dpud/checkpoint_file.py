@@ -12,7 +12,7 @@ Pieces are compressed where that makes them shorter.
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,14 +142,29 @@ def _head_of(payload: bytes) -> Head:
 
 
 def pieces_of(path: Path) -> Iterator[Piece]:
-    """What is between head and end. Raises OSError; for a file that was checked."""
+    """What is between head and end. Raises Unusable for records that no Writer makes, OSError."""
     decompress = zstandard.ZstdDecompressor().decompress
-    for _, payload in Reader(path):
-        tag = payload[0]
-        if tag in (HEAD, END):
-            continue
-        section, offset, how = _PLACE.unpack_from(payload, 1)
-        begin = 1 + _PLACE.size
-        name = payload[begin : begin + section] if tag == FILE else b""
-        data = payload[begin + len(name) :]
-        yield Piece(tag, section, offset, os.fsdecode(name), decompress(data) if how == _ZSTD else data)
+    for at, payload in Reader(path):
+        if payload[:1] not in (bytes((HEAD,)), bytes((END,))):
+            try:
+                yield _piece_of(payload, decompress)
+            except (struct.error, zstandard.ZstdError, ValueError) as error:
+                raise Unusable(f"record at offset {at}: {error}") from None
+
+
+def _piece_of(payload: bytes, decompress: Callable[..., bytes]) -> Piece:
+    """Raises struct.error, ZstdError, ValueError. Never makes more than MAX_PIECE_BYTES."""
+    if payload[:1] not in (bytes((tag,)) for tag in (GRAPH, BULK, FILE)):
+        raise ValueError(f"there are no records of kind {payload[:1]!r}")
+    tag = payload[0]
+    section, offset, how = _PLACE.unpack_from(payload, 1)
+    begin = 1 + _PLACE.size
+    name = payload[begin : begin + section] if tag == FILE else b""
+    if tag == FILE and (name in (b"", b".", b"..") or len(name) != section or b"/" in name or b"\0" in name):
+        raise ValueError(f"{name!r} is no name of a file")
+    data = payload[begin + len(name) :]
+    if how == _ZSTD:
+        if zstandard.frame_content_size(data) > MAX_PIECE_BYTES:
+            raise ValueError("a piece is too large")
+        data = decompress(data, max_output_size=MAX_PIECE_BYTES)
+    return Piece(tag, section, offset, os.fsdecode(name), data)

@@ -2,7 +2,7 @@
 """All that is fuzzed. `share`: how many of a run's inputs each gets, in proportion; slow ones get fewer."""
 
 from dpud.errors import UserError
-from dpud.fuzz import binaries, captures, stream, texts, tree
+from dpud.fuzz import binaries, captures, images, stream, texts, tree
 from dpud.fuzz.target import Target
 
 _CONFIG = ("dpud.config", "dpud.config_lines", "dpud.config_text", "tomllib._parser", "tomllib._re")
@@ -29,6 +29,13 @@ TARGETS = (
         "capture", "captured folders", captures.capture_world, share=6, modules=("dpud.proctext", "dpud.rawcapture")
     ),
     Target("journal", "the state directory", binaries.journal_world, share=25, modules=("dpud.journal", "dpud.state")),
+    Target(
+        "image",
+        "checkpoints of the machine",
+        images.image_world,
+        share=15,
+        modules=("dpud.checkpoint_file", "dpud.state_segments"),
+    ),
     Target("promises", "the journals of migrations", binaries.promises_world, share=6),
     Target("checkpoint", "checkpoints of GPU clients", binaries.checkpoint_world, share=20),
     Target("blob", "compressed pages", binaries.blob_world, share=170, modules=("dpud.gpu.compression.planes",)),

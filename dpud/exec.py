@@ -18,6 +18,7 @@ from types import FrameType
 
 from dpud import namespace
 from dpud.errors import UserError
+from fs.mountpoint import MountError, check_fuse
 
 MOUNT_VARIABLE = "DPUD_MOUNT"
 """In the command's environment: where the emulated tree is mounted."""
@@ -80,9 +81,9 @@ def check_live(mountpoint: str) -> None:
 def _check_fuse() -> None:
     """The daemon's own message would name uid 0, which an ordinary user is inside the namespace."""
     try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        raise UserError(f"cannot open /dev/fuse as uid {os.geteuid()}: {error.strerror}") from error
+        check_fuse()
+    except MountError as error:
+        raise UserError(str(error)) from error
 
 
 class _Runner:

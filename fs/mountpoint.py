@@ -65,7 +65,13 @@ def check_mountable(path: str) -> None:
         raise MountError(f"{path}: something is mounted there already")
     if os.listdir(path):
         raise MountError(f"{path}: directory is not empty")
+    check_fuse()
+
+
+def check_fuse() -> None:
+    """Raises MountError, which says what can be done, unless /dev/fuse can be opened."""
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        raise MountError(f"cannot open /dev/fuse as uid {os.geteuid()}: {error.strerror}") from error
+        way_out = ": run dpud as root, or have root `chmod 666 /dev/fuse`" if error.errno == errno.EACCES else ""
+        raise MountError(f"cannot open /dev/fuse as uid {os.geteuid()}: {error.strerror}{way_out}") from error

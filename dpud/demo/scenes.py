@@ -24,6 +24,7 @@ FAULT = "/sys/kernel/debug/dpu_compact/fail_dpu_fault"
 VERIFY = "web/verify worker/verify"
 MM = "/sys/kernel/config/kernelsim/mm"
 BUDDYINFO = "/proc/buddyinfo"
+ON_LISTS = "awk '/ count:/ { n += $2 } END { print n }' /proc/zoneinfo"
 
 KERNEL_PAGES, KERNEL_MS = 187_502, 525  # dpud/data/captures/demo/README
 ALL = 20_000
@@ -59,10 +60,17 @@ def capture(console: Console) -> None:
 def _compact_capture(shell: Shell, twin: Twin) -> None:
     before = shell.sh(f"cat {BUDDYINFO}")
     show_map(shell.console, twin.map(before))
-    shell.say(f"{scattered(before):.0%} of what is free lies in pieces below 2 MiB. How many 2 MiB pages can be had?")
+    shell.say(
+        f"{scattered(before):.0%} of what is free lies in pieces below 2 MiB. Each CPU keeps free pages on lists of "
+        "its own, too; buddyinfo leaves them out. How many pages is that, and how many 2 MiB pages can be had?"
+    )
+    listed_before = int(shell.sh(ON_LISTS))
     _who_asks(shell, twin)
     huge_before = _hugepages(shell, twin)
-    shell.say("Now the DPU: in each region of 2^18 pages (1 GiB) it packs what can move towards the low end.")
+    shell.say(
+        "Now the DPU. As compaction always does, it begins with having the CPUs give their lists back; then, in each "
+        "region of 2^18 pages (1 GiB), it packs what can move towards the low end."
+    )
     _echo(shell, twin, 18, REGION_ORDER)
     _echo(shell, twin, 1, COMPACT_DPU)
     took_s = shell.took_s
@@ -73,7 +81,9 @@ def _compact_capture(shell: Shell, twin: Twin) -> None:
     show_map(shell.console, twin.map(after))
     shell.say("The same request once more:")
     huge_after = _hugepages(shell, twin)
-    shell.console.print("", memory_table((before, huge_before), (after, huge_after)), "", cost_table(stats, took_s))
+    listed_after = int(shell.sh(ON_LISTS))
+    brought = memory_table((before, listed_before, huge_before), (after, listed_after, huge_after))
+    shell.console.print("", brought, "", cost_table(stats, took_s))
     shell.say(verdict(stats, huge_after - huge_before))
 
 
@@ -168,15 +178,15 @@ def scattered(buddyinfo: str) -> float:
     return sum(pages[:9]) / sum(pages)
 
 
-def memory_table(before: tuple[str, int], after: tuple[str, int]) -> Table:
-    """`before` and `after`: the text of /proc/buddyinfo and the number of 2 MiB pages that could be had."""
+def memory_table(before: tuple[str, int, int], after: tuple[str, int, int]) -> Table:
+    """Text of /proc/buddyinfo, free pages on the CPUs' own lists, and the number of 2 MiB pages that could be had."""
     table = Table("What it brought", box=SIMPLE_HEAD)
     columns = []
-    for heading, (buddyinfo, nr_huge) in (("before", before), ("after", after)):
+    for heading, (buddyinfo, nr_listed, nr_huge) in (("before", before), ("after", after)):
         table.add_column(heading, justify="right")
         free_mib = sum(free_pages(buddyinfo)) >> 8
-        columns.append((f"{free_mib:,} MiB", f"{scattered(buddyinfo):.1%}", f"{nr_huge:,}"))
-    names = ("free memory", "of it in pieces below 2 MiB", "2 MiB pages to be had")
+        columns.append((f"{free_mib:,} MiB", f"{scattered(buddyinfo):.1%}", f"{nr_listed >> 8:,} MiB", f"{nr_huge:,}"))
+    names = ("free memory", "of it in pieces below 2 MiB", "free, on lists of CPUs", "2 MiB pages to be had")
     for name, old, new in zip(names, *columns, strict=True):
         table.add_row(name, old, new)
     return table

@@ -213,7 +213,8 @@ def test_an_ordinary_user_who_may_not_is_told(words: list[str]) -> None:
         pytest.skip("everybody may open /dev/fuse here")
     done = dpud(*words, prefix=tuple(ORDINARY_USER))
     assert done.returncode == 2
-    assert done.stderr == "dpud: cannot open /dev/fuse as uid 65534: Permission denied\n"
+    way_out = "run dpud as root, or have root `chmod 666 /dev/fuse`"
+    assert done.stderr == f"dpud: cannot open /dev/fuse as uid 65534: Permission denied: {way_out}\n"
     assert not os.path.exists("/tmp/dpud-never")
 
 

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 JOBS := 2
 # What tests/programs runs over the emulated files.
 PROGRAMS := numactl sysstat procps util-linux prometheus-node-exporter strace attr rsync busybox xxd gawk htop nmon smem \
-	libhugetlbfs-bin
+	libhugetlbfs-bin atop hwloc-nox
 INSTALLED := $(VENV)/.installed
 # What the service runs.
 DPUD ?= $(abspath $(BIN)/dpud)

@@ -8,7 +8,8 @@ changed outside, and nothing can be left behind: the namespace goes with its las
 How the tree is laid over:
 - A directory of `_SHARED` also holds files of the real kernel that stay in sight, so its entries are bound
   one by one: /proc/buddyinfo is emulated, /proc/self is not.
-- Any other directory is bound whole. It shows only what is emulated: of /proc/sys/vm the emulated sysctls.
+- Any other directory is bound whole. It shows only what is emulated: of /proc/sys/vm the emulated sysctls, of
+  /sys/kernel/mm no KSM and no DAMON, which would be the host's.
 - A name that the real kernel lacks has no mount point to bind over. Under /sys the shared directory is
   rebuilt as a tmpfs that shows the old entries and has room for the new ones. /proc and /dev stay as they
   are: a file that is missing there is only seen under the daemon's mount point.
@@ -43,7 +44,6 @@ _SHARED = frozenset(
         "/sys/devices",
         "/sys/devices/system",
         "/sys/kernel",
-        "/sys/kernel/mm",
     )
 )
 
@@ -51,6 +51,9 @@ _COVERED = ("/proc/sys/vm", "/sys/devices/system/node", "/sys/kernel/debug", "/s
 """Directories that are never the real kernel's: empty where the emulated one was configured without them."""
 
 _TRACEFS = "/sys/kernel/tracing"
+
+_REAL = frozenset(("/proc/loadavg",))
+"""Stay the real kernel's: the processes are its own, and some programs (atop) wait until their number is the one here."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -113,7 +116,7 @@ def lay_over(emulated: str, real: str = "/") -> None:
 
     `emulated` is the daemon's mount point plus `real`. Raises OSError if a mount is refused.
     """
-    names = [name for name in sorted(os.listdir(emulated)) if not (real == "/proc" and name.isdigit())]
+    names = [name for name in sorted(os.listdir(emulated)) if not _stays(real, name)]
     missing = [name for name in names if not os.path.lexists(os.path.join(real, name))]
     if missing and real.startswith("/sys"):
         _rebuild(real, missing, emulated)
@@ -124,6 +127,11 @@ def lay_over(emulated: str, real: str = "/") -> None:
             lay_over(source, target)
         elif name not in missing:
             mount(source, target, flags=MS_BIND | MS_REC)
+
+
+def _stays(real: str, name: str) -> bool:
+    """Whether the real kernel's entry is the one to be seen."""
+    return (real == "/proc" and name.isdigit()) or os.path.join(real, name) in _REAL
 
 
 def mount(source: str, target: str, fstype: str | None = None, flags: int = 0, data: str | None = None) -> None:

@@ -37,6 +37,8 @@ def tree(tmp_path: Path) -> Path:
         "proc/sys/kernel/ftrace_enabled": "emulated\n",
         "sys/kernel/config/kernelsim/mm/readme": "config\n",
         "sys/class/dpu_rank/dpu_rank0/nr_dpus": "64\n",
+        "sys/kernel/mm/transparent_hugepage/enabled": "emulated\n",
+        "proc/loadavg": "emulated\n",
         "dev/kmsg": "6,0,0,-;DPU: hello\n",
     }.items():
         path = tmp_path / name
@@ -93,6 +95,20 @@ def test_the_rest_of_the_real_tree_stays(tree: Path) -> None:
         assert set(os.listdir(directory)) - {"fd"} <= inside | {"fd"}
     assert shell(tree, "cat /sys/class/net/lo/mtu") == Path("/sys/class/net/lo/mtu").read_text()
     assert shell(tree, f"cat /proc/{os.getpid()}/comm") == Path(f"/proc/{os.getpid()}/comm").read_text()
+
+
+def test_no_memory_management_but_the_emulated_can_be_reached(tree: Path) -> None:
+    """Or whoever tries KSM in there would set the host's going."""
+    assert shell(tree, "ls -A /sys/kernel/mm /proc/sys/vm /sys/devices/system/node").split() == [
+        *("/proc/sys/vm:", "dpu_compact_enabled", "swappiness"),
+        *("/sys/devices/system/node:", "node0"),
+        *("/sys/kernel/mm:", "transparent_hugepage"),
+    ]
+
+
+def test_the_load_is_that_of_the_processes_to_be_seen(tree: Path) -> None:
+    nr_tasks = shell(tree, "cat /proc/loadavg").split()[3]
+    assert int(nr_tasks.split("/")[1]) >= 1
 
 
 def mounts_over_the_kernels() -> str:

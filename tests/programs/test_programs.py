@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from emulated import DPUD, Emulated, emulated, has_fuse
@@ -316,6 +317,25 @@ def test_smem_of_the_whole_system(dpud: Emulated) -> None:
     kb = meminfo(dpud)
     assert used["free memory"] == [kb["MemFree"], kb["MemFree"], 0]
     assert sum(row[0] for row in used.values()) == kb["MemTotal"]
+
+
+@needs("atop")
+def test_atop(dpud: Emulated) -> None:
+    """It waits until as many tasks are in /proc as loadavg says."""
+    (line,) = (line.split() for line in dpud.out("atop", "-P", "MEM", "1", "1").splitlines() if line.startswith("MEM"))
+    kb = meminfo(dpud)
+    assert [int(word) for word in line[6:9]] == [4096, kb["MemTotal"] // 4, kb["MemFree"] // 4]
+
+
+@needs("lstopo-no-graphics")
+def test_lstopo_finds_the_nodes(dpud: Emulated) -> None:
+    """The host's kernel lets nobody use the CPUs that it lacks; hwloc leaves them out unless it is asked for them."""
+    found = ElementTree.fromstring(dpud.out("lstopo-no-graphics", "--of", "xml", "--no-io", "--disallowed"))
+    nodes = {node.get("os_index"): node for node in found.iter("object") if node.get("type") == "NUMANode"}
+    for number, node in nodes.items():
+        (total,) = re.findall(r"MemTotal: +(\d+) kB", dpud.text(f"/sys/devices/system/node/node{number}/meminfo"))
+        assert int(node.get("local_memory", 0)) == int(total) << 10
+    assert list(nodes) == [str(number) for number in range(len(NODE_MIB))]
 
 
 @needs("nmon")

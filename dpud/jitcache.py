@@ -16,6 +16,7 @@ temporary one that lives as long as the process. A user's new folder starts as a
 
 import ast
 import atexit
+import fcntl
 import hashlib
 import json
 import os
@@ -31,6 +32,8 @@ _SHARED = Path("/var/cache")
 _KEEP = 24
 _PREFIX = "jit-"
 _CLOSURES = "closures.json"
+_held: list[int] = []
+"""A descriptor of the folder in use, with a shared lock."""
 
 
 def fingerprint(root: Path) -> str:
@@ -110,9 +113,21 @@ def _open(folder: Path) -> Path | None:
             _start(folder)
             _prune(folder.parent)
         os.utime(folder)  # the age that _prune() goes by
+        if not os.access(folder, os.W_OK):
+            return None
+        _hold(folder)
     except OSError:
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    return folder
+
+
+def _hold(folder: Path) -> None:
+    """Nobody drops it while this process, or one that it forked, may still load loops from it. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    while _held:
+        os.close(_held.pop())
+    _held.append(fd)
 
 
 def _start(folder: Path) -> None:
@@ -157,10 +172,23 @@ def _subfolder(parent: str) -> str:
 
 
 def _prune(parent: Path) -> None:
-    """Drop the folders of older sources; the newest few stay, for other checkouts and branches."""
+    """Drop the folders of older sources; the newest few stay, for other checkouts and branches, and those in use."""
     folders = sorted(parent.glob(_PREFIX + "*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in folders[_KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if not _is_held(old):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_held(folder: Path) -> bool:
+    """Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _temporary(name: str) -> Path:

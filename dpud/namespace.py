@@ -53,7 +53,7 @@ _COVERED = ("/proc/sys/vm", "/sys/devices/system/node", "/sys/kernel/debug", "/s
 _TRACEFS = "/sys/kernel/tracing"
 
 _REAL = frozenset(("/proc/loadavg",))
-"""Stay the real kernel's: the processes are its own, and some programs (atop) wait until their number is the one here."""
+"""Stay the real kernel's: the processes are its own, and some programs (atop) wait until they are as many."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -2,6 +2,7 @@
 """The folder of compiled loops follows the sources, and whatever place can be written to."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,29 @@ def test_old_folders_go(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         os.utime(jitcache.use(), (1000 + age, 1000 + age))
     kept = {path.name for path in (places / "shared/dpud").iterdir()}
     assert kept == {f"jit-{name}" for name in "cdefghij"}
+
+
+def test_a_folder_in_use_stays_however_old_it_is(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a daemon, a test run, that loads a loop late would have to compile it."""
+    monkeypatch.setattr(jitcache, "_KEEP", 1)
+    child = os.fork()
+    if child == 0:  # somebody else, who uses the oldest
+        os.utime(jitcache.use(), (1, 1))
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    try:
+        os.waitpid(child, os.WUNTRACED)
+        old = {path.name for path in (places / "shared/dpud").iterdir()}
+        for name in "abc":  # b is in use when c is made
+            monkeypatch.setattr(jitcache, "fingerprint", lambda _root, name=name: name)
+            jitcache.use()
+        assert {path.name for path in (places / "shared/dpud").iterdir()} == {*old, "jit-b", "jit-c"}
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    monkeypatch.setattr(jitcache, "fingerprint", lambda _root: "d")
+    jitcache.use()
+    assert {path.name for path in (places / "shared/dpud").iterdir()} == {"jit-c", "jit-d"}
 
 
 def write_sources(root: Path, **texts: str) -> None:

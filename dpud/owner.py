@@ -154,6 +154,7 @@ class Owner:
         """The machine's, to count its turns in."""
         self._lock = FairLock()
         self._holder: int | None = None
+        self._changes_memory = False
         self._begin_ns = 0
         self._closing = threading.Event()
 
@@ -195,8 +196,10 @@ class Owner:
                 continue
 
     def _request(self, fn: Callable[..., Any], what: Any, *args: Any, interrupted: Callable[[], bool]) -> Any:
-        changing = what.__class__ is not Request or not what.kept
-        self._take(interrupted, changing)
+        changing, apart = True, False
+        if what.__class__ is Request:
+            changing, apart = not what.kept, what.apart
+        self._take(interrupted, changing, apart)
         try:
             number, turns = self.nr_operations, self.turns
             if turns is None:
@@ -205,7 +208,7 @@ class Owner:
                 over, value, operation = self._first_slice(turns, fn, (what, *args))
         finally:
             self._give()
-        return value if over else self._drive(number, operation, value, interrupted)
+        return value if over else self._drive(number, operation, value, interrupted, apart)
 
     def _first_slice(self, turns: Turns, fn: Callable[..., Any], args: tuple[Any, ...]) -> Slice:
         number = self.nr_operations
@@ -225,18 +228,25 @@ class Owner:
             self.flights.begin(number, done[2], args[0], done[1])
         return done
 
-    def _drive(self, number: int, operation: Operation[Any], waitable: Any, interrupted: Callable[[], bool]) -> Any:
+    def _drive(
+        self,
+        number: int,
+        operation: Operation[Any],
+        waitable: Any,
+        interrupted: Callable[[], bool],
+        apart: bool = False,
+    ) -> Any:
         """From after the first slice to the end."""
         over, value = False, waitable
         while not over:
             self._wait(operation, value, interrupted, number)
-            over, value, _ = self._next_turn(number, operation)
+            over, value, _ = self._next_turn(number, operation, apart)
         return value
 
-    def _next_turn(self, number: int, operation: Operation[Any]) -> Slice:
+    def _next_turn(self, number: int, operation: Operation[Any], apart: bool = False) -> Slice:
         """One more slice, as soon as it can be noted."""
         while not self._closing.is_set():
-            with self._turn(), suppress(NoRoom):
+            with self._turn(apart), suppress(NoRoom):
                 self._check(number)
                 if self.turns is not None:
                     self.turns.begin(number)
@@ -362,14 +372,15 @@ class Owner:
             look()
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        self._take()
+    def _turn(self, apart: bool = False) -> Iterator[None]:
+        self._take(apart=apart)
         try:
             yield
         finally:
             self._give()
 
-    def _take(self, interrupted: Callable[[], bool] = _never, changing: bool = True) -> None:
+    def _take(self, interrupted: Callable[[], bool] = _never, changing: bool = True, apart: bool = False) -> None:
+        """`changing`: the turn may change something; `apart`: nothing of the kernel's memory."""
         me = threading.get_ident()
         if self._holder == me:
             raise RuntimeError("this thread already owns the machine: call the function directly")
@@ -378,15 +389,20 @@ class Owner:
         changes = self.changes
         if changing:
             changes.begin_turn()
-        if changes.counts[2] != changes.nr_settled:
+        self._changes_memory = changing and not apart
+        if changes.counts[changes.STORES] != changes.nr_settled:
             changes.settle()
         self._begin_ns = time.perf_counter_ns()
 
     def _give(self) -> None:
-        if self.charge is not None:
-            self.charge(threading.current_thread().name, time.perf_counter_ns() - self._begin_ns)
-        self._holder = None
-        self._lock.release()
+        try:
+            if self._changes_memory:
+                self.changes.end_memory_turn()
+            if self.charge is not None:
+                self.charge(threading.current_thread().name, time.perf_counter_ns() - self._begin_ns)
+        finally:
+            self._holder = None
+            self._lock.release()
 
     def _wait(
         self,

@@ -26,16 +26,17 @@ slot_dtype = np.dtype(
     [
         (name, np.int64)
         for name in (
-            *("nodeid", "names", "turns", "stores", "text", "by_owner", "by_anyone"),
-            *("traits", "lo", "hi", "nr_open", "nr_readers"),
+            *("nodeid", "is_known", "turns", "stores", "text", "by_owner", "by_anyone"),
+            *("traits", "lo", "hi", "nr_open", "nr_readers", "read_at"),
         )
     ]
 )
-"""names, turns and stores: Changes.counts as of which names, access and text hold. text: its row, or -1. by_owner,
-by_anyone: what may be done with it, READ and WRITE. lo, hi: of the numbers that a plain file takes."""
-HIDES_SIZE, ONE_POSITION, TRUNCATABLE, SHOWS_ITSELF, PLAIN = 1, 2, 4, 8, 16
+"""is_known: the file is there, and what is said of it here holds. turns and stores: Changes.counts as of which its text
+does; turns counts all, or those of memory. text: its row, or -1. by_owner, by_anyone: what may be done with it, READ
+and WRITE. lo, hi: of the numbers that a plain file takes. read_at: turns of memory when it was read last."""
+HIDES_SIZE, ONE_POSITION, TRUNCATABLE, SHOWS_ITSELF, PLAIN, SHOWS_MEMORY = 1, 2, 4, 8, 16, 32
 """Traits of a file: its text is longer than stat(2) says; all of it is read at position 0; O_TRUNC does something; its
-text is just its value; numbers are taken here."""
+text is just its value; numbers are taken here; it goes by the kernel's memory only."""
 file_dtype = np.dtype([(name, np.int64) for name in ("slot", "text", "open_flags", "is_quick", "next")])
 text_dtype = np.dtype([(name, np.int64) for name in ("address", "nr_bytes", "nr_users")])
 store_dtype = np.dtype([(name, np.int64) for name in ("nodeid", "value")])
@@ -90,7 +91,7 @@ Table: TypeAlias = Any
 Buffer: TypeAlias = Any
 """Array of one record of _FIELDS."""
 Counts: TypeAlias = NDArray[np.int64]
-"""Changes.counts: turns, names, stores."""
+"""Changes.counts: turns, names, stores, turns of memory."""
 
 
 def make_table(owner_uid: int, far_out: int) -> Table:

@@ -56,6 +56,8 @@ MAX_BUFFER_BYTES = 1 << 38
 class Buffer(Kobject):
     """One buffer of a client."""
 
+    apart = True
+
     type = Attr(Choice(*(kind.value for kind in RegionType)), "device", doc="Kind of memory; EBUSY once allocated.")
     page_size = Attr(Choice(*_PAGE_BYTES), "4K", doc="Size of its pages; EBUSY once allocated.")
     priority = Attr(Int(0, 100), 0, doc="For admission, larger is more important; EBUSY once allocated.")

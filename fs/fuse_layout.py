@@ -53,6 +53,9 @@ table_dtype = np.dtype(
         ("owner_uid", np.int64),
         ("turn", np.int64, (16,)),  # a pthread_mutex_t has 5 to 6 words; zeros are one that nobody holds
         ("guard", np.int64, (16,)),
+        ("slice_call", np.int64),  # slices.py
+        ("short_slice", np.int64, (6,)),
+        ("long_slice", np.int64, (6,)),
     ]
 )
 
@@ -72,6 +75,7 @@ _FIELDS = {
     "notify_nodeid": ("i8", NOTIFY_AT + 16),
     "notify_position": ("i8", NOTIFY_AT + 24),
     "notify_size": ("i4", NOTIFY_AT + 32),
+    "has_long_slice": ("i4", NOTIFY_AT + 44),
     "errno": ("i4", REQUEST_AT),
     "length": ("u4", REQUEST_AT),
     "opcode": ("i4", REQUEST_AT + 4),
@@ -112,5 +116,6 @@ def make_buffer() -> tuple[Buffer, memoryview, memoryview]:
     memory = mmap.mmap(-1, dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     buffer: NDArray[Any] = np.frombuffer(memory, dtype=dtype)
     buffer["notify_bytes"], buffer["notify_code"], buffer["notify_size"] = NR_NOTIFY, abi.NOTIFY_STORE, 1
+    buffer["has_long_slice"] = 1
     octets = buffer.view(np.uint8).data
     return buffer, octets[REQUEST_AT:], octets[:NOTIFY_AT]

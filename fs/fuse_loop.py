@@ -67,6 +67,7 @@ from fs.fuse_layout import (
     make_buffer,
     make_table,
 )
+from fs.slices import be_ready, set_to_work
 from kernelsim.attr import Changes
 from kernelsim.jit import F, i64, njit
 
@@ -112,6 +113,7 @@ def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool,
         if buffer[0].errno == _EINVAL:
             _c_lock(table[0].turn.ctypes.data)
             return BAD_REPLY
+    be_ready(buffer, table)
     while True:
         nr = _c_read(fd, reply + REQUEST_AT, buffer.itemsize - REQUEST_AT)
         if nr < 0:
@@ -119,6 +121,7 @@ def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool,
             nr = -int(buffer[0].errno)
         nr_reply = _answer(fd, buffer, table, counts) if nr >= _NR_SHORTEST and nr == buffer[0].length else 0
         if not nr_reply:
+            set_to_work(buffer, table)
             _c_lock(table[0].turn.ctypes.data)
             return nr
         buffer[0].reply_bytes, buffer[0].reply_error, buffer[0].reply_unique = nr_reply, 0, buffer[0].unique

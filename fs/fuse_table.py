@@ -17,6 +17,7 @@ import numpy as np
 
 from fs import fuse_layout as layout
 from fs import fuse_loop as loop
+from fs import slices
 from fs.kernfs import OpenFile, Tree
 from fs.rules import RULES
 from kernelsim.attr import Changes, File, Flavour, Int, Node
@@ -53,6 +54,7 @@ class QuickFiles:
         self.counts = np.frombuffer(self._counts, dtype=np.int64)
         self.table = layout.make_table(tree.uid, far_out)
         self.table["nr_settled"] = self._changes.nr_settled
+        slices.set_up(self.table)
         self._changes.settle, self._changes.forget, self._changes.renew = self.settle, self.forget, self.renew
         slots, files = self.table[0]["slots"], self.table[0]["files"]
         self._nr_taken = self.table["nr_taken"].item

@@ -9,7 +9,8 @@ A long operation is a generator. It runs slice by slice: between two slices, at 
 itself chose by yielding, the machine is given up, and every request that queued meanwhile has its turn.
 What it yields says what it waits for: None means "others may run now", a waitable is waited for without
 holding the machine. The thread of the request is the one that waits, so a blocked reader blocks nobody
-else.
+else. After None its thread also lets others have its CPU, which the daemon's priority would keep them from:
+what is asked of it for long is not to stop all other programs.
 
 Each time that somebody has the machine is a turn. Turns that may change it are told to `turns`, where there is one, as
 they end and before anybody else has the machine or gets an answer (journal_turns.py). What they are told as: a request
@@ -17,6 +18,7 @@ as it was made, a step of the clock, or "operation N goes on". Operations are nu
 which happens in turns, so when the turns are done again the numbers are the same.
 """
 
+import ctypes
 import errno
 import logging
 import os
@@ -47,6 +49,9 @@ _SHORT_WAIT_S = 0.002
 
 _ROOM_WAIT_S = 0.2
 """How long an operation that cannot be noted waits before it asks again."""
+
+_sched_yield = ctypes.CDLL(None).sched_yield
+"""Lets go of the interpreter meanwhile, which os.sched_yield() did not in Python 3.11."""
 
 _log = logging.getLogger("dpud")
 
@@ -416,7 +421,10 @@ class Owner:
             interrupted.rouse = sleeper().rouse
             slice_s = _TOLD_SLICE_S
         while not (self.closed or interrupted()):
-            if waitable is None or waitable.wait(slice_s):
+            if waitable is None:
+                _sched_yield()
+                return
+            if waitable.wait(slice_s):
                 return
         self._close_operation(number, operation)
         raise OSError(errno.EINTR, os.strerror(errno.EINTR))

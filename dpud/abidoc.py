@@ -16,9 +16,10 @@ from dpud.dpu.sysfs import add_rank_files
 from dpud.gpu.configfs import BufferGroup, ClientGroup
 from dpud.gpu.system import CONFIG_PATH, GpuConfig, add_files, build
 from kernelsim.alloc_configfs import AllocGroup
-from kernelsim.attr import Attr, Registry, Stub
+from kernelsim.attr import Attr, Registry
 from kernelsim.dpu_compact_inject import KINDS
 from kernelsim.machine import ALLOC_CONFIGFS, MM_CONFIGFS, Machine, MachineConfig, NodeConfig
+from kernelsim.stub import Stub
 from kernelsim.trace_events import SYSTEMS
 
 HEAD = """\

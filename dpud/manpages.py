@@ -17,7 +17,8 @@ from dpud import __version__, config, config_keys
 from dpud.abidoc import generic_files, split
 from dpud.cli import cli
 from dpud.roff import page, paragraphs, prose, section, subsection, tagged, title, verbatim
-from kernelsim.attr import Attr, Registry, Stub
+from kernelsim.attr import Attr, Registry
+from kernelsim.stub import Stub
 
 DATE = "2026-11-29"
 """Of this version of the pages; changed by hand."""

@@ -11,7 +11,7 @@ Theory of operation
 import re
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -20,6 +20,7 @@ from dpud import status_files as state
 from dpud.errors import UserError
 from dpud.metrics_compaction import compaction
 from dpud.metrics_gpu import gpu
+from dpud.metrics_server import Server
 from fs.kernfs import Tree
 from kernelsim.attr import File, Registry
 
@@ -54,9 +55,10 @@ def serve(listen: str, registry: Registry, tree: Tree) -> int:
     answers = CollectorRegistry(auto_describe=False)
     answers.register(MachineCollector(registry, tree))
     try:
-        server, _thread = start_http_server(int(port), host.strip("[]"), registry=answers)
+        server = Server(host.strip("[]"), int(port), make_wsgi_app(answers))
     except OSError as error:
         raise UserError(f"metrics.listen: {listen}: {error.strerror}") from error
+    server.start()
     return int(server.server_port)
 
 

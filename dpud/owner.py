@@ -9,7 +9,8 @@ A long operation is a generator. It runs slice by slice: between two slices, at 
 itself chose by yielding, the machine is given up, and every request that queued meanwhile has its turn.
 What it yields says what it waits for: None means "others may run now", a waitable is waited for without
 holding the machine. The thread of the request is the one that waits, so a blocked reader blocks nobody
-else.
+else. After None its thread also lets others have its CPU, which the daemon's priority would keep them from:
+what is asked of it for long is not to stop all other programs.
 
 Each time that somebody has the machine is a turn. Turns that may change it are told to `turns`, where there is one, as
 they end and before anybody else has the machine or gets an answer (journal_turns.py). What they are told as: a request
@@ -17,6 +18,7 @@ as it was made, a step of the clock, or "operation N goes on". Operations are nu
 which happens in turns, so when the turns are done again the numbers are the same.
 """
 
+import ctypes
 import errno
 import logging
 import os
@@ -47,6 +49,9 @@ _SHORT_WAIT_S = 0.002
 
 _ROOM_WAIT_S = 0.2
 """How long an operation that cannot be noted waits before it asks again."""
+
+_sched_yield = ctypes.CDLL(None).sched_yield
+"""Lets go of the interpreter meanwhile, which os.sched_yield() did not in Python 3.11."""
 
 _log = logging.getLogger("dpud")
 
@@ -154,6 +159,7 @@ class Owner:
         """The machine's, to count its turns in."""
         self._lock = FairLock()
         self._holder: int | None = None
+        self._changes_memory = False
         self._begin_ns = 0
         self._closing = threading.Event()
 
@@ -195,8 +201,10 @@ class Owner:
                 continue
 
     def _request(self, fn: Callable[..., Any], what: Any, *args: Any, interrupted: Callable[[], bool]) -> Any:
-        changing = what.__class__ is not Request or not what.kept
-        self._take(interrupted, changing)
+        changing, apart = True, False
+        if what.__class__ is Request:
+            changing, apart = not what.kept, what.apart
+        self._take(interrupted, changing, apart)
         try:
             number, turns = self.nr_operations, self.turns
             if turns is None:
@@ -205,7 +213,7 @@ class Owner:
                 over, value, operation = self._first_slice(turns, fn, (what, *args))
         finally:
             self._give()
-        return value if over else self._drive(number, operation, value, interrupted)
+        return value if over else self._drive(number, operation, value, interrupted, apart)
 
     def _first_slice(self, turns: Turns, fn: Callable[..., Any], args: tuple[Any, ...]) -> Slice:
         number = self.nr_operations
@@ -225,18 +233,25 @@ class Owner:
             self.flights.begin(number, done[2], args[0], done[1])
         return done
 
-    def _drive(self, number: int, operation: Operation[Any], waitable: Any, interrupted: Callable[[], bool]) -> Any:
+    def _drive(
+        self,
+        number: int,
+        operation: Operation[Any],
+        waitable: Any,
+        interrupted: Callable[[], bool],
+        apart: bool = False,
+    ) -> Any:
         """From after the first slice to the end."""
         over, value = False, waitable
         while not over:
             self._wait(operation, value, interrupted, number)
-            over, value, _ = self._next_turn(number, operation)
+            over, value, _ = self._next_turn(number, operation, apart)
         return value
 
-    def _next_turn(self, number: int, operation: Operation[Any]) -> Slice:
+    def _next_turn(self, number: int, operation: Operation[Any], apart: bool = False) -> Slice:
         """One more slice, as soon as it can be noted."""
         while not self._closing.is_set():
-            with self._turn(), suppress(NoRoom):
+            with self._turn(apart), suppress(NoRoom):
                 self._check(number)
                 if self.turns is not None:
                     self.turns.begin(number)
@@ -362,14 +377,15 @@ class Owner:
             look()
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        self._take()
+    def _turn(self, apart: bool = False) -> Iterator[None]:
+        self._take(apart=apart)
         try:
             yield
         finally:
             self._give()
 
-    def _take(self, interrupted: Callable[[], bool] = _never, changing: bool = True) -> None:
+    def _take(self, interrupted: Callable[[], bool] = _never, changing: bool = True, apart: bool = False) -> None:
+        """`changing`: the turn may change something; `apart`: nothing of the kernel's memory."""
         me = threading.get_ident()
         if self._holder == me:
             raise RuntimeError("this thread already owns the machine: call the function directly")
@@ -378,15 +394,20 @@ class Owner:
         changes = self.changes
         if changing:
             changes.begin_turn()
-        if changes.counts[2] != changes.nr_settled:
+        self._changes_memory = changing and not apart
+        if changes.counts[changes.STORES] != changes.nr_settled:
             changes.settle()
         self._begin_ns = time.perf_counter_ns()
 
     def _give(self) -> None:
-        if self.charge is not None:
-            self.charge(threading.current_thread().name, time.perf_counter_ns() - self._begin_ns)
-        self._holder = None
-        self._lock.release()
+        try:
+            if self._changes_memory:
+                self.changes.end_memory_turn()
+            if self.charge is not None:
+                self.charge(threading.current_thread().name, time.perf_counter_ns() - self._begin_ns)
+        finally:
+            self._holder = None
+            self._lock.release()
 
     def _wait(
         self,
@@ -400,7 +421,10 @@ class Owner:
             interrupted.rouse = sleeper().rouse
             slice_s = _TOLD_SLICE_S
         while not (self.closed or interrupted()):
-            if waitable is None or waitable.wait(slice_s):
+            if waitable is None:
+                _sched_yield()
+                return
+            if waitable.wait(slice_s):
                 return
         self._close_operation(number, operation)
         raise OSError(errno.EINTR, os.strerror(errno.EINTR))

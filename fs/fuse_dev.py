@@ -425,6 +425,7 @@ class Session:
 
     def _wake_pollers(self) -> None:
         """Something has come somewhere: all who poll look again."""
+        self._tree.changes.tell()
         for handle in list(self._polled):
             if (kernel_handle := self._polled.pop(handle, None)) is not None:
                 self._reply(0, abi.NOTIFY_POLL, abi.NOTIFY_POLL_OUT.pack(kernel_handle))

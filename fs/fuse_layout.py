@@ -26,16 +26,17 @@ slot_dtype = np.dtype(
     [
         (name, np.int64)
         for name in (
-            *("nodeid", "names", "turns", "stores", "text", "by_owner", "by_anyone"),
-            *("traits", "lo", "hi", "nr_open", "nr_readers"),
+            *("nodeid", "is_known", "turns", "stores", "text", "by_owner", "by_anyone"),
+            *("traits", "lo", "hi", "nr_open", "nr_readers", "read_at"),
         )
     ]
 )
-"""names, turns and stores: Changes.counts as of which names, access and text hold. text: its row, or -1. by_owner,
-by_anyone: what may be done with it, READ and WRITE. lo, hi: of the numbers that a plain file takes."""
-HIDES_SIZE, ONE_POSITION, TRUNCATABLE, SHOWS_ITSELF, PLAIN = 1, 2, 4, 8, 16
+"""is_known: the file is there, and what is said of it here holds. turns and stores: Changes.counts as of which its text
+does; turns counts all, or those of memory. text: its row, or -1. by_owner, by_anyone: what may be done with it, READ
+and WRITE. lo, hi: of the numbers that a plain file takes. read_at: turns of memory when it was read last."""
+HIDES_SIZE, ONE_POSITION, TRUNCATABLE, SHOWS_ITSELF, PLAIN, SHOWS_MEMORY = 1, 2, 4, 8, 16, 32
 """Traits of a file: its text is longer than stat(2) says; all of it is read at position 0; O_TRUNC does something; its
-text is just its value; numbers are taken here."""
+text is just its value; numbers are taken here; it goes by the kernel's memory only."""
 file_dtype = np.dtype([(name, np.int64) for name in ("slot", "text", "open_flags", "is_quick", "next")])
 text_dtype = np.dtype([(name, np.int64) for name in ("address", "nr_bytes", "nr_users")])
 store_dtype = np.dtype([(name, np.int64) for name in ("nodeid", "value")])
@@ -52,6 +53,9 @@ table_dtype = np.dtype(
         ("owner_uid", np.int64),
         ("turn", np.int64, (16,)),  # a pthread_mutex_t has 5 to 6 words; zeros are one that nobody holds
         ("guard", np.int64, (16,)),
+        ("slice_call", np.int64),  # slices.py
+        ("short_slice", np.int64, (6,)),
+        ("long_slice", np.int64, (6,)),
     ]
 )
 
@@ -71,6 +75,7 @@ _FIELDS = {
     "notify_nodeid": ("i8", NOTIFY_AT + 16),
     "notify_position": ("i8", NOTIFY_AT + 24),
     "notify_size": ("i4", NOTIFY_AT + 32),
+    "has_long_slice": ("i4", NOTIFY_AT + 44),
     "errno": ("i4", REQUEST_AT),
     "length": ("u4", REQUEST_AT),
     "opcode": ("i4", REQUEST_AT + 4),
@@ -90,7 +95,7 @@ Table: TypeAlias = Any
 Buffer: TypeAlias = Any
 """Array of one record of _FIELDS."""
 Counts: TypeAlias = NDArray[np.int64]
-"""Changes.counts: turns, names, stores."""
+"""Changes.counts: turns, names, stores, turns of memory."""
 
 
 def make_table(owner_uid: int, far_out: int) -> Table:
@@ -111,5 +116,6 @@ def make_buffer() -> tuple[Buffer, memoryview, memoryview]:
     memory = mmap.mmap(-1, dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     buffer: NDArray[Any] = np.frombuffer(memory, dtype=dtype)
     buffer["notify_bytes"], buffer["notify_code"], buffer["notify_size"] = NR_NOTIFY, abi.NOTIFY_STORE, 1
+    buffer["has_long_slice"] = 1
     octets = buffer.view(np.uint8).data
     return buffer, octets[REQUEST_AT:], octets[:NOTIFY_AT]

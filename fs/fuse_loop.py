@@ -15,10 +15,14 @@ Theory of operation
     - A file is an open file, the handle its index. Its text is the one its reader began to read.
     - A text is bytes that Python keeps, and how many slots and files point at it. Only a text without any is dropped.
 
-    A slot holds as long as the names of the registry do, its text as long as no turn of the machine began in which it
+    A slot holds until its file goes or gets another mode, its text as long as no turn of the machine began in which it
     could have changed (kernelsim.attr.Changes). A turn is counted before anything is changed in it, and nobody hears
     of a change before the turn in which it was made has begun; so who reads after he was told of a change gets a text
     from after it. Who reads meanwhile gets the old one or the new one.
+
+    Texts of the kernel's memory hold until such a turn is over, before which nobody hears of its changes either. Those
+    that were read a short while ago are made anew then by whoever had the turn: who reads them does not wait for those
+    who change memory, be they at it all the time.
 
     A whole number written into a file that is just that number (Attr.plain) goes into a list, and is taken with that.
     Whoever gets the machine next sets it, before he does or looks at anything else, so nobody can tell that it was not
@@ -55,6 +59,7 @@ from fs.fuse_layout import (
     REPLY_BODY,
     REQUEST_AT,
     SHOWS_ITSELF,
+    SHOWS_MEMORY,
     TRUNCATABLE,
     Buffer,
     Counts,
@@ -62,8 +67,11 @@ from fs.fuse_layout import (
     make_buffer,
     make_table,
 )
+from fs.slices import be_ready, set_to_work
+from kernelsim.attr import Changes
 from kernelsim.jit import F, i64, njit
 
+_TURNS, _STORES, _MEMORY_TURNS = Changes.TURNS, Changes.STORES, Changes.MEMORY_TURNS
 _PAGE = 4096
 READ, WRITE = 4, 2
 _ACCMODE, _O_RDONLY, _O_WRONLY, _O_TRUNC, _O_APPEND = (
@@ -105,6 +113,7 @@ def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool,
         if buffer[0].errno == _EINVAL:
             _c_lock(table[0].turn.ctypes.data)
             return BAD_REPLY
+    be_ready(buffer, table)
     while True:
         nr = _c_read(fd, reply + REQUEST_AT, buffer.itemsize - REQUEST_AT)
         if nr < 0:
@@ -112,6 +121,7 @@ def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool,
             nr = -int(buffer[0].errno)
         nr_reply = _answer(fd, buffer, table, counts) if nr >= _NR_SHORTEST and nr == buffer[0].length else 0
         if not nr_reply:
+            set_to_work(buffer, table)
             _c_lock(table[0].turn.ctypes.data)
             return nr
         buffer[0].reply_bytes, buffer[0].reply_error, buffer[0].reply_unique = nr_reply, 0, buffer[0].unique
@@ -152,7 +162,7 @@ def _answer(fd: int, buffer: Buffer, table: Table, counts: Counts) -> int:
     if opcode == _OP_READ:
         return _read(buffer, table, counts)
     if opcode == _OP_OPEN:
-        return _open(fd, buffer, table, counts)
+        return _open(fd, buffer, table)
     if opcode == _OP_WRITE:
         return _write(buffer, table, counts)
     if opcode == _OP_RELEASE:
@@ -175,14 +185,14 @@ def _has_room(uid: int, table: Table) -> bool:
 
 
 @njit
-def _open(fd: int, buffer: Buffer, table: Table, counts: Counts) -> int:
+def _open(fd: int, buffer: Buffer, table: Table) -> int:
     nodeid, flags = buffer[0].nodeid, int(buffer[0].open_flags)
     accmode = flags & _ACCMODE
     access = READ if accmode == _O_RDONLY else WRITE if accmode == _O_WRONLY else READ | WRITE
     index = nodeid & (NR_SLOTS - 1)
     slot = table[0].slots[index]
     _lock(table)
-    known = slot.nodeid == nodeid and slot.names == counts[1] and _has_room(buffer[0].uid, table)
+    known = slot.nodeid == nodeid and slot.is_known and _has_room(buffer[0].uid, table)
     truncates = flags & _O_TRUNC and slot.traits & TRUNCATABLE
     if not known or access & ~_access(buffer[0].uid, slot, table) or truncates:
         _unlock(table)
@@ -237,12 +247,28 @@ def _has_text(file: Any, slot: Any, table: Table, counts: Counts, offset: int) -
     """Does an open file have the text to read from? From its start that is the slot's, if it still holds."""
     if offset and file.text >= 0:
         return True
-    if slot.text < 0 or slot.names != counts[1] or slot.turns != counts[0]:
+    if slot.text < 0 or not slot.is_known or slot.turns != counts[_turns_of(slot)]:
         return False
-    if slot.stores != counts[2] and not slot.traits & SHOWS_ITSELF:  # it may go by one of them
+    if slot.stores != counts[_STORES] and not slot.traits & (SHOWS_ITSELF | SHOWS_MEMORY):  # it may go by one of them
         return False
     _use(file, table, slot.text)
+    slot.read_at = counts[_MEMORY_TURNS]
     return True
+
+
+@njit
+def _spare_text(table: Table) -> int:
+    """A row without users; there are as many as there can be users."""
+    text = 0
+    while table[0].texts[text].nr_users:
+        text += 1
+    return text
+
+
+@njit
+def _turns_of(slot: Any) -> int:
+    """Which turns may change its text: a place in Changes.counts."""
+    return _MEMORY_TURNS if slot.traits & SHOWS_MEMORY else _TURNS
 
 
 @njit
@@ -270,15 +296,15 @@ def _write(buffer: Buffer, table: Table, counts: Counts) -> int:
         file.is_quick
         and slot.traits & PLAIN
         and not file.open_flags & _O_APPEND
-        and slot.names == counts[1]
+        and slot.is_known
         and _access(buffer[0].uid, slot, table) & WRITE
         and slot.lo <= value <= slot.hi
-        and counts[2] - table[0].nr_settled < NR_STORES
+        and counts[_STORES] - table[0].nr_settled < NR_STORES
     )
     if is_taken:
-        store = table[0].stores[counts[2] & (NR_STORES - 1)]
+        store = table[0].stores[counts[_STORES] & (NR_STORES - 1)]
         store.nodeid, store.value = slot.nodeid, value
-        counts[2] += 1
+        counts[_STORES] += 1
         _use(slot, table, -1)
     _unlock(table)
     buffer[0].reply_handle = nr_bytes
@@ -332,9 +358,7 @@ def _close(table: Table, row: int) -> None:
 
 
 @njit_brief
-def enter(
-    table: Table, nodeid: int, names: int, by_owner: int, by_anyone: int, traits: int, lo: int, hi: int, flags: int
-) -> int:
+def enter(table: Table, nodeid: int, by_owner: int, by_anyone: int, traits: int, lo: int, hi: int, flags: int) -> int:
     """A file is opened, and its next opens shall be answered here -> the row of this one.
 
     -1: another file is in its place and open, or all rows are taken.
@@ -345,11 +369,22 @@ def enter(
     if (slot.nodeid == nodeid or not slot.nr_open) and table[0].free_file >= 0:
         if slot.nodeid != nodeid:
             _use(slot, table, -1)
-        slot.nodeid, slot.names, slot.by_owner, slot.by_anyone = nodeid, names, by_owner, by_anyone
+        slot.nodeid, slot.is_known, slot.by_owner, slot.by_anyone = nodeid, 1, by_owner, by_anyone
         slot.traits, slot.lo, slot.hi = traits, lo, hi
         row = _take_row(table, index, flags)
     _unlock(table)
     return row
+
+
+@njit_brief
+def forget(table: Table, nodeid: int) -> None:
+    """A file went, or got another mode."""
+    slot = table[0].slots[nodeid & (NR_SLOTS - 1)]
+    _lock(table)
+    if slot.nodeid == nodeid:
+        slot.is_known = 0
+        _use(slot, table, -1)
+    _unlock(table)
 
 
 @njit_brief
@@ -364,13 +399,31 @@ def put_text(
     file = table[0].files[row]
     slot = table[0].slots[file.slot]
     _lock(table)
-    text = 0
-    while table[0].texts[text].nr_users:
-        text += 1
+    text = _spare_text(table)
     table[0].texts[text].address, table[0].texts[text].nr_bytes = content.ctypes.data, nr_bytes
     _use(file, table, text)
     _use(slot, table, text)
-    slot.turns, slot.stores = turns if stores == counts[2] else -1, stores
+    is_fresh = stores == counts[_STORES] or slot.traits & SHOWS_MEMORY
+    slot.turns, slot.stores = turns if is_fresh else -1, stores
+    slot.read_at = counts[_MEMORY_TURNS]
+    _unlock(table)
+    return text
+
+
+@njit_brief
+def renew_text(table: Table, counts: Counts, nodeid: int, content: NDArray[np.uint8], nr_bytes: int) -> int:
+    """What a file's text will be when the turn of memory that is just ending is over -> the text's row, as `put_text`.
+
+    -1: the file is not known here.
+    """
+    slot = table[0].slots[nodeid & (NR_SLOTS - 1)]
+    _lock(table)
+    text = -1
+    if slot.nodeid == nodeid and slot.is_known:
+        text = _spare_text(table)
+        table[0].texts[text].address, table[0].texts[text].nr_bytes = content.ctypes.data, nr_bytes
+        _use(slot, table, text)
+        slot.turns, slot.stores = counts[_MEMORY_TURNS] + 1, counts[_STORES]
     _unlock(table)
     return text
 
@@ -379,11 +432,11 @@ def put_text(
 def take_stores(table: Table, counts: Counts, into: NDArray[np.int64]) -> int:
     """Move what was stored and is not set yet, (nodeid, value) in its order -> how many."""
     _lock(table)
-    first, nr = table[0].nr_settled, counts[2] - table[0].nr_settled
+    first, nr = table[0].nr_settled, counts[_STORES] - table[0].nr_settled
     for at in range(nr):
         store = table[0].stores[(first + at) & (NR_STORES - 1)]
         into[at, 0], into[at, 1] = store.nodeid, store.value
-    table[0].nr_settled = counts[2]
+    table[0].nr_settled = counts[_STORES]
     _unlock(table)
     return i64(nr)
 
@@ -416,14 +469,16 @@ def next_far_out(table: Table) -> int:
 
 def load() -> None:
     """Have all of this compiled, or loaded from where it was kept."""
-    table, (buffer, _, _), counts = make_table(0, 0), make_buffer(), np.zeros(3, dtype=np.int64)
+    table, (buffer, _, _), counts = make_table(0, 0), make_buffer(), np.zeros(4, dtype=np.int64)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     serve(null, buffer, table, counts, False, 0)  # finds the end of the file
     os.close(null)
     give_turn(table)
     take_turn(table)
-    row = enter(table, abi.ROOT_ID, 0, READ, READ, 0, 0, 0, 0)
+    row = enter(table, abi.ROOT_ID, READ, READ, 0, 0, 0, 0)
+    forget(table, abi.ROOT_ID)
     put_text(table, counts, row, 0, 0, np.frombuffer(b"text", dtype=np.uint8), 4)
+    renew_text(table, counts, abi.ROOT_ID, np.frombuffer(b"text", dtype=np.uint8), 4)
     take_stores(table, counts, np.zeros((NR_STORES, 2), dtype=np.int64))
     hand_over(table, row)
     close(table, row)

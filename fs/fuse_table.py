@@ -1,24 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Python's side of the table that fuse_loop.py answers from: what gets into it, and open files that come out of it.
 
-All of this is called with the turn, but `settle`, which is called with the machine. A text goes in with the number of
-the turn of the machine before which it was begun to be made; if that is still the number when it is there, nothing can
-have changed it meanwhile.
+All of this is called with the turn, but `settle`, `forget` and `renew`, which are called with the machine. A text goes
+in with the number of the turn of the machine before which it was begun to be made; if that is still the number when it
+is there, nothing can have changed it meanwhile.
 """
 
 import errno
 import os
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 
 from fs import fuse_layout as layout
 from fs import fuse_loop as loop
+from fs import slices
 from fs.kernfs import OpenFile, Tree
 from fs.rules import RULES
-from kernelsim.attr import File, Flavour, Int, Node
+from kernelsim.attr import Changes, File, Flavour, Int, Node
 
 _MAX_MADE = 256
+_MAX_RENEWED = 8
+_MAX_UNREAD = 32
+"""Turns of memory after which a text that nobody reads is not made anew."""
+_MAX_RENEWAL_NS, _MAX_SLOW = 200_000, 3
+"""CPU time beyond which a text takes too long to be made for others, if it does more than so many times in a row."""
 _NO_NUMBER = Int(0, 0)
 
 
@@ -37,15 +46,21 @@ class QuickFiles:
         self._counts = tree.changes.counts
         self._made: dict[tuple[int, int], OpenFile] = {}
         self._texts: list[bytes] = [b""] * layout.NR_TEXTS
+        self._texts_guard = threading.Lock()  # so that a row of the table is never another's before the list says so
+        self._renewed: dict[int, File] = {}
+        self._nr_slow: Counter[int] = Counter()  # times in a row that it took long
         self._plain: dict[int, File] = {}
         self._stores = np.zeros((layout.NR_STORES, 2), dtype=np.int64)
         self.counts = np.frombuffer(self._counts, dtype=np.int64)
         self.table = layout.make_table(tree.uid, far_out)
         self.table["nr_settled"] = self._changes.nr_settled
-        self._changes.settle = self.settle
+        slices.set_up(self.table)
+        self._changes.settle, self._changes.forget, self._changes.renew = self.settle, self.forget, self.renew
         slots, files = self.table[0]["slots"], self.table[0]["files"]
         self._nr_taken = self.table["nr_taken"].item
-        self._nodeid_of, self._nr_readers = slots["nodeid"].item, slots["nr_readers"].item
+        self._nodeid_of, self._nr_readers, self._read_at = (
+            slots[name].item for name in ("nodeid", "nr_readers", "read_at")
+        )
         self._slot_of, self._text_of, self._flags_of, self._is_quick = (
             files[name].item for name in ("slot", "text", "open_flags", "is_quick")
         )
@@ -59,7 +74,7 @@ class QuickFiles:
         node = file.node
         if not self._is_used or node.attr.is_stream:
             return None
-        names = self._counts[1]
+        names = self._counts[Changes.NAMES]
         kind, number = node.attr.kind, _NO_NUMBER
         if self._tree.settles and node.flavour is Flavour.SYSCTL and node.attr.plain and isinstance(kind, Int):
             number = kind
@@ -67,7 +82,9 @@ class QuickFiles:
         if not node.alive:
             return None
         rights, traits = self._tree.access.rights(node), _traits(node, number)
-        row = loop.enter(self.table, nodeid, names, *rights, traits, number.lo, number.hi, flags)
+        row = loop.enter(self.table, nodeid, *rights, traits, number.lo, number.hi, flags)
+        if names != self._counts[Changes.NAMES]:  # it may have become wrong before it was there to be forgotten
+            self.forget(nodeid)
         return layout.QUICK | row if row >= 0 else None
 
     def open_file(self, handle: int) -> OpenFile:
@@ -86,8 +103,9 @@ class QuickFiles:
             node = self._node(nodeid)
             assert isinstance(node, File)
             file = OpenFile(self._tree, node, flags)
-        text = self._text_of(row)
-        file.read_on(self._texts[text] if text >= 0 else None)
+        with self._texts_guard:
+            text = self._text_of(row)
+            file.read_on(self._texts[text] if text >= 0 else None)
         return file
 
     def give_back(self, handle: int, file: OpenFile) -> None:
@@ -97,7 +115,7 @@ class QuickFiles:
         row = handle ^ layout.QUICK
         self._made[self._nodeid_of(self._slot_of(row)), self._flags_of(row)] = file
 
-    def was_read(self, handle: int, file: OpenFile, turn: int, stores: int) -> bool:
+    def was_read(self, handle: int, file: OpenFile, turns: int, memory_turns: int, stores: int) -> bool:
         """A reader is at this file's text, which was begun to be made when the counts were these.
 
         False: the table cannot have it.
@@ -105,11 +123,49 @@ class QuickFiles:
         text = file.text
         if text is None or len(text) > layout.MAX_TEXT:
             return False
-        fresh = turn if turn == self._counts[0] and self._tree.counts_turns else -1
+        at, then = (Changes.MEMORY_TURNS, memory_turns) if file.node.attr.shows_memory else (Changes.TURNS, turns)
+        fresh = then if then == self._counts[at] and self._tree.counts_turns else -1
         content = np.frombuffer(text or b"\0", dtype=np.uint8)
-        at = loop.put_text(self.table, self.counts, handle ^ layout.QUICK, fresh, stores, content, len(text))
-        self._texts[at] = text
+        with self._texts_guard:
+            row = loop.put_text(self.table, self.counts, handle ^ layout.QUICK, fresh, stores, content, len(text))
+            self._texts[row] = text
+        if at == Changes.MEMORY_TURNS and self._tree.counts_turns:
+            if len(self._renewed) >= _MAX_RENEWED:
+                self._renewed.clear()
+            self._renewed[file.node.ino] = file.node
         return True
+
+    def renew(self) -> None:
+        """A turn of memory ends: make those of its texts that were read a short while ago."""
+        for nodeid, file in tuple(self._renewed.items()):
+            text = self._text_to_renew(file)
+            if text is None:
+                self._renewed.pop(nodeid, None)
+                continue
+            content = np.frombuffer(text, dtype=np.uint8)
+            with self._texts_guard:
+                row = loop.renew_text(self.table, self.counts, nodeid, content, len(text))
+                if row >= 0:
+                    self._texts[row] = text
+
+    def _text_to_renew(self, file: File) -> bytes | None:
+        """None: it is not read any more, takes too long, or cannot be made: then who reads it next is told."""
+        slot = file.ino & (layout.NR_SLOTS - 1)
+        if self._nodeid_of(slot) != file.ino or not file.alive:
+            return None
+        if (
+            self._counts[Changes.MEMORY_TURNS] - self._read_at(slot) > _MAX_UNREAD
+            or self._nr_slow[file.ino] > _MAX_SLOW
+        ):
+            return None
+        begin_ns = time.thread_time_ns()
+        try:
+            text = self._tree.text_of(file)
+        except Exception:
+            return None
+        is_slow = time.thread_time_ns() - begin_ns > _MAX_RENEWAL_NS
+        self._nr_slow[file.ino] = self._nr_slow[file.ino] + 1 if is_slow else 0
+        return text or None
 
     def settle(self) -> None:
         """Set the values that were stored, in their order. For whoever holds the machine."""
@@ -118,6 +174,10 @@ class QuickFiles:
             file = self._plain[nodeid]
             file.attr.__set__(file.kobj, value)
         self._changes.nr_settled += nr
+
+    def forget(self, nodeid: int) -> None:
+        """A file went or got another mode."""
+        loop.forget(self.table, nodeid)
 
     def hand_over(self, handle: int) -> None:
         """From now on all requests for an open file come to us, so what was made up for it is its own."""
@@ -128,9 +188,9 @@ class QuickFiles:
         loop.close(self.table, handle ^ layout.QUICK)
 
     @property
-    def now(self) -> tuple[int, int]:
-        """Number of the machine's turn that began last, and of the last store."""
-        return self._counts[0], self._counts[2]
+    def now(self) -> tuple[int, int, int]:
+        """Number of the machine's turn that began last, of the last that was one of memory, and of the last store."""
+        return self._counts[Changes.TURNS], self._counts[Changes.MEMORY_TURNS], self._counts[Changes.STORES]
 
     def far_out(self) -> int:
         """A position beyond all that were taken before: only such a byte moves the end."""
@@ -149,5 +209,6 @@ def _traits(node: File, number: Int) -> int:
         | layout.ONE_POSITION * (node.flavour is Flavour.SYSCTL)
         | layout.TRUNCATABLE * attr.truncatable
         | layout.SHOWS_ITSELF * attr.shows_itself
+        | layout.SHOWS_MEMORY * attr.shows_memory
         | layout.PLAIN * (number is not _NO_NUMBER)
     )

@@ -11,8 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-_NR_SERVING = 2  # at all times
-_MAX_SERVING = 6  # after some that had waited came back
+_NR_SERVING = 3  # at all times. The kernel wakes them in turns, so more would be on the wrong CPU, with cold caches
 _MAX_SPARE = 128
 _DRAIN_S = 2.0
 
@@ -99,7 +98,7 @@ class Threads:
         """The request waits no longer; comes back when its thread is to serve again. False: it can end."""
         with self._guard:
             del self._waiting[request.unique]
-            if self._nr_serving < _MAX_SERVING:
+            if self._nr_serving < _NR_SERVING:
                 self._nr_serving += 1
                 return True
             if self._closing or len(self._spare) >= _MAX_SPARE:

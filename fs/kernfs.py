@@ -162,16 +162,8 @@ class OpenFile:
     def _read_stream(
         self, size: int, offset: int, nonblock: bool, cred: Cred, interrupted: Callable[[], bool]
     ) -> bytes:
-        node, pos = self.node, offset + self._skipped
-        request = Request(
-            requests.READ_STREAM,
-            node.path,
-            node.ino,
-            pos=pos,
-            size=size,
-            flags=int(nonblock),
-            changes=node.attr.kind.consumed,
-        )
+        pos, consumed = offset + self._skipped, self.node.attr.kind.consumed
+        request = self._request(requests.READ_STREAM, pos=pos, size=size, flags=int(nonblock), changes=consumed)
         self._pos = pos
         data: bytes = self._tree.ask(request, cred, interrupted=interrupted)
         self._pos = offset + self._skipped + len(data)
@@ -185,7 +177,7 @@ class OpenFile:
             return DEFAULT_POLLMASK | (POLL_CHANGED if unread else 0)
         if not attr.can_poll:
             return DEFAULT_POLLMASK
-        queue: WaitQueue | None = self._tree.call(self._poll_stream, notify)
+        queue: WaitQueue | None = self._tree.look(self._poll_stream, notify)
         return 0 if queue else POLL_READ
 
     def _poll_stream(self, notify: Callable[[], object] | None) -> WaitQueue | None:
@@ -202,8 +194,7 @@ class OpenFile:
     def release(self, *, interrupted: Callable[[], bool] = _never) -> None:
         """The last close(2)."""
         if self._user:
-            request = Request(requests.RELEASE, self.node.path, self.node.ino, user=self._user)
-            self._tree.ask(request, ROOT, interrupted=interrupted)
+            self._tree.ask(self._request(requests.RELEASE, user=self._user), ROOT, interrupted=interrupted)
 
     def write(self, data: bytes, offset: int, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> int:
         """pwrite(2) -> bytes taken. Raises OSError as the attribute's kind and store do."""
@@ -213,17 +204,17 @@ class OpenFile:
             if self._appends:  # proc goes by the file position; FUSE makes the offset from a cached size
                 offset, self._nr_appended = self._nr_appended, self._nr_appended + len(data)
             if offset and attr.writable:  # kernel.sysctl_writes_strict = 1: the data do nothing, all of them are taken
-                return self._write(Request(requests.SKIP, node.path, node.ino, size=len(data)), cred, interrupted)
+                return self._write(self._request(requests.SKIP, size=len(data)), cred, interrupted)
         if not attr.writable:
             raise error(self._rules.no_write, node.path)
         if attr.is_stream:
-            request = Request(requests.WRITE_STREAM, node.path, node.ino, data, offset, user=self._user)
+            request = self._request(requests.WRITE_STREAM, data=data, pos=offset, user=self._user)
             nr_taken = self._write(request, cred, interrupted)
             if not (self._appends or isinstance(attr.kind, Bytes)):
                 self._skipped -= nr_taken  # the file position went on, a reader's place among records did not
             return nr_taken
         window = data[: self._rules.write_window]
-        return self._write(Request(requests.WRITE, node.path, node.ino, window), cred, interrupted)
+        return self._write(self._request(requests.WRITE, data=window), cred, interrupted)
 
     def _write(self, request: Request, cred: Cred, interrupted: Callable[[], bool]) -> int:
         nr_taken: int = self._tree.ask(request, cred, interrupted=interrupted)
@@ -232,14 +223,22 @@ class OpenFile:
     def truncate(self, cred: Cred = ROOT, *, interrupted: Callable[[], bool] = _never) -> None:
         """ftruncate(2), and what open(2) with O_TRUNC comes to."""
         if self.node.attr.truncatable:
-            request = Request(requests.TRUNCATE, self.node.path, self.node.ino)
-            self._tree.ask(request, cred, interrupted=interrupted)
+            self._tree.ask(self._request(requests.TRUNCATE), cred, interrupted=interrupted)
 
     def _render(self, cred: Cred, interrupted: Callable[[], bool]) -> bytes:
         node = self.node
-        request = Request(requests.READ, node.path, node.ino, changes=node.attr.kind.consumed, kept=node.attr.kept)
+        request = self._request(requests.READ, changes=node.attr.kind.consumed, kept=node.attr.kept)
         text: bytes = self._tree.ask(request, cred, interrupted=interrupted)
-        return text[: self._rules.file_size - 1] if self._rules.file_size else text
+        return _cut(text, self._rules)
+
+    def _request(self, verb: str, **what: Any) -> Request:
+        """For this file."""
+        node = self.node
+        return Request(verb, node.path, node.ino, apart=node.kobj.apart, **what)
+
+
+def _cut(text: bytes, rules: Rules) -> bytes:
+    return text[: rules.file_size - 1] if rules.file_size else text
 
 
 class Tree:
@@ -310,12 +309,12 @@ class Tree:
         if isinstance(node, File):
             mode, nlink, size = node.mode, 1, rules.file_size
             if node.attr.is_stream:
-                size = self.call(node.attr.stream_size, node.kobj, interrupted=interrupted)
+                size = self.look(node.attr.stream_size, node.kobj, interrupted=interrupted)
             if isinstance(node.attr.kind, Bytes):
                 blksize = Bytes.BLKSIZE
         elif isinstance(node, Dir):
             mode, size = self.access.dir_mode(node), 0
-            nlink = 2 + sum(isinstance(n, Dir) for n in tuple(node.entries.values())) if rules.counts_subdirs else 1
+            nlink = 2 + node.nr_dirs if rules.counts_subdirs else 1
         else:
             mode, nlink, size = 0o777, 1, 0
         times = (self._now_ns,) * 3
@@ -350,7 +349,8 @@ class Tree:
         user = 0
         if node.attr.has_users:
             privileged, writes = int(self.access.is_owner(cred)), bool(access & WRITE)
-            request = Request(requests.OPEN, path, node.ino, pos=privileged, flags=flags, changes=writes)
+            apart = node.kobj.apart
+            request = Request(requests.OPEN, path, node.ino, pos=privileged, flags=flags, changes=writes, apart=apart)
             user = self.ask(request, cred, interrupted=interrupted)
         return OpenFile(self, node, flags, user)
 
@@ -416,6 +416,10 @@ class Tree:
         """Have a request performed by whoever owns the machine."""
         run = self._request or (self.look if request.kept else self.call)
         return run(self.performer.perform, request, cred, interrupted=interrupted)
+
+    def text_of(self, file: File) -> bytes:
+        """What a file that is kept has now; for whoever holds the machine."""
+        return _cut(complete(file.attr.read_text(file.kobj)), RULES[file.flavour])
 
     def check_again(self, file: File, cred: Cred, access: int) -> None:
         """sysctl asks for permission at each read and write, whoever opened the file. Raises EPERM."""

@@ -67,7 +67,7 @@ class Performer:
             return self._open_stream(file, request, cred)
         assert verb == requests.CHMOD
         file.mode = request.pos
-        self._changes.change_name()
+        self._changes.change_name(file.ino)
         return 0
 
     def _open_stream(self, file: File, request: Request, cred: Cred) -> int:
@@ -83,7 +83,8 @@ class Performer:
     def open_files(self) -> list[Request]:
         """A release for each open file that its attribute keeps something for."""
         return [
-            Request(requests.RELEASE, file.path, file.ino, user=number) for number, (file, _) in self._users.items()
+            Request(requests.RELEASE, file.path, file.ino, user=number, apart=file.kobj.apart)
+            for number, (file, _) in self._users.items()
         ]
 
     def _inside(self, file: File, operation: Operation[R]) -> Operation[R]:

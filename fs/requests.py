@@ -41,6 +41,8 @@ class Request(NamedTuple):
     changes: bool = True
     kept: bool = False
     """It reads a text that is the same until somebody has held the machine (Attr.kept)."""
+    apart: bool = False
+    """It changes nothing of the kernel's memory (Kobject.apart)."""
 
 
 @dataclass(frozen=True)

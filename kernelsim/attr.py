@@ -27,7 +27,7 @@ Invariants
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast, overload
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast, overload
 
 from kernelsim.attr_check import problem_of
 from kernelsim.attr_node import Changes as Changes
@@ -74,7 +74,8 @@ class Attr(Generic[T]):
     doc       one line for the ABI table
     since     first version of this project that has the file
     name      file name, where Python cannot spell it
-    kept      its show hook goes by nothing that changes while nobody holds the machine: not by the time
+    kept      its show hook goes by nothing that changes while nobody holds the machine, as the time; "memory": by
+              nothing but the kernel's pages and what counts them, so not by a plain number either
     guard     what it asks of who opens it beside the mode
     mode      permission bits; else 0644 with a default or both directions, 0200 or 0444 with one hook
     """
@@ -88,7 +89,7 @@ class Attr(Generic[T]):
         since: str = "0.1",
         name: str | None = None,
         mode: int | None = None,
-        kept: bool = False,
+        kept: bool | Literal["memory"] = False,
         guard: Guard = Guard.NOTHING,
     ) -> None:
         self.kind = kind
@@ -203,7 +204,12 @@ class Attr(Generic[T]):
     @property
     def kept(self) -> bool:
         """Does a text hold until somebody has held the machine? A stored value does."""
-        return self._kept or self.shows_itself
+        return bool(self._kept) or self.shows_itself
+
+    @property
+    def shows_memory(self) -> bool:
+        """Does a text hold until the kernel's memory may have changed?"""
+        return self._kept == "memory"
 
     @property
     def shows_itself(self) -> bool:
@@ -318,19 +324,11 @@ class Attr(Generic[T]):
             raise ValueError(f"attribute {self.name!r}: {problem}")
 
 
-class Stub(Attr[str]):
-    """A file that readers expect and that is not simulated: fixed text, and the reason why."""
-
-    def __init__(self, text: str, *, reason: str, name: str | None = None, mode: int = 0o444) -> None:
-        super().__init__(Text(), doc=f"Not simulated: {reason}", name=name, mode=mode)
-        self.reason = reason
-        self._show = lambda _kobj: text
-
-
 class Kobject:
     """One directory, or a part of one: its class's Attrs are the files."""
 
     attrs: ClassVar[tuple[Attr[Any], ...]] = ()
+    apart: ClassVar[bool] = False  # what hooks of its files do changes nothing of the kernel's memory
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -478,6 +476,7 @@ class Registry:
     def _enter(self, directory: Dir, name: str, node: Node) -> None:
         self.nodes[node.path] = node
         directory.entries[name] = node
+        directory.nr_dirs += isinstance(node, Dir)
         self.changes.change_name()
 
     def _drop(self, node: Node) -> None:
@@ -485,8 +484,9 @@ class Registry:
         directory = self.nodes[parent]
         assert isinstance(directory, Dir)
         del directory.entries[name], self.nodes[node.path]
+        directory.nr_dirs -= isinstance(node, Dir)
         node.alive = False
-        self.changes.change_name()
+        self.changes.change_name(node.ino)
 
     def _prune(self, node: Node) -> None:
         """Remove empty directories upwards from here."""

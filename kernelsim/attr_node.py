@@ -15,25 +15,43 @@ if TYPE_CHECKING:
 
 
 class Changes:
-    """What says whether a text, or what is known of a name, still holds: two counts that only grow.
+    """What says whether a text, or what is known of a name, still holds: counts that only grow.
 
     turns   turns of the machine in which anything could be changed; who holds the machine counts each as it begins
-    names   files that came, went or got another mode, counted afterwards
+    names   files that came, went or got another mode, counted afterwards; then `forget` is told of one that was there
     stores  values that were taken by whoever does not hold the machine (Attr.plain); of these, the first `nr_settled`
             were set. Who gets the machine calls `settle`, which sets the others, before he looks at anything
+    memory  turns that are over, but for those of who keeps apart from the kernel's memory (Kobject.apart): until then
+            nobody has been told of a change. Who ends one calls `renew` before it is counted
     """
 
+    TURNS, NAMES, STORES, MEMORY_TURNS = range(4)
+    """Places in `counts`."""
+
     def __init__(self) -> None:
-        self.counts = memoryview(bytearray(24)).cast("Q")
-        """turns, names, stores: shared with compiled code."""
+        self.counts = memoryview(bytearray(32)).cast("Q")
+        """turns, names, stores, memory: shared with compiled code."""
         self.nr_settled = 0
         self.settle: Callable[[], object] = lambda: None
+        self.forget: Callable[[int], object] = lambda ino: None
+        self.renew: Callable[[], object] = lambda: None
 
     def begin_turn(self) -> None:
-        self.counts[0] += 1
+        self.counts[self.TURNS] += 1
 
-    def change_name(self) -> None:
-        self.counts[1] += 1
+    def end_memory_turn(self) -> None:
+        self.renew()
+        self.counts[self.MEMORY_TURNS] += 1
+
+    def tell(self) -> None:
+        """Somebody is going to be told of a change before its turn is over."""
+        self.counts[self.MEMORY_TURNS] += 1
+
+    def change_name(self, ino: int = 0) -> None:
+        """`ino`: of a file that went, or got another mode."""
+        self.counts[self.NAMES] += 1
+        if ino:
+            self.forget(ino)
 
 
 class Guard(Enum):
@@ -65,6 +83,8 @@ class Dir(Node):
     kobjs: list[Kobject] = field(default_factory=list)
     is_default: bool = False
     """Came with its parent (`Kobject.children`); configfs users cannot remove it."""
+    nr_dirs: int = 0
+    """Of its children."""
 
 
 @dataclass(eq=False, slots=True)

@@ -91,10 +91,10 @@ class ExtfragDebugfs(Kobject):
     """/sys/kernel/debug/extfrag."""
 
     extfrag_index = Attr(
-        Text(), doc="Of each zone by order: why an allocation would fail; -1.000: it would not.", kept=True
+        Text(), doc="Of each zone by order: why an allocation would fail; -1.000: it would not.", kept="memory"
     )
     unusable_index = Attr(
-        Text(), doc="Of each zone by order: the part of free memory that is of no use to it.", kept=True
+        Text(), doc="Of each zone by order: the part of free memory that is of no use to it.", kept="memory"
     )
 
     def __init__(self, mem: Mem) -> None:

@@ -394,7 +394,8 @@ class Machine:
 
     def end_process(self, process: Process) -> LongOp:
         yield from process.end()
-        self.processes = {name: other for name, other in self.processes.items() if other is not process}
+        if self.processes.get(process.name) is process:  # somebody may have taken the name
+            del self.processes[process.name]
 
     def share(self, file: File) -> None:
         """One more process uses the file."""

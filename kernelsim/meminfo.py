@@ -55,7 +55,7 @@ def _slab_lines(nodes: Any) -> Iterator[tuple[str, int]]:
 class Meminfo(Kobject):
     """The whole machine's."""
 
-    meminfo = Attr(Text(), doc="Memory in kB by use.", kept=True)
+    meminfo = Attr(Text(), doc="Memory in kB by use.", kept="memory")
 
     def __init__(self, mem: Mem, overcommit: Overcommit, hugetlb: HugetlbPool | None, thp: bool) -> None:
         self.mem = mem

@@ -58,9 +58,9 @@ class Node(Kobject):
     cpulist = Attr(Text(), doc="The node's CPUs as a list.", kept=True)
     cpumap = Attr(Text(), doc="The node's CPUs as a bit mask.", kept=True)
     distance = Attr(Text(), doc="Distance to each node; 10 is local.", kept=True)
-    meminfo = Attr(Text(), doc="The node's memory in kB by use.", kept=True)
-    numastat = Attr(Text(), doc="Allocations by whether the node was the intended one.", kept=True)
-    vmstat = Attr(Text(), doc="The node's page counters.", kept=True)
+    meminfo = Attr(Text(), doc="The node's memory in kB by use.", kept="memory")
+    numastat = Attr(Text(), doc="Allocations by whether the node was the intended one.", kept="memory")
+    vmstat = Attr(Text(), doc="The node's page counters.", kept="memory")
 
     def __init__(
         self, mem: Mem, hugetlb: HugetlbPool | None, nid: int, cpus: Sequence[int], nr_cpus: int, kconfig: Kconfig

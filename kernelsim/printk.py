@@ -53,6 +53,8 @@ class Printk(Kobject):
     console     where records below the console log level go too: (level, text)
     """
 
+    apart = True
+
     kmsg = Attr(
         Stream(),
         mode=0o644,

@@ -206,11 +206,11 @@ _BUDDYINFO = "%6d " * NR_PAGE_ORDERS + "\n"
 class VmstatFiles(Kobject):
     """Files of /proc that count pages."""
 
-    buddyinfo = Attr(Text(), doc="Free blocks of each zone by order.", kept=True)
+    buddyinfo = Attr(Text(), doc="Free blocks of each zone by order.", kept="memory")
     pagetypeinfo = Attr(
-        Text(), mode=0o400, doc="Free blocks by zone, migratetype and order; pageblocks by migratetype.", kept=True
+        Text(), mode=0o400, doc="Free blocks by zone, migratetype and order; pageblocks by migratetype.", kept="memory"
     )
-    vmstat = Attr(Text(), doc="Page counters and event counters, one `name value` a line.", kept=True)
+    vmstat = Attr(Text(), doc="Page counters and event counters, one `name value` a line.", kept="memory")
 
     def __init__(self, mem: Mem, events: Events, kconfig: Kconfig) -> None:
         self.mem = mem

@@ -119,7 +119,7 @@ class Zoneinfo(Kobject):
     records at once: monitors read this file often.
     """
 
-    zoneinfo = Attr(Text(), doc="Size, watermarks, counters and per-CPU lists of each zone.", kept=True)
+    zoneinfo = Attr(Text(), doc="Size, watermarks, counters and per-CPU lists of each zone.", kept="memory")
 
     def __init__(self, mem: Mem, nr_cpus: int, kconfig: Kconfig, hopeless: Callable[[int], bool]) -> None:
         self.mem = mem

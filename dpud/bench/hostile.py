@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Clients that do what they should not, beside one that only wants its files: how much longer does that one wait?
 
-Whoever uses CPUs makes others wait, so each hostile client is held against a neighbour that takes as much CPU time as
-that client and the daemon on its behalf, and never touches the mount: what is beyond that is the daemon's fault. Both
-are measured in turns, beside the same user, who opens, reads and closes /proc/buddyinfo and writes a sysctl about a
-thousand times a second.
+Whoever uses CPUs makes others wait, so each hostile client is held against neighbours that never touch the mount: a
+program and its own server, of the daemon's priority, which compute as much as the client and the daemon on its behalf,
+and wait for each other as often. What is beyond that is the daemon's fault. Both are measured in turns, beside the same
+user, who opens, reads and closes /proc/buddyinfo and writes a sysctl about a thousand times a second.
 """
 
 import json
-import math
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ CLIENTS = {
 
 ROUNDS, SECONDS = 3, 2.0
 TARGET = 2.0
+_FEWEST_WAITS_PER_S = 100.0
 HEADINGS = ("Client", "Read p50", "p99", "Write p50", "p99", "Refused with", "Daemon, MiB", "Verdict")
 _WORKER = Path(__file__).with_name("hostile_worker.py")
 
@@ -48,16 +49,25 @@ class Waits:
 
     reads: list[int] = field(default_factory=list)
     writes: list[int] = field(default_factory=list)
+    delays: list[int] = field(default_factory=list)
+    """Of a read and a write in turns: how long he could have run, and had no CPU."""
     wrong: list[str] = field(default_factory=list)
 
     def add(self, seen: dict[str, list[Any]]) -> None:
         self.reads += seen["reads"]
         self.writes += seen["writes"]
+        self.delays += seen["delays"]
         self.wrong += seen["wrong"]
 
     def figures(self) -> list[float]:
         """p50 and p99 of both."""
         return [percentile(samples, percent) for samples in (self.reads, self.writes) for percent in (50, 99)]
+
+    def for_cpu(self) -> float:
+        """Of the longest hundredth of his waits, the part that was for a CPU of his own."""
+        waits = chain.from_iterable(zip(self.reads, self.writes, strict=True))
+        slowest = sorted(zip(waits, self.delays, strict=True))[-max(len(self.delays) // 100, 1) :]
+        return sum(delay for _, delay in slowest) / sum(wait for wait, _ in slowest)
 
 
 @dataclass
@@ -69,8 +79,11 @@ class Outcome:
     errors: Counter[str] = field(default_factory=Counter)
     nr_held: int = 0
     nr_calls: int = 0
-    cpus: float = 0.0
-    """CPUs that it took, together with the daemon on its behalf."""
+    own_cpus: float = 0.0
+    daemon_cpus: float = 0.0
+    """CPUs that it took itself, and the daemon on its behalf."""
+    waits_per_s: float = 0.0
+    """How often it waited for an answer."""
     rss_bytes: int = 0
     """Of the daemon while it was there."""
 
@@ -84,8 +97,9 @@ def run() -> Report:
         "hostile",
         "a client that means ill, beside one that does not",
         f"An ordinary program opens, reads and closes buddyinfo and sets a sysctl, some 1,000 times a second, {ROUNDS} "
-        f"times for {SECONDS:g} s beside each client, and in turns beside a neighbour that takes as much CPU time and "
-        "leaves the mount alone. Times are with the client, and in brackets how often longer than with the neighbour: "
+        f"times for {SECONDS:g} s beside each client, and in turns beside a program and a server that compute as much "
+        "as the client and the daemon on its behalf, and wait for each other as often, but leave the mount alone. "
+        "Times are with the client, and in brackets how often longer than with those two: "
         f"at most {TARGET:g} times. Memory is what the daemon has while the client is there.",
         headings=HEADINGS,
     )
@@ -97,7 +111,7 @@ def run() -> Report:
         for job, (what, uid) in CLIENTS.items():
             found = measured(mount, pid, job, uid, own_cpus)
             rows.append(_line(what, found))
-            report.notes.append(f"{what}: {found.nr_calls:,} calls, {found.nr_held:,} held, {found.cpus:.2f} CPUs")
+            report.notes.append(f"{what}: {found.nr_calls:,} calls, {found.nr_held:,} held, {_cpus_of(found)}")
             report.notes += [f"{what}: wrong: {wrong}" for wrong in found.beside_client.wrong[:3]]
         rows.append(_row("nobody else, afterwards", quiet_use(mount, pid)[0], pid))
     report.figures = rows
@@ -110,6 +124,12 @@ def _line(what: str, found: Outcome) -> Line:
     refused = ", ".join(name for name, _ in found.errors.most_common(3))
     texts = [f"{_us(value)} ({ratio:.1f})" for value, ratio in zip(found.beside_client.figures(), ratios, strict=True)]
     return Line((what, *texts, refused, _mib(found.rss_bytes), verdict), verdict)
+
+
+def _cpus_of(found: Outcome) -> str:
+    for_cpu = f"{found.beside_client.for_cpu():.0%} ({found.beside_neighbour.for_cpu():.0%})"
+    used = f"{found.own_cpus:.2f} + {found.daemon_cpus:.2f} CPUs, {found.waits_per_s:,.0f} waits/s"
+    return f"{used}; {for_cpu} of the longest hundredth of the ordinary user's waits were for a CPU"
 
 
 def _row(what: str, waits: Waits, pid: int) -> Line:
@@ -130,17 +150,17 @@ def measured(
     """One client and its neighbour in turns. `own_cpus`: what the daemon takes for the ordinary user alone."""
     outcome = Outcome()
     for _ in range(rounds):
-        before_ns = host.cpu_time_ns(pid)
         with client(mount, job, uid, seconds) as hostile:
+            before_ns = host.cpu_time_ns(pid)
             outcome.beside_client.add(use(mount, seconds))
             outcome.rss_bytes = max(outcome.rss_bytes, rss_bytes(pid))
             seen = hostile()
-        daemon_cpus = (host.cpu_time_ns(pid) - before_ns) / 1e9 / seconds - own_cpus
-        outcome.cpus = max(seen["cpu_s"] / seconds + max(daemon_cpus, 0), outcome.cpus)
+        outcome.daemon_cpus = max((host.cpu_time_ns(pid) - before_ns) / 1e9 / seconds - own_cpus, 0)
+        outcome.own_cpus, outcome.waits_per_s = seen["cpu_s"] / seconds, seen["nr_waits"] / seconds
         outcome.errors.update(seen["errors"])
         outcome.nr_held = max(outcome.nr_held, seen["nr_held"])
         outcome.nr_calls += seen["nr_calls"]
-        with neighbours(mount, outcome.cpus, seconds):
+        with neighbours(mount, pid, outcome, seconds):
             outcome.beside_neighbour.add(use(mount, seconds))
     return outcome
 
@@ -170,12 +190,12 @@ def client(mount: Path, job: str, uid: int, seconds: float, *amount: float) -> I
 
 
 @contextmanager
-def neighbours(mount: Path, cpus: float, seconds: float) -> Iterator[None]:
-    """As many processes as it takes to use that many CPUs, and nothing else."""
-    nr = max(math.ceil(cpus), 1)
-    with ExitStack() as stack:
-        for _ in range(nr):
-            stack.enter_context(client(mount, "spin", os.getuid(), seconds, min(cpus / nr, 1.0)))
+def neighbours(mount: Path, pid: int, of: Outcome, seconds: float) -> Iterator[None]:
+    """A program and its server, which do as much as a client and the daemon, and nothing else."""
+    per_s = max(of.waits_per_s, _FEWEST_WAITS_PER_S)
+    nice = os.getpriority(os.PRIO_PROCESS, pid)
+    amounts = per_s, of.own_cpus / per_s, of.daemon_cpus / per_s, nice
+    with client(mount, "pair", os.getuid(), seconds, *amounts):
         yield
 
 

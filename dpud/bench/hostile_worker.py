@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A client of the bench hostile: `python hostile_worker.py MOUNT JOB SECONDS UID [AMOUNT]`.
+"""A client of the bench hostile: `python hostile_worker.py MOUNT JOB SECONDS UID [AMOUNT...]`.
 
-Jobs are what somebody does to a daemon who wishes it ill, or does not know better; `use` is who just wants his files,
-and `spin` takes AMOUNT CPUs and leaves the mount alone. A job says `ready` when it has what it needs, goes on for so
-many seconds, and prints what it saw as JSON. A process of its own, started by its path: it imports nothing of ours.
+Jobs are what somebody does to a daemon who wishes it ill, or does not know better; `use` is who just wants his files.
+`pair` leaves the mount alone: it is a program and a server of its own. A job says `ready` when it has what it needs,
+goes on for so many seconds, and prints what it saw as JSON. A process of its own, started by its path: it imports
+nothing of ours.
 """
 
 import ctypes
@@ -14,12 +15,14 @@ import mmap
 import os
 import resource
 import select
+import socket
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
-from time import monotonic, perf_counter_ns, sleep
+from time import monotonic, perf_counter_ns, sleep, thread_time
 from typing import TypeVar
 
 NR_OPEN, NR_BEGUN, NR_BLOCKED, NR_ITEMS, NR_POLLED = 10_000, 4_000, 1_000, 1_000, 1_000
@@ -27,6 +30,7 @@ PIECE = 1 << 20
 _SPACING_S = 0.001
 """Between two uses: a program that wants to know something now and then."""
 _SLICE_S = 0.01
+_SHORTEST_SLEEP_S = 0.0002
 _GPU = "sys/kernel/config/gpu_memvirt/gpu0/clients"
 _BUFFER_BYTES = 64 << 20
 _IOCTLS = (0x5401, 0x541B, 0x80086601, 0xC0045877, 0xABCD)  # TCGETS, FIONREAD, FS_IOC_GETFLAGS, FIFREEZE, nonsense
@@ -218,34 +222,69 @@ def buffers(mount: Path, seen: Seen) -> Steps:
         client.rmdir()
 
 
-def spin(amount: float) -> Steps:
-    """Takes so much of a CPU's time."""
+def pair(per_s: float, own_s: float, server_s: float, nice: float) -> Steps:
+    """A program that asks a server so many times a second, or as often as it can; what each of them computes for it.
+
+    `nice`: the server's priority.
+    """
+    ours, its = socket.socketpair()
+    if not os.fork():
+        ours.close()
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, int(nice))
+        while its.recv(1):
+            _compute(server_s)
+            its.send(b"x")
+        os._exit(0)
+    its.close()
+    due = monotonic()
     while True:
         yield
-        end = perf_counter_ns() + int(_SLICE_S * amount * 1e9)
-        while perf_counter_ns() < end:
-            pass
-        sleep(_SLICE_S * (1 - amount))
+        _compute(own_s)
+        ours.send(b"x")
+        ours.recv(1)
+        due = max(due + 1 / per_s, monotonic() - _SLICE_S)
+        if (early := due - monotonic()) > _SHORTEST_SLEEP_S:
+            sleep(early)
+
+
+def _compute(seconds: float) -> None:
+    """Take so much CPU time."""
+    end = thread_time() + seconds
+    while thread_time() < end:
+        pass
 
 
 def use(mount: Path, seconds: float) -> dict[str, object]:
-    """What a program sees that reads a file and sets a knob now and then: nanoseconds for each, and what went wrong."""
-    reads, writes, wrong = list[int](), list[int](), list[str]()
+    """What a program sees that reads a file and sets a knob now and then: nanoseconds for each, and what went wrong.
+
+    `delays`: for how much of them, a read and a write in turns, it could have run and had no CPU.
+    """
+    reads, writes, delays, wrong = list[int](), list[int](), list[int](), list[str]()
+    schedstat = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
     knob, end, number = mount / "proc/sys/vm/extfrag_threshold", monotonic() + seconds, 0
     while monotonic() < end:
         sleep(_SPACING_S)
         number += 1
+        at_first = _run_delay_ns(schedstat)
         begin = perf_counter_ns()
         text = _read(mount / "proc/buddyinfo")
         reads.append(perf_counter_ns() - begin)
+        after_read = _run_delay_ns(schedstat)
         begin = perf_counter_ns()
         fd = os.open(knob, os.O_WRONLY | os.O_TRUNC)
         os.write(fd, b"%d\n" % (number % 1000))
         os.close(fd)
         writes.append(perf_counter_ns() - begin)
+        delays += (after_read - at_first, _run_delay_ns(schedstat) - after_read)
         if not text.startswith(b"Node 0, zone") or _read(knob) != b"%d\n" % (number % 1000):
             wrong.append(f"use {number}")
-    return {"reads": reads, "writes": writes, "wrong": wrong}
+    return {"reads": reads, "writes": writes, "delays": delays, "wrong": wrong}
+
+
+def _run_delay_ns(schedstat: int) -> int:
+    """So far (Documentation/scheduler/sched-stats.rst)."""
+    return int(os.pread(schedstat, 100, 0).split()[1])
 
 
 def _read(path: Path) -> bytes:
@@ -275,7 +314,7 @@ def become(uid: int) -> None:
 
 
 def hurt(steps: Steps, seconds: float, seen: Seen) -> dict[str, object]:
-    """Go through the steps for so long -> what was seen, and the CPU time that it took."""
+    """Go through the steps for so long -> what was seen, the CPU time that it took, and how often it waited."""
     next(steps)
     print("ready", flush=True)
     before, end = resource.getrusage(resource.RUSAGE_SELF), monotonic() + seconds
@@ -284,7 +323,9 @@ def hurt(steps: Steps, seconds: float, seen: Seen) -> dict[str, object]:
     after = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     steps.close()
-    return {"cpu_s": cpu_s, "errors": dict(seen.errors), "nr_calls": seen.nr_calls, "nr_held": seen.nr_held}
+    nr_waits = after.ru_nvcsw - before.ru_nvcsw
+    seen_of_it = {"errors": dict(seen.errors), "nr_calls": seen.nr_calls, "nr_held": seen.nr_held}
+    return {"cpu_s": cpu_s, "nr_waits": nr_waits} | seen_of_it
 
 
 def main() -> None:
@@ -294,7 +335,7 @@ def main() -> None:
     if job == "use":
         outcome = use(Path(mount), float(seconds))
     else:
-        steps = spin(float(amount[0])) if job == "spin" else JOBS[job](Path(mount), seen)
+        steps = pair(*map(float, amount)) if job == "pair" else JOBS[job](Path(mount), seen)
         outcome = hurt(steps, float(seconds), seen)
     print(json.dumps(outcome), flush=True)
     os._exit(0)  # threads that wait need not be waited for

@@ -32,7 +32,7 @@ from dpud.gpu.swap.module import SwapModule
 from dpud.gpu.system import GpuConfig, add_files, build
 from dpud.lab import Lab
 from fs.kernfs import Cred, Tree
-from kernelsim.attr import Attr, ConfigGroup, Dir, File
+from kernelsim.attr import Attr, Changes, ConfigGroup, Dir, File
 from kernelsim.kinds import Bytes
 from kernelsim.operation import Operation
 
@@ -179,7 +179,7 @@ class Machine:
 
     def _look_for_files(self) -> None:
         """What there is now."""
-        at = self._registry.changes.counts[1]
+        at = self._registry.changes.counts[Changes.NAMES]
         if at == self._names_at:
             return
         self._names_at = at

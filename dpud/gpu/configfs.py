@@ -45,8 +45,8 @@ from kernelsim.attr import (
 )
 from kernelsim.kinds import consumed
 
-_PIECE_BYTES = 128 << 10
-"""How much of one read or write is done before others may use the machine."""
+_PIECE_BYTES, _RESIDENT_PIECE_BYTES = 128 << 10, 512 << 10
+"""How much of one read or write is done before others may use the machine: more where all pages are in some memory."""
 
 _PAGE_BYTES = {"2K": 2 << 10, "4K": 4 << 10, "64K": 64 << 10, "2M": 2 << 20}
 
@@ -55,6 +55,8 @@ MAX_BUFFER_BYTES = 1 << 38
 
 class Buffer(Kobject):
     """One buffer of a client."""
+
+    apart = True
 
     type = Attr(Choice(*(kind.value for kind in RegionType)), "device", doc="Kind of memory; EBUSY once allocated.")
     page_size = Attr(Choice(*_PAGE_BYTES), "4K", doc="Size of its pages; EBUSY once allocated.")
@@ -180,14 +182,25 @@ class Buffer(Kobject):
         pieces = []
         end = min(pos + size, self.region.nr_bytes)
         while pos < end:
-            yield from self.memory.residency.traffic.admission(self.client, min(_PIECE_BYTES, end - pos))
-            region, nr = self._allocated(), min(_PIECE_BYTES, end - pos)
+            nr = self._piece_bytes(pos, end)
+            yield from self.memory.residency.traffic.admission(self.client, nr)
+            region = self._allocated()
             if self.memory.migration is not None:
                 yield from self.memory.migration.pass_gate(region, pos, nr, False)
             pieces.append(self.memory.read(self.client, region.va + pos, nr, self._at))
             pos += nr
             yield from settle(self.memory)
+            if pos < end:
+                yield None
         return b"".join(pieces)
+
+    def _piece_bytes(self, pos: int, end: int) -> int:
+        """Of an access to [pos, end) what is to be done at once; it depends on nothing but the state."""
+        region = self._allocated()
+        nr = min(_RESIDENT_PIECE_BYTES, end - pos)
+        first, last = pos >> region.page_shift, (pos + nr - 1) >> region.page_shift
+        is_resident = bool((region.state[first : last + 1] == PageState.RESIDENT).all())
+        return nr if is_resident else min(_PIECE_BYTES, nr)
 
     @data.write_at
     def _write_data(self, pos: int, data: bytes) -> Operation[int]:
@@ -196,7 +209,7 @@ class Buffer(Kobject):
         view = memoryview(data)[: self.region.nr_bytes - pos]
         done = 0
         while done < len(view):
-            piece = view[done : done + _PIECE_BYTES]
+            piece = view[done : done + self._piece_bytes(pos + done, pos + len(view))]
             yield from self.memory.residency.traffic.admission(self.client, len(piece))
             if self.memory.migration is not None:
                 yield from self.memory.migration.pass_gate(self._allocated(), pos + done, len(piece), True)
@@ -208,6 +221,8 @@ class Buffer(Kobject):
                 return done + error.nr_done
             done += len(piece)
             yield from settle(self.memory)
+            if done < len(view):
+                yield None
         return done
 
     # Pages.

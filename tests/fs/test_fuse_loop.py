@@ -11,10 +11,12 @@ import pytest
 from machines import MM_CONFIGFS, NODES_SYSFS, VM, Lab
 from other_side import OtherSide, served
 
+from dpud.gpu.system import CLASS_PATH, CONFIG_PATH, GpuConfig, add_files, build
 from dpud.owner import Owner
 from fs import fuse_abi as abi
 from fs import fuse_layout as layout
 from fs.fuse_abi import Opcode
+from fs.fuse_threads import Request
 from fs.kernfs import Tree
 from kernelsim.attr import Attr, File, Int, Kobject, Text
 
@@ -39,12 +41,18 @@ def owner(lab: Lab) -> Owner:
 
 @pytest.fixture
 def side(lab: Lab, owner: Owner) -> Iterator[OtherSide]:
-    with served(Tree(lab.registry, owner.call, owner.look, settles=True)) as other_side:
+    with served(Tree(lab.registry, owner.call, owner.look, request=owner.request, settles=True)) as other_side:
         yield other_side
 
 
 def kept_files(lab: Lab) -> list[str]:
     return [path for path, _, attr in lab.registry.walk() if attr.kept and attr.readable]
+
+
+def plain_knobs(lab: Lab) -> list[tuple[str, Int]]:
+    """Numbers that are taken without the machine."""
+    files = [(path, attr) for path, _, attr in lab.registry.walk() if attr.plain and path.startswith("/proc/sys/")]
+    return [(path, attr.kind) for path, attr in files if isinstance(attr.kind, Int)]
 
 
 def assert_fresh(side: OtherSide, lab: Lab, owner: Owner) -> None:
@@ -58,7 +66,7 @@ def assert_fresh(side: OtherSide, lab: Lab, owner: Owner) -> None:
 def changes(side: OtherSide, lab: Lab, owner: Owner, rng: random.Random) -> None:
     """One thing that changes some texts, done as a user, a kernel thread or the clock does it."""
     names = lab.names
-    match rng.randrange(8):
+    match rng.randrange(10):
         case 0 if len(names) < 3:
             side.mkdir(f"{MM_CONFIGFS}/p{rng.randrange(10**6)}")
         case 1 if names:
@@ -72,6 +80,11 @@ def changes(side: OtherSide, lab: Lab, owner: Owner, rng: random.Random) -> None
         case 6:
             name, values = rng.choice((("extfrag_threshold", 1000), ("nr_hugepages", 4), ("min_free_kbytes", 2000)))
             side.echo(str(rng.randrange(values)), f"{VM}/{name}")
+        case 7:
+            knob, kind = rng.choice(plain_knobs(lab))
+            side.echo(str(rng.randint(kind.lo, min(kind.hi, kind.lo + 5))), knob)
+        case 8:
+            side.echo(f"<{rng.randrange(8)}>line", "/dev/kmsg")
         case _:
             lab.machine.clock.advance(rng.randrange(10**9))  # type: ignore[attr-defined]
             if rng.randrange(2):
@@ -154,6 +167,104 @@ def test_a_store_outdates_texts_that_may_go_by_it(side: OtherSide, lab: Lab) -> 
     for number in (1, 5, 9):
         side.echo(str(number), "/proc/sys/toy/percent")
         assert [side.cat("/proc/sys/toy/shown") for _ in range(2)] == [b"%d %%\n" % number] * 2
+
+
+def of_memory(lab: Lab) -> list[str]:
+    return [path for path in kept_files(lab) if lab.registry.nodes[path].attr.shows_memory]  # type: ignore[union-attr]
+
+
+def test_no_number_is_in_a_text_of_memory(lab: Lab) -> None:
+    lab.spawn("p", anon="4M")
+    paths = of_memory(lab)
+    texts = [lab.registry.read(path) for path in paths]
+    assert {"/proc/buddyinfo", "/proc/vmstat", "/proc/meminfo", "/proc/zoneinfo"} <= set(paths)
+    for path, kobj, attr in list(lab.registry.walk()):
+        if attr.plain:
+            before = attr.__get__(kobj, type(kobj))
+            for value in (attr.kind.lo, attr.kind.hi) if isinstance(attr.kind, Int) else (0, 1):
+                attr.__set__(kobj, value)
+                assert [lab.registry.read(each) for each in paths] == texts, path
+            attr.__set__(kobj, before)
+
+
+@pytest.fixture
+def opcodes(side: OtherSide, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of requests that came to Python."""
+    came: list[int] = []
+    session, answer = side.session, side.session._one_request
+
+    def one_request(nr: int, reply: memoryview) -> tuple[Request, int]:
+        came.append(abi.IN_HEADER.unpack_from(session._buffer)[1])
+        return answer(nr, reply)
+
+    monkeypatch.setattr(session, "_one_request", one_request)
+    return came
+
+
+def test_readers_of_memory_do_not_wait_for_who_keeps_apart(
+    side: OtherSide, lab: Lab, owner: Owner, opcodes: list[int]
+) -> None:
+    """A number, the log, a GPU's buffer, one of whose writes changes a number of its own that is shown as it is."""
+    add_files(lab.registry, build(GpuConfig(device_bytes=8 << 20, host_bytes=8 << 20, tiers={"nvme": 1 << 20})))
+    client = f"{CONFIG_PATH}/gpu0/clients/train"
+    side.mkdir(client)
+    side.mkdir(f"{client}/buffers/w")
+    side.echo("1M", f"{client}/buffers/w/size")
+    fail = f"{CLASS_PATH}/gpu0/fault/fail_bit"
+    side.echo("5", KNOB)  # so that it is known
+    side.echo("5", f"{fail}/times")
+    side.echo("100", f"{fail}/probability")
+    paths = ["/proc/buddyinfo", f"{NODE0}/vmstat"]
+    texts = [side.cat(path) for path in paths]
+    assert side.cat(f"{fail}/times") == b"5\n"
+    for text, path in (("7", KNOB), ("<5>line", "/dev/kmsg"), ("x" * (160 << 10), f"{client}/buffers/w/data")):
+        side.echo(text, path)
+        opcodes.clear()
+        assert [side.cat(path) for path in paths] == texts
+        assert Opcode.READ not in opcodes
+    assert int(side.cat(f"{fail}/times")) < 5
+    assert_fresh(side, lab, owner)
+
+
+def test_who_changes_memory_makes_the_texts_that_are_read(
+    side: OtherSide, lab: Lab, owner: Owner, opcodes: list[int]
+) -> None:
+    path = "/proc/buddyinfo"
+    texts = [side.cat(path)]
+    side.mkdir(f"{MM_CONFIGFS}/p")
+    for size in ("4M", "8M", "1M"):
+        side.echo(size, f"{MM_CONFIGFS}/p/anon")
+        opcodes.clear()
+        texts.append(side.cat(path))
+        assert Opcode.READ not in opcodes
+        assert texts[-1] == owner.look(lab.registry.read, path)
+    assert len(set(texts)) == len(texts)
+
+
+def test_a_text_of_memory_holds_until_the_turn_is_over(side: OtherSide, lab: Lab, owner: Owner) -> None:
+    """Nobody hears of the change before; who asks meanwhile need not wait."""
+    path = "/proc/buddyinfo"
+    before = side.cat(path)
+
+    def change_and_read() -> bytes:
+        lab.spawn("p", anon="8M")
+        return side.cat(path)
+
+    assert owner.call(change_and_read) == before
+    assert side.cat(path) == owner.look(lab.registry.read, path) != before
+
+
+def test_a_file_is_known_while_others_come_and_go(side: OtherSide, lab: Lab, opcodes: list[int]) -> None:
+    side.cat(KNOB)
+    opcodes.clear()
+    for number in range(3):
+        side.mkdir(f"{MM_CONFIGFS}/p{number}")
+        handles = [side.open(KNOB), side.open(KNOB, os.O_WRONLY)]
+        side.write(handles[1], b"7\n")
+        side.rmdir(f"{MM_CONFIGFS}/p{number}")
+        for handle in handles:
+            side.release(handle)
+    assert not {Opcode.OPEN, Opcode.WRITE, Opcode.RELEASE} & set(opcodes)
 
 
 def outcome(write: Callable[[], int]) -> int | str:

@@ -22,10 +22,10 @@ from kernelsim.attr import (
     Registry,
     Size,
     Stream,
-    Stub,
     Text,
     Trigger,
 )
+from kernelsim.stub import Stub
 
 BIG_LINES = 40_000
 DATA_BYTES = 300_000

@@ -18,11 +18,11 @@ from kernelsim.attr import (
     Operation,
     Registry,
     Stream,
-    Stub,
     Text,
     Trigger,
     complete,
 )
+from kernelsim.stub import Stub
 
 
 class Knobs(Kobject):

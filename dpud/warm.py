@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from dpud.dpu.driver import DpuDriver
 from dpud.gpu.address_space.regions import RegionType
-from dpud.gpu.memory import HOST
+from dpud.gpu.memory import HOST, GpuMemory
 from dpud.gpu.system import GpuConfig, build
 from fs import fuse_loop
 from kernelsim import warm as kernels
@@ -45,7 +45,7 @@ def warm() -> None:
 def use_gpu_memory() -> None:
     """Pages of every size through the whole path, and back."""
     memory = build(GpuConfig(device_bytes=8 << 20, host_bytes=8 << 20, pool_bytes=32 << 20))
-    data = bytes(range(256)) * 4096
+    data = bytes(range(256)) * 2048 + np.arange(1 << 17, dtype=np.float32).tobytes()
     for page_bytes in (2048, 4096, 65536, 2 << 20):
         va = memory.allocate("warm", 12 << 20, RegionType.MANAGED, page_size=page_bytes)
         for at in range(0, 12 << 20, len(data)):
@@ -53,6 +53,19 @@ def use_gpu_memory() -> None:
         assert memory.read("warm", va, len(data), HOST) == data
         memory.translate_bulk(np.arange(va, va + (1 << 20), 4096))
         memory.free(va)
+    _defragment(memory)
+
+
+def _defragment(memory: GpuMemory) -> None:
+    """A pass over a device that is in use in pieces."""
+    vas = [memory.allocate("warm", 64 << 10) for _ in range(96)]
+    for va in vas:
+        memory.write("warm", va, bytes(64 << 10))
+    for number, va in enumerate(vas):
+        if number % 8:
+            memory.free(va)
+    assert memory.defrag is not None
+    assert memory.defrag.run() > 0
 
 
 def small_image() -> HostImage:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from dpud.demo.document import document, wide
+
 Points = Sequence[tuple[float, float]]
 
 COLOURS = ("#1b6ca8", "#2e8b57", "#c77c11", "#b3312c")
@@ -27,11 +29,10 @@ def page(title: str, x_name: str, curves: Sequence[Curve]) -> str:
     for number, curve in enumerate(curves):
         parts.append(_series(curve, COLOURS[number % len(COLOURS)], largest, number))
     body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-        f'<body style="font-family: sans-serif">\n<h3>{escape(title)}</h3>\n'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}">\n{body}\n</svg>\n'
-        "<p>Dots: measured. Lines: expected.</p>\n"
+    return document(
+        title,
+        wide(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}">\n{body}\n</svg>') + "\n"
+        "<p>Dots: measured. Lines: expected.</p>",
     )
 
 

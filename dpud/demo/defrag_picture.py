@@ -4,6 +4,8 @@
 from collections.abc import Sequence
 from html import escape
 
+from dpud.demo.document import document, key
+
 _COLUMNS = 64
 _CELL = 11
 _COLOURS = {".": "#eef2ee", "P": "#b91c1c", "X": "#404040"}
@@ -12,17 +14,9 @@ _LEGEND = {".": "free", "5": "in use, by how much", "P": "pinned"}
 
 def page(moments: Sequence[tuple[str, int, str]]) -> str:
     """(title, bytes a character, characters) of the file `map`, in order of time."""
-    parts = "\n".join(
-        f"<h2 style='font-size: 16px'>{escape(title)}</h2>\n{_grid(cells, size)}" for title, size, cells in moments
-    )
-    legend = " ".join(
-        f'<span style="background:{_colour(cell)}">&emsp;</span> {text}' for cell, text in _LEGEND.items()
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>A GPU is put in order</title>\n'
-        f'<body style="font-family: sans-serif; max-width: 960px">\n<h1 style="font-size: 18px">A GPU is put in order'
-        f"</h1>\n<p>{legend}. Lines below are where blocks of 2 MiB begin.</p>\n{parts}\n"
-    )
+    parts = "\n".join(f"<h2>{escape(title)}</h2>\n{_grid(cells, size)}" for title, size, cells in moments)
+    legend = " ".join(key(_colour(cell), text) for cell, text in _LEGEND.items())
+    return document("A GPU is put in order", f"<p>{legend} Black lines are where blocks of 2 MiB begin.</p>\n{parts}")
 
 
 def _grid(cells: str, size: int) -> str:

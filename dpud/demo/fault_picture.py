@@ -4,6 +4,8 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from dpud.demo.document import bars, document, key, wide
+
 NR_BANKS, ROW_BYTES = 128, 2048
 _CELL = 7
 _COLOURS = {"ok": "#d4e6d4", "uncorrectable": "#b91c1c", "correctable": "#d97706"}
@@ -23,18 +25,17 @@ def page(
     stat: Mapping[str, str],
 ) -> str:
     """`retired`: (address, cause); `counters` and `stat`: lines of the files of that name."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>A GPU whose memory breaks</title>\n'
-        '<body style="font-family: sans-serif; max-width: 960px">\n<h1 style="font-size: 18px">Rows out of use</h1>\n'
-        f"<p>Each column is one of {NR_BANKS} banks, each square a row of 2 KiB. {_legend()}</p>\n"
-        f"{_grid(total_bytes, retired)}\n<h2 style='font-size: 16px'>What became of errors</h2>\n{_outcomes(stat)}\n"
-        f"<h2 style='font-size: 16px'>Events</h2>\n{_events(counters)}\n"
+    return document(
+        "A GPU whose memory breaks",
+        f"<h2>Rows out of use</h2>\n<p>Each column is one of {NR_BANKS} banks, each square a row of 2 KiB.</p>\n"
+        f"<p>{_legend()}</p>\n{_grid(total_bytes, retired)}\n<h2>What became of errors</h2>\n{_outcomes(stat)}\n"
+        f"<h2>Events</h2>\n{_events(counters)}",
     )
 
 
 def _legend() -> str:
     words = {"ok": "in use", "uncorrectable": "retired, could not be corrected", "correctable": "retired beforehand"}
-    return " ".join(f'<span style="background:{_COLOURS[key]}">&emsp;</span> {text}' for key, text in words.items())
+    return " ".join(key(_COLOURS[what], text) for what, text in words.items())
 
 
 def _grid(total_bytes: int, retired: Sequence[tuple[int, str]]) -> str:
@@ -55,19 +56,14 @@ def _square(row: int, cause: str) -> str:
 
 def _outcomes(stat: Mapping[str, str]) -> str:
     counts = {text: int(stat[name]) for name, text in _OUTCOMES.items()}
-    most = max(counts.values()) or 1
-    bars = []
-    for number, (text, nr) in enumerate(counts.items()):
-        y, length = 24 * number, max(1.0, 500 * nr / most) if nr else 0.0
-        bars.append(f'<text x="0" y="{y + 16}">{escape(text)}</text>')
-        bars.append(f'<rect x="300" y="{y + 4}" width="{length:.1f}" height="16" fill="#0b62a4"/>')
-        bars.append(f'<text x="{306 + length:.0f}" y="{y + 16}">{nr:,}</text>')
-    return f'<svg viewBox="0 0 900 {24 * len(counts)}" width="900" font-size="13">{"".join(bars)}</svg>'
+    return bars([(text, [(nr, "#0b62a4", text)], f"{nr:,}") for text, nr in counts.items()])
 
 
 def _events(counters: Sequence[Sequence[str]]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(xid)}</td><td>{escape(name)}</td><td>{escape(where)}</td><td>{escape(nr)}</td></tr>"
+        f"<tr><td>{escape(xid)}</td><td>{escape(name)}</td><td>{escape(where)}</td>"
+        f'<td class="number">{escape(nr)}</td></tr>'
         for xid, where, nr, _, name in counters
     )
-    return f"<table cellpadding=4><tr><th>XID</th><th></th><th>where</th><th>how many</th></tr>{rows}</table>"
+    head = '<tr><th>XID</th><th></th><th>where</th><th class="number">how many</th></tr>'
+    return wide(f"<table>{head}{rows}</table>")

@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from dpud.bench.gpu import corpora
+from dpud.demo.document import bars, document
 from dpud.demo.shell import Shell
 
 GPU = "/sys/class/gpu_memvirt/gpu0"
@@ -21,7 +21,6 @@ BUFFERS = "/sys/kernel/config/gpu_memvirt/gpu0/clients/train/buffers"
 MIB = 1 << 20
 NR_MIB = 48
 PIECE = 1 * MIB
-_BAR_WIDTH = 480
 
 
 @dataclass(frozen=True)
@@ -124,15 +123,5 @@ def _beside(figures: list[Figure]) -> list[tuple[Figure, Figure]]:
 
 def picture(figures: list[Figure]) -> str:
     """Bars, as one HTML file."""
-    most = max(figure.mb_per_s for figure in figures)
-    rows = "".join(
-        f"<tr><td>{escape(figure.name)}</td><td><svg width='{_BAR_WIDTH}' height='14'><rect height='14' "
-        f"width='{max(1, _BAR_WIDTH * figure.mb_per_s / most):.0f}' fill='#2563eb'/></svg></td>"
-        f"<td style='text-align: right'>{figure.mb_per_s:,.0f}</td></tr>\n"
-        for figure in figures
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>What each stage costs</title>\n'
-        '<body style="font-family: sans-serif">\n<h1 style="font-size: 18px">Throughput of each stage, MB/s</h1>\n'
-        f"<table>\n{rows}</table>\n"
-    )
+    rows = [(figure.name, [(figure.mb_per_s, "#2563eb", figure.name)], f"{figure.mb_per_s:,.0f}") for figure in figures]
+    return document("Throughput of each stage, MB/s", bars(rows))

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from dpud.demo.document import document, wide
+
 Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 960, 420, 60, 50, 140, 40
@@ -18,10 +20,9 @@ def page(title: str, lines: Mapping[str, Points], phases: Sequence[tuple[float, 
         raise ValueError("nothing to draw")
     plot = _Plot(max(x for x, _ in points) or 1.0, max(y for _, y in points) or 1.0)
     body = [*plot.phases(phases), *plot.axes(unit), *plot.lines(lines)]
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
-        f'<body style="font-family: sans-serif">\n<h1 style="font-size: 18px">{escape(title)}</h1>\n'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" font-size="12">\n' + "\n".join(body) + "\n</svg>\n"
+    picture = "\n".join(body)
+    return document(
+        title, wide(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" font-size="13">\n{picture}\n</svg>')
     )
 
 
@@ -55,7 +56,7 @@ class _Plot:
     def axes(self, unit: str) -> list[str]:
         bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
         found = [f'<path d="M{_LEFT} {_TOP}V{bottom}H{right}" fill="none" stroke="#000"/>']
-        found.append(f'<text x="8" y="{_TOP}">{escape(unit)}</text>')
+        found.append(f'<text x="8" y="{_TOP - 16}">{escape(unit)}</text>')
         for part in range(round(self._to_y / self._step_y) + 1):
             y = self._step_y * part
             found.append(f'<text x="{_LEFT - 6}" y="{self._y(y) + 4}" text-anchor="end">{y:g}</text>')
@@ -70,6 +71,6 @@ class _Plot:
             colour = _COLOURS[number % len(_COLOURS)]
             path = " ".join(f"{self._x(x)},{self._y(y)}" for x, y in line)
             found.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            at = _TOP + 16 * number
+            at = _TOP + 24 + 18 * number  # below the names of phases, the last of which may be long
             found.append(f'<text x="{_WIDTH - _RIGHT + 12}" y="{at}" fill="{colour}">{escape(name)}</text>')
         return found

@@ -37,6 +37,14 @@ class CorruptPage(GpuError):
         self.key = key
 
 
+class HalfBack(GpuError):
+    """A client went back to a checkpoint, but for `nr_lost` pages, which are lost. To go back again makes them good."""
+
+    def __init__(self, number: int, sequence: int, nr_lost: int, why: str) -> None:
+        super().__init__(number, f"{nr_lost} pages did not get back to checkpoint {sequence}, and are lost: {why}")
+        self.sequence, self.nr_lost = sequence, nr_lost
+
+
 class UncorrectableError(GpuError):
     """ECC found more wrong in a frame of a memory than it can correct. Nothing was handed out."""
 

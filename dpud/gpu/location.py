@@ -80,6 +80,10 @@ class Location:
     def copy_pages(self, sources: Frames, targets: Frames, page_bytes: int) -> None:
         """Pages into other frames, within the memory."""
         per_page = page_bytes // FRAME_BYTES
+        if len(sources) == 1:
+            self.copy(int(sources[0]) * FRAME_BYTES, int(targets[0]) * FRAME_BYTES, page_bytes)
+            self._stream.sync()
+            return
         breaks = np.flatnonzero((np.diff(sources) != per_page) | (np.diff(targets) != per_page)) + 1
         for group in np.split(np.arange(len(sources)), breaks):
             if len(group):

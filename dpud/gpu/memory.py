@@ -35,6 +35,7 @@ from dpud.gpu.hal.interface import Device
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.location import HOST as HOST
 from dpud.gpu.location import Location, make_locations
+from dpud.gpu.moves import OwnersMoves
 from dpud.gpu.policy import Lru, NewPolicy
 from dpud.gpu.residency import Residency
 from dpud.gpu.store import BackingStore, Pool, Swap
@@ -79,6 +80,7 @@ class GpuMemory(AccessPath):
         self.store = BackingStore(codec, pool, swap)
         self.residency = Residency(self.space, self.locations, self.store)
         self.faults = FaultService(self.residency, self.nr_devices, prefetcher, thrash_guard)
+        self.store.mover = OwnersMoves(self.residency, self.faults)
         self.clients = {}
         smallest = min(location.frames.nr_bytes for location in self.locations)
         self.span_bytes = min(EXCHANGE_BYTES, smallest // 4)

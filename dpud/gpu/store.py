@@ -14,7 +14,7 @@ Invariant
 """
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -63,6 +63,28 @@ class Swap(Protocol):
     def saved_bytes(self) -> int: ...
 
 
+class Mover(Protocol):
+    """Who knows whose pages are, and is told before they move from one store to another."""
+
+    def node(self, key: int, /) -> int:
+        """The location in whose memory the pool has a page."""
+        ...
+
+    def charge(self, sizes: Mapping[int, int], /) -> None:
+        """Pages, and what they take in the store, are about to move."""
+        ...
+
+
+class Nobody:
+    """A Mover where there are no clients."""
+
+    def node(self, _key: int) -> int:
+        return NOWHERE
+
+    def charge(self, _sizes: Mapping[int, int]) -> None:
+        """Nobody is told."""
+
+
 @plain_members
 class Place(Enum):
     POOL = "pool"
@@ -75,6 +97,7 @@ class BackingStore:
     def __init__(self, codec: PageCodec | None = None, pool: Pool | None = None, swap: Swap | None = None) -> None:
         self.codec = codec or PlainCodec()
         self.pool, self.swap = pool, swap
+        self.mover: Mover = Nobody()
         self._places: dict[int, Place] = {}
         self.nr_stored = 0
         self.nr_fetched = 0
@@ -161,17 +184,31 @@ class BackingStore:
             self.swap.drop(key)
 
     def demote(self, nr_bytes: int) -> int:
-        """Move about that much of the pool's coldest to swap -> how many pages. Raises GpuError(ENOSPC)."""
+        """Move about that much of the pool's coldest to swap -> how many pages. Raises GpuError(ENOSPC) for none."""
         if self.pool is None or self.swap is None:
             return 0
-        keys = list(self.pool.coldest(nr_bytes))
-        if keys:
-            self.swap.write([(key, self.pool.get(key)) for key in keys])
+        by_node: dict[int, list[int]] = {}
+        for key in self.pool.coldest(nr_bytes):
+            by_node.setdefault(self.mover.node(key), []).append(key)
+        before = self.nr_demoted
+        for node, keys in by_node.items():
+            try:
+                self._demote(self.pool, self.swap, keys, node)
+            except GpuError:
+                if self.nr_demoted == before:
+                    raise
+                break
+        return self.nr_demoted - before
+
+    def _demote(self, pool: Pool, swap: Swap, keys: Sequence[int], node: int) -> None:
+        """Pages that a node has. Raises GpuError(ENOSPC), and all are where they were."""
+        items = [(key, pool.get(key)) for key in keys]
+        self.mover.charge({key: len(blob.data) for key, blob in items})
+        swap.write(items, node)
         for key in keys:
-            self.pool.drop(key)
+            pool.drop(key)
             self._places[key] = Place.SWAP
         self.nr_demoted += len(keys)
-        return len(keys)
 
     def background(self, budget_bytes: int) -> int:
         """Keep room in the pool, if there is swap behind it, and in fast tiers -> bytes moved, as they lie there."""

@@ -25,6 +25,8 @@ class Cause(StrEnum):
     """Between memories: to who uses them, by advice, or to another device."""
     SWAP = "swap"
     """Between memory and the stores, both ways."""
+    DEMOTION = "demotion"
+    """From one store to another, as they lie there: encoded."""
     RELOCATION = "relocation"
     """Within a memory, to put free frames together."""
     CHECKPOINT = "checkpoint"
@@ -37,7 +39,7 @@ class Traffic(Protocol):
     """Who is told."""
 
     def charge(self, client: str, cause: Cause, nr_bytes: int, location: int, /) -> None:
-        """`nr_bytes` are about to be read from, or written to, a location's memory."""
+        """`nr_bytes` are about to be read from, or written to, a location's memory; of DEMOTION, the store's at it."""
         ...
 
     def admission(self, client: str, nr_bytes: int, /, cause: Cause = Cause.ACCESS) -> Operation[None]:

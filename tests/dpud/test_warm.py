@@ -5,6 +5,7 @@ import pytest
 
 from dpud.dpu.driver import DpuDriver
 from dpud.gpu.address_space import frames, pagetable, tlb
+from dpud.gpu.compression import statistics
 from dpud.warm import small_image, use_gpu_memory
 from kernelsim.machine import Machine
 from kernelsim.warm import steps
@@ -27,4 +28,6 @@ def test_gpu_memory_is_warmed_too() -> None:
     """Everything that the path compiles was compiled: using it again compiles nothing."""
     use_gpu_memory()
     kernels = [pagetable.translate_bulk, tlb.tlb_translate, tlb.tlb_invalidate, frames.alloc_frames, frames.free_frames]
+    kernels += [frames.find_pages, frames.isolate_frames, frames.rejoin_frames, frames.count_free_within]
+    kernels += [frames.least_used, statistics.count_neighbours, statistics.plane_bits]
     assert all(kernel.signatures for kernel in kernels)  # type: ignore[attr-defined]

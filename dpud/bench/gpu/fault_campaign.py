@@ -166,7 +166,7 @@ class Campaign:
 
     def _roll_back(self, client: str) -> bool:
         """When a device is lost: what is true from now on is what was true then."""
-        done = self.fault.roll_back(client)
+        done = self.fault.go_back(client)
         for buffer, then in zip(self._of(client), self._snapshots.get(client, ()) if done else (), strict=False):
             buffer.true[:] = then
         return done

@@ -271,12 +271,12 @@ class AddressSpace:
     def relocate_pages(self, region: Region, pages: Pages, home: int, frames: Pages) -> None:
         """Pages of a memory are in other frames of it: every entry that points there follows, and keeps its bits."""
         at = region.leaf + pages
-        for location in range(len(self.names)):
-            old = self.table.ptes[location, at]
-            here = (old & PTE_PRESENT != 0) & (locations_of(old) == home)
-            self.table.ptes[location, at[here]] = with_frames(old[here], frames[here])
-            if here.any():
-                self._invalidate(region, pages[here], location)
+        old = self.table.ptes[:, at]
+        reached = (old & PTE_PRESENT != 0) & (locations_of(old) == home)
+        for location in np.flatnonzero(reached.any(axis=1)).tolist():
+            here = reached[location]
+            self.table.ptes[location, at[here]] = with_frames(old[location, here], frames[here])
+            self._invalidate(region, pages[here], location)
 
     def write_protect(self, region: Region, pages: Pages) -> None:
         """The next write to these pages asks first."""

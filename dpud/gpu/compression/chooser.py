@@ -18,6 +18,10 @@ Theory of operation
     is probed again. The others take the winner untried, if they look like arrays of the same elements. Then a page that
     comes out that much shorter is a surprise too. Surprises end a streak.
 
+    Groups are probed several at once: what is counted in all their samples is one call, and each codec is given all
+    samples that it is tried on. The choices are those that would have been made one by one; but the interpreter's lock,
+    of which threads take turns, changes hands some times for a task and no longer some times for a sample.
+
     How much all of this loses is not left to belief: one page in `regret_every` is encoded with every codec there is,
     and both lengths are added up (`Regret`). At quality `fast` that is much: only fast codecs are candidates.
 
@@ -26,11 +30,12 @@ Invariants
       `Memory` is updated after the batch is joined, in the order of the pages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dpud.gpu.blob import RAW
 from dpud.gpu.compression.codec import CODECS, Dictionary, Quality
@@ -75,6 +80,29 @@ class Memory:
             self.ratio += (ratio - self.ratio) / 8
         else:
             self.codec, self.streak, self.ratio, self.widths = codec, 1, ratio, widths
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Neighbouring pages of one size, and what is known before they are encoded."""
+
+    pages: Sequence[memoryview]
+    ordinal: int
+    """The how manieth of its client it is."""
+    first_page: int
+    memory: Memory
+    dictionary: Dictionary | None
+
+    @property
+    def kind(self) -> tuple[int, int, Dictionary | None]:
+        """Groups with the same one have pages of one size, samples of one length, and one dictionary."""
+        size = len(self.pages[0])
+        return size, min(size * len(self.pages), SAMPLE_BYTES), self.dictionary
+
+    def is_known(self, widths: Widths) -> bool:
+        """Whether it is not to be probed, if its pages look like arrays of such elements."""
+        memory = self.memory
+        return memory.streak >= STREAK and self.ordinal % PROBE_EVERY > 0 and widths == memory.widths
 
 
 @dataclass(slots=True)
@@ -135,72 +163,100 @@ def sample(pages: Sequence[memoryview]) -> memoryview:
     return memoryview(b"".join([pages[at][begin : begin + piece] for at, begin in cuts]))
 
 
-def element_widths(taken: memoryview) -> Widths:
-    """Sizes of elements that a sample may be an array of; 1 is always among them.
+def element_widths(taken: Sequence[memoryview]) -> list[Widths]:
+    """Sizes of elements that each of some samples, of one length, may be an array of; 1 is always among them.
 
     Where neighbouring bytes are equal more often at some places modulo 8 than at others, it may be any. Else it is that
     distance at which bytes are equal more often than next to each other.
     """
-    found = frozenset(width for width in WIDTHS if len(taken) % width == 0)
-    if len(taken) < _MIN_STATISTICS:
-        return found
-    counts = np.zeros(8 + len(WIDTHS), np.int64)
-    count_neighbours(np.frombuffer(taken, np.uint8), counts)
-    *phases, equal1, equal2, equal4, equal8 = counts.tolist()
-    nr_phase = len(taken) // 8 - 1
+    length = len(taken[0])
+    possible = frozenset(width for width in WIDTHS if length % width == 0)
+    if length < _MIN_STATISTICS:
+        return [possible] * len(taken)
+    counts = np.zeros((len(taken), 8 + len(WIDTHS)), np.int64)
+    count_neighbours(_rows(taken), counts)
+    return [_widths(possible, length, each) for each in counts.tolist()]
+
+
+def _widths(possible: Widths, length: int, counts: list[int]) -> Widths:
+    *phases, equal1, equal2, equal4, equal8 = counts
+    nr_phase = length // 8 - 1
     if max(phases) - min(phases) > _UNEVEN * nr_phase:
-        return found
+        return possible
     floor = _MORE_EQUAL * sum(phases) / (8 * nr_phase) + _BY_CHANCE
     equal = {1: equal1, 2: equal2, 4: equal4, 8: equal8}
-    return frozenset(w for w in found if w == 1 or equal[w] / (len(taken) - w) > floor)
+    return frozenset(w for w in possible if w == 1 or equal[w] / (length - w) > floor)
 
 
-def worth_probing(taken: memoryview, widths: Widths) -> Widths:
+def _rows(taken: Sequence[memoryview]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(taken), np.uint8).reshape(len(taken), -1)
+
+
+def worth_probing(taken: Sequence[memoryview], widths: Sequence[Widths]) -> list[Widths]:
     """Of these sizes, the least of those whose planes have little entropy, and 1: that is coded whatever it is.
 
     Planes of twice the size are the same planes cut in two, and longer planes are coded better.
     """
-    if len(widths) < 3 or not _MIN_STATISTICS <= len(taken) <= MAX_BYTES:
-        return widths
-    bits = np.zeros(len(WIDTHS))
-    plane_bits(np.frombuffer(taken, np.uint8), np.zeros(256, np.int64), N_LOG_N, bits)
-    by_width = dict(zip(WIDTHS, bits.tolist(), strict=True))
-    least, found = min(by_width[width] for width in widths if width > 1), [1]
+    found = list(widths)
+    asked = [at for at, each in enumerate(widths) if len(each) >= 3]
+    if asked and _MIN_STATISTICS <= len(taken[0]) <= MAX_BYTES:
+        bits = np.zeros((len(asked), len(WIDTHS)))
+        plane_bits(_rows([taken[at] for at in asked]), np.zeros(256, np.int64), N_LOG_N, bits)
+        for at, row in zip(asked, bits.tolist(), strict=True):
+            found[at] = _least(widths[at], dict(zip(WIDTHS, row, strict=True)))
+    return found
+
+
+def _least(widths: Widths, bits: Mapping[int, float]) -> Widths:
+    least, found = min(bits[width] for width in widths if width > 1), [1]
     for width in sorted(widths - {1}):
-        beats = len(found) == 1 or by_width[width] * _LIKELY < by_width[found[-1]]
-        if beats and by_width[width] <= _LIKELY * least:
+        beats = len(found) == 1 or bits[width] * _LIKELY < bits[found[-1]]
+        if beats and bits[width] <= _LIKELY * least:
             found.append(width)
     return frozenset(found)
 
 
-def probe(pages: Sequence[memoryview], quality: Quality, dictionary: Dictionary | None) -> Choice:
-    """The codec that does best on a sample of pages of one size."""
-    taken = sample(pages)
-    return _probe(taken, element_widths(taken), len(pages[0]), quality, dictionary)
+def probe(pages: Sequence[memoryview], quality: Quality, dictionary: Dictionary | None) -> list[Choice]:
+    """The codec that does best on a sample of each of some pages of one size."""
+    taken = [sample([page]) for page in pages]
+    return _probe(taken, element_widths(taken), len(pages[0]), quality, dictionary) if taken else []
 
 
 def _probe(
-    taken: memoryview, widths: Widths, page_bytes: int, quality: Quality, dictionary: Dictionary | None
-) -> Choice:
-    best, shortest, likely = RAW, len(taken), worth_probing(taken, widths)
+    taken: Sequence[memoryview],
+    widths: Sequence[Widths],
+    page_bytes: int,
+    quality: Quality,
+    dictionary: Dictionary | None,
+) -> list[Choice]:
+    """Codec by codec, each for all samples that it is tried on."""
+    best, shortest, likely = [RAW] * len(taken), list(map(len, taken)), worth_probing(taken, widths)
     for codec in CODECS.values():
-        if quality not in codec.candidate or codec.element_bytes not in likely:
+        if quality not in codec.candidate or not codec.takes(page_bytes):
             continue
-        if (codec.refines is not None and codec.refines != best) or not codec.takes(page_bytes):
-            continue
-        length = len(codec.encode(taken, codec.level(quality), dictionary if codec.takes_dictionary else None))
-        if length < shortest:
-            best, shortest = codec.id, length
-    ratio = shortest / max(len(taken), 1)
-    return Choice(best if worth(shortest, len(taken)) else RAW, ratio, widths)
+        tried = [
+            at for at, sizes in enumerate(likely) if codec.element_bytes in sizes and codec.refines in (None, best[at])
+        ]
+        known = dictionary if codec.takes_dictionary else None
+        lengths = codec.lengths([taken[at] for at in tried], codec.level(quality), known) if tried else ()
+        for at, nr_bytes in zip(tried, lengths, strict=True):
+            if nr_bytes < shortest[at]:
+                best[at], shortest[at] = codec.id, nr_bytes
+    return [_choice(*each) for each in zip(best, shortest, map(len, taken), widths, strict=True)]
 
 
-def plan(
-    pages: Sequence[memoryview], ordinal: int, memory: Memory, quality: Quality, dictionary: Dictionary | None
-) -> Choice:
-    """The codec for a group of pages of one size, the `ordinal`-th of its client."""
-    taken = sample(pages)
+def _choice(codec: int, nr_bytes: int, raw_bytes: int, widths: Widths) -> Choice:
+    return Choice(codec if worth(nr_bytes, raw_bytes) else RAW, nr_bytes / max(raw_bytes, 1), widths)
+
+
+def plan(groups: Sequence[Group], quality: Quality) -> list[Choice]:
+    """The codec for each of some groups of one kind."""
+    taken = [sample(group.pages) for group in groups]
     widths = element_widths(taken)
-    if memory.streak >= STREAK and ordinal % PROBE_EVERY and widths == memory.widths:
-        return Choice(memory.codec, memory.ratio, widths, untried=True)
-    return _probe(taken, widths, len(pages[0]), quality, dictionary)
+    asked = [at for at, group in enumerate(groups) if not group.is_known(widths[at])]
+    page_bytes, dictionary = len(groups[0].pages[0]), groups[0].dictionary
+    probed = iter(_probe([taken[at] for at in asked], [widths[at] for at in asked], page_bytes, quality, dictionary))
+    return [
+        Choice(group.memory.codec, group.memory.ratio, each, untried=True) if group.is_known(each) else next(probed)
+        for group, each in zip(groups, widths, strict=True)
+    ]

@@ -23,7 +23,7 @@ Invariants
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, ClassVar, TypeVar
 
@@ -67,6 +67,21 @@ class Codec(ABC):
     @abstractmethod
     def encode(self, page: memoryview, level: int, dictionary: Dictionary | None = None) -> bytes:
         """The page in this format; may be longer than the page."""
+
+    def encode_many(
+        self, pages: Sequence[memoryview], level: int, dictionary: Dictionary | None = None
+    ) -> Iterable[bytes]:
+        """`encode` of pages of one size, in order; overridden where a library does them all in one go.
+
+        Threads hand the interpreter's lock to each other around every call of a library, which costs as much as to
+        compress some KiB. The fewer and longer the calls are, the more threads gain. Where there is a call for each
+        page all the same, it is made when its result is asked for, and the page is still in the cache then.
+        """
+        return (self.encode(page, level, dictionary) for page in pages)
+
+    def lengths(self, pages: Sequence[memoryview], level: int, dictionary: Dictionary | None = None) -> Sequence[int]:
+        """Those of what `encode_many` makes, for who only compares; overridden where that costs less."""
+        return list(map(len, self.encode_many(pages, level, dictionary)))
 
     @abstractmethod
     def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:

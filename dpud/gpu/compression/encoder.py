@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """What a worker thread does: a group of pages to blobs, and blobs to pages. Nothing here changes shared state."""
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from dpud.gpu.blob import RAW, SAME_FILLED, Blob, checksum, same_filled_word
-from dpud.gpu.compression.chooser import Choice, Memory, Widths, plan, probe, worth
-from dpud.gpu.compression.codec import CODECS, Codec, Dictionary, Quality
+from dpud.gpu.compression.chooser import Choice, Group, Widths, plan, probe, worth
+from dpud.gpu.compression.codec import CODECS, Dictionary, Quality
 from dpud.gpu.errors import CorruptPage
 
 _WORD_BYTES = 8
@@ -26,17 +28,6 @@ class Rules:
     timer: Callable[[], int]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Neighbouring pages of one size, and what is known before they are encoded."""
-
-    pages: Sequence[memoryview]
-    ordinal: int
-    first_page: int
-    memory: Memory
-    dictionary: Dictionary | None
-
-
 @dataclass(slots=True)
 class Encoded:
     """A group's blobs and what there is to learn from them."""
@@ -49,63 +40,114 @@ class Encoded:
     ns: int = 0
 
 
-def encode_group(group: Group, rules: Rules) -> Encoded:
-    """One blob a page."""
+def encode_groups(groups: Sequence[Group], rules: Rules) -> list[Encoded]:
+    """One blob a page. Groups of one kind that follow each other are done together."""
+    runs = (list(run) for _, run in groupby(groups, lambda group: group.kind))
+    return [done for run in runs for done in _encode_run(run, rules)]
+
+
+def _encode_run(groups: Sequence[Group], rules: Rules) -> list[Encoded]:
+    """Of one kind. The time that it took is shared out by the number of pages."""
     begin = rules.timer()
     if rules.fixed is not None:
-        done = Encoded([_encode(page, rules.fixed, group.dictionary, rules) for page in group.pages])
+        choices = [Choice(rules.fixed, 1.0)] * len(groups)
     else:
-        done = _encode_adaptively(group, rules)
-    done.ns = rules.timer() - begin
-    if rules.fixed is None and rules.regret_every:
-        done.regrets = tuple(_regrets(group, done.blobs, rules))
-    return done
+        choices = plan(groups, rules.quality)
+    pages = [page for group in groups for page in group.pages]
+    chosen = [choice for group, choice in zip(groups, choices, strict=True) for _ in group.pages]
+    blobs = _encode(pages, [choice.codec for choice in chosen], groups[0].dictionary, rules)
+    surprised = [] if rules.fixed is not None else _surprised(pages, blobs, chosen)
+    _try_again(pages, blobs, chosen, surprised, groups, rules)
+    ns_by_page = (rules.timer() - begin) / len(pages)
+    found, at = [], 0
+    for group, choice in zip(groups, choices, strict=True):
+        end = at + len(group.pages)
+        nr_surprised = bisect_left(surprised, end) - bisect_left(surprised, at)
+        done = Encoded(blobs[at:end], choice.widths, nr_surprised, ns=int(ns_by_page * len(group.pages)))
+        if rules.fixed is None and rules.regret_every:
+            done.regrets = tuple(_regrets(group, done.blobs, rules))
+        found.append(done)
+        at = end
+    return found
 
 
-def _encode_adaptively(group: Group, rules: Rules) -> Encoded:
-    choice = plan(group.pages, group.ordinal, group.memory, rules.quality, group.dictionary)
-    done = Encoded([], choice.widths)
-    for page in group.pages:
-        blob = _encode(page, choice.codec, group.dictionary, rules)
-        if blob.codec != SAME_FILLED and choice.is_surprised_by(len(blob.data), len(page)):
-            done.nr_surprised += 1
-            blob = _second_try(page, blob, choice, group, rules)
-        done.blobs.append(blob)
-    return done
+def _surprised(pages: Sequence[memoryview], blobs: Sequence[Blob], chosen: Sequence[Choice]) -> list[int]:
+    """Indices of the pages that came out otherwise than promised."""
+    return [
+        at
+        for at, (page, blob, choice) in enumerate(zip(pages, blobs, chosen, strict=True))
+        if blob.codec != SAME_FILLED and choice.is_surprised_by(len(blob.data), len(page))
+    ]
 
 
-def _second_try(page: memoryview, first: Blob, choice: Choice, group: Group, rules: Rules) -> Blob:
-    """The page was not what its neighbours are: probe it alone."""
-    other = probe([page], rules.quality, group.dictionary).codec
-    if other in (choice.codec, RAW):
-        return first
-    second = _encode(page, other, group.dictionary, rules)
-    return second if len(second.data) < len(first.data) else first
+def _try_again(
+    pages: Sequence[memoryview],
+    blobs: list[Blob],
+    chosen: Sequence[Choice],
+    surprised: Sequence[int],
+    groups: Sequence[Group],
+    rules: Rules,
+) -> None:
+    """Pages that are not what their neighbours are: probe each alone. One that was, alone as it is, would not gain."""
+    dictionary = groups[0].dictionary
+    are_single = len(pages) == len(groups)
+    asked = [at for at in surprised if not are_single or chosen[at].untried]
+    others = probe([pages[at] for at in asked], rules.quality, dictionary)
+    again = {
+        at: other.codec for at, other in zip(asked, others, strict=True) if other.codec not in (chosen[at].codec, RAW)
+    }
+    seconds = _encode([pages[at] for at in again], list(again.values()), dictionary, rules)
+    for at, second in zip(again, seconds, strict=True):
+        if len(second.data) < len(blobs[at].data):
+            blobs[at] = second
 
 
-def _encode(page: memoryview, codec_id: int, dictionary: Dictionary | None, rules: Rules) -> Blob:
+def _encode(
+    pages: Sequence[memoryview], codecs: Sequence[int], dictionary: Dictionary | None, rules: Rules
+) -> list[Blob]:
+    """Pages of one size, each with its codec; those of one codec together."""
+    same = {at: blob for at, page in enumerate(pages) if (blob := _same_filled(page)) is not None}
+    by_codec: dict[int, list[int]] = {}
+    for at, codec_id in enumerate(codecs):
+        if at not in same:
+            by_codec.setdefault(codec_id, []).append(at)
+    for codec_id, indices in by_codec.items():
+        same.update(zip(indices, _coded([pages[at] for at in indices], codec_id, dictionary, rules), strict=True))
+    return [same[at] for at in range(len(pages))]
+
+
+def _same_filled(page: memoryview) -> Blob | None:
     # The first byte is compared here, since nearly all pages differ in it and a call costs something.
-    may_be_same = len(page) >= _WORD_BYTES and page[0] == page[-_WORD_BYTES]
-    word = same_filled_word(page) if may_be_same else None
-    if word is not None:
-        return Blob(word, SAME_FILLED, len(page), checksum(page))
+    if len(page) < _WORD_BYTES or page[0] != page[-_WORD_BYTES]:
+        return None
+    word = same_filled_word(page)
+    return None if word is None else Blob(word, SAME_FILLED, len(page), checksum(page))
+
+
+def _coded(pages: Sequence[memoryview], codec_id: int, dictionary: Dictionary | None, rules: Rules) -> Iterator[Blob]:
+    """By one codec where that is worth it, else raw."""
     codec = CODECS.get(codec_id)
-    if codec is not None and codec.takes(len(page)):
-        data = run(codec, page, rules.quality, dictionary)
-        if worth(len(data), len(page)):
-            number = dictionary.number if dictionary is not None and codec.takes_dictionary else 0
-            return Blob(data, codec_id, len(page), checksum(page), number)
+    if codec is None or not codec.takes(len(pages[0])):
+        yield from (_raw(page, rules) for page in pages)
+        return
+    known = dictionary if codec.takes_dictionary else None
+    number = 0 if known is None else known.number
+    for page, data in zip(pages, codec.encode_many(pages, codec.level(rules.quality), known), strict=True):
+        is_worth = worth(len(data), len(page))
+        yield Blob(data, codec_id, len(page), checksum(page), number) if is_worth else _raw(page, rules)
+
+
+def _raw(page: memoryview, rules: Rules) -> Blob:
     return Blob(bytes(page) if rules.copy else page, RAW, len(page), checksum(page))
-
-
-def run(codec: Codec, page: memoryview, quality: Quality, dictionary: Dictionary | None) -> bytes:
-    """One codec at its level for a quality, with the dictionary if it takes any."""
-    return codec.encode(page, codec.level(quality), dictionary if codec.takes_dictionary else None)
 
 
 def best_of_all(page: memoryview, quality: Quality, dictionary: Dictionary | None = None) -> int:
     """Bytes of the shortest encoding that any codec makes, at most the page's own."""
-    lengths = [len(run(codec, page, quality, dictionary)) for codec in CODECS.values() if codec.takes(len(page))]
+    takers = [codec for codec in CODECS.values() if codec.takes(len(page))]
+    lengths = [
+        len(codec.encode(page, codec.level(quality), dictionary if codec.takes_dictionary else None))
+        for codec in takers
+    ]
     return min([length for length in lengths if worth(length, len(page))], default=len(page))
 
 

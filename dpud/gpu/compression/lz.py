@@ -5,7 +5,8 @@ zstd's contexts crash when two threads share one, so each thread has its own, by
 """
 
 import threading
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias, cast
 
 import lz4.block
 import snappy
@@ -35,7 +36,11 @@ class Lz4(Codec):
         out[:] = lz4.block.decompress(data, uncompressed_size=len(out))
 
 
+SHORT_BYTES = 16 << 10
+"""Longer pages are worth a call each."""
 _MAX_CONTEXTS = 64
+Frame: TypeAlias = bytes | memoryview
+"""Has a length, and can be joined with others, as zstandard's BufferSegment can; its stub does not say so."""
 
 
 class ZstdContexts(threading.local):
@@ -66,6 +71,13 @@ class ZstdContexts(threading.local):
             self._decompressors[dictionary] = zstandard.ZstdDecompressor(**more)
         return self._decompressors[dictionary]
 
+    def encode_many(self, streams: Sequence[memoryview], level: int) -> "list[Frame]":
+        """One frame each, the same ones as `compress` makes of them one by one."""
+        if len(streams) < 2:
+            return [self.compressor(level, None).compress(stream) for stream in streams]
+        frames = self.compressor(level, None).multi_compress_to_buffer(list(streams))
+        return cast("list[Frame]", [frames[at] for at in range(len(frames))])
+
     def decode(self, data: bytes | memoryview, nr_bytes: int, dictionary: Dictionary | None = None) -> bytes:
         """One frame. Raises ValueError or ZstdError."""
         if zstandard.frame_content_size(data) != nr_bytes:  # what the frame says is what would be allocated
@@ -88,6 +100,18 @@ class Zstd(Codec):
 
     def encode(self, page: memoryview, level: int, dictionary: Dictionary | None = None) -> bytes:
         return CONTEXTS.compressor(level, dictionary).compress(page)
+
+    def encode_many(
+        self, pages: Sequence[memoryview], level: int, dictionary: Dictionary | None = None
+    ) -> Iterable[bytes]:
+        if dictionary is not None or len(pages[0]) > SHORT_BYTES:
+            return super().encode_many(pages, level, dictionary)
+        return [bytes(frame) for frame in CONTEXTS.encode_many(pages, level)]
+
+    def lengths(self, pages: Sequence[memoryview], level: int, dictionary: Dictionary | None = None) -> Sequence[int]:
+        if dictionary is not None:  # one go would begin with reading the dictionary again
+            return super().lengths(pages, level, dictionary)
+        return list(map(len, CONTEXTS.encode_many(pages, level)))
 
     def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:
         out[:] = CONTEXTS.decode(data, len(out), dictionary)

@@ -17,8 +17,9 @@ Format
 
 import struct
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import lz4.block
 import numpy as np
@@ -26,23 +27,22 @@ import zstandard
 from numpy.typing import NDArray
 
 from dpud.gpu.compression.codec import Codec, Dictionary, Quality, register
-from dpud.gpu.compression.lz import CONTEXTS
+from dpud.gpu.compression.lz import CONTEXTS, Frame
 
-Bytes: TypeAlias = NDArray[np.uint8]
 _WORDS: dict[int, Any] = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 class Planes(Codec):
-    """Byte planes of `element_bytes`-byte elements; a subclass says how one plane is coded."""
+    """Byte planes of `element_bytes`-byte elements; a subclass says how a plane is coded."""
 
     @abstractmethod
-    def encode_plane(self, plane: Bytes, level: int) -> bytes: ...
+    def encode_planes(self, planes: Sequence[memoryview], level: int) -> Sequence[Frame]: ...
 
     @abstractmethod
     def decode_plane(self, data: memoryview, nr_bytes: int) -> bytes: ...
 
     def before(self, words: NDArray[Any]) -> NDArray[Any]:
-        """What is done to the elements first."""
+        """What is done to the elements of each row first."""
         return words
 
     def after(self, words: NDArray[Any]) -> NDArray[Any]:
@@ -50,14 +50,34 @@ class Planes(Codec):
         return words
 
     def encode(self, page: memoryview, level: int, dictionary: Dictionary | None = None) -> bytes:
-        words = self.before(np.frombuffer(page, _WORDS[self.element_bytes]))
-        planes = np.ascontiguousarray(words.view(np.uint8).reshape(-1, self.element_bytes).T)
-        parts = [self._shorter(plane, level) for plane in planes]
-        return b"".join((_lengths(len(page), self.element_bytes).pack(*map(len, parts)), *parts))
+        return self.encode_many([page], level)[0]
 
-    def _shorter(self, plane: Bytes, level: int) -> bytes | memoryview:
-        coded = self.encode_plane(plane, level)
-        return coded if len(coded) < len(plane) else plane.data
+    def encode_many(
+        self, pages: Sequence[memoryview], level: int, dictionary: Dictionary | None = None
+    ) -> Sequence[bytes]:
+        lengths = _lengths(len(pages[0]), self.element_bytes)
+        return [b"".join((lengths.pack(*map(len, parts)), *parts)) for parts in self._parts(pages, level)]
+
+    def lengths(self, pages: Sequence[memoryview], level: int, dictionary: Dictionary | None = None) -> Sequence[int]:
+        head = _lengths(len(pages[0]), self.element_bytes).size
+        return [head + sum(map(len, parts)) for parts in self._parts(pages, level)]
+
+    def _parts(self, pages: Sequence[memoryview], level: int) -> list[list[Frame]]:
+        """Of each page its planes, coded where that is shorter."""
+        planes = self._planes(pages)
+        parts = [
+            coded if len(coded) < len(plane) else plane
+            for plane, coded in zip(planes, self.encode_planes(planes, level), strict=True)
+        ]
+        return [parts[at : at + self.element_bytes] for at in range(0, len(parts), self.element_bytes)]
+
+    def _planes(self, pages: Sequence[memoryview]) -> list[memoryview]:
+        """Of all pages, one behind the other."""
+        words = np.frombuffer(b"".join(pages), _WORDS[self.element_bytes]).reshape(len(pages), -1)
+        elements = self.before(words).view(np.uint8).reshape(len(pages), -1, self.element_bytes)
+        flat = np.ascontiguousarray(elements.transpose(0, 2, 1)).reshape(-1).data
+        size = len(pages[0]) // self.element_bytes
+        return [flat[at : at + size] for at in range(0, len(flat), size)]
 
     def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:
         view, nr_bytes = memoryview(data), len(out) // self.element_bytes
@@ -87,8 +107,8 @@ class ZstdPlanes(Planes):
     candidate = frozenset({Quality.BALANCED, Quality.BEST})
     errors = (zstandard.ZstdError,)
 
-    def encode_plane(self, plane: Bytes, level: int) -> bytes:
-        return CONTEXTS.compressor(level, None).compress(plane.data)
+    def encode_planes(self, planes: Sequence[memoryview], level: int) -> Sequence[Frame]:
+        return CONTEXTS.encode_many(planes, level)
 
     def decode_plane(self, data: memoryview, nr_bytes: int) -> bytes:
         return CONTEXTS.decode(data, nr_bytes)
@@ -99,8 +119,8 @@ class Lz4Planes(Planes):
     candidate = frozenset({Quality.FAST})
     errors = (lz4.block.LZ4BlockError,)
 
-    def encode_plane(self, plane: Bytes, level: int) -> bytes:
-        return lz4.block.compress(plane.data, store_size=False)  # type: ignore[no-any-return]
+    def encode_planes(self, planes: Sequence[memoryview], level: int) -> Sequence[bytes]:
+        return [lz4.block.compress(plane, store_size=False) for plane in planes]
 
     def decode_plane(self, data: memoryview, nr_bytes: int) -> bytes:
         return lz4.block.decompress(data, uncompressed_size=nr_bytes)  # type: ignore[no-any-return]
@@ -120,9 +140,9 @@ class DifferencePlanes(ZstdPlanes):
 
 
 def _difference(words: NDArray[Any]) -> NDArray[Any]:
-    """Each word less the one before it, modulo the size of a word; the first as it is."""
+    """Each word of a row less the one before it, modulo the size of a word; the first as it is."""
     result = words.copy()
-    result[1:] -= words[:-1]
+    result[:, 1:] -= words[:, :-1]
     return result
 
 

@@ -2,8 +2,8 @@
 """What a sample of bytes looks like: counts that say of which elements it may be an array, and in which planes it is
 worth coding.
 
-One pass in compiled code without the interpreter's lock: as a dozen numpy calls on 4 KiB it held the lock for most of
-the time that probing takes, and two threads were hardly faster than one.
+One call in compiled code, without the interpreter's lock, counts in many samples: as a dozen numpy calls on each 4 KiB
+it held the lock for most of the time that probing takes, and two threads were hardly faster than one.
 """
 
 import math
@@ -42,14 +42,24 @@ def count_equal(values: NDArray[np.uint8], equal: NDArray[np.int64]) -> None:
 
 
 @njit
-def count_neighbours(values: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
-    """count_phases() into counts[:8], count_equal() into the rest."""
-    count_phases(values, counts[:8])
-    count_equal(values, counts[8:])
+def count_neighbours(samples: NDArray[np.uint8], counts: NDArray[np.int64]) -> None:
+    """Of each sample, a row: count_phases() into counts[:8], count_equal() into the rest."""
+    for row in range(len(samples)):
+        count_phases(samples[row], counts[row, :8])
+        count_equal(samples[row], counts[row, 8:])
 
 
 @njit
 def plane_bits(
+    samples: NDArray[np.uint8], counts: NDArray[np.int64], n_log_n: NDArray[np.float64], bits: NDArray[np.float64]
+) -> None:
+    """sample_bits() of each sample, a row."""
+    for row in range(len(samples)):
+        sample_bits(samples[row], counts, n_log_n, bits[row])
+
+
+@njit
+def sample_bits(
     values: NDArray[np.uint8], counts: NDArray[np.int64], n_log_n: NDArray[np.float64], bits: NDArray[np.float64]
 ) -> None:
     """bits[log2 w]: what the planes of w-byte elements have of entropy, byte by byte, in all. `counts`: 256 zeros.

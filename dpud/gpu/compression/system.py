@@ -4,9 +4,10 @@
 Theory of operation
     A batch of pages is cut into groups of GROUP_BYTES of neighbours of one size, the groups into tasks for the worker
     threads. Codecs, and what looks at samples, let go of the interpreter's lock while they run, but a hand-over costs
-    as much as compressing some KiB, so a task is never less than GROUP_BYTES. There are several for each worker, since
-    some data take ten times as long as others. A page that one word fills becomes that word; a page that does not get
-    shorter stays as it is; all others are what the codec made of them. Each blob has a checksum of the raw bytes.
+    as much as compressing some KiB. So a task is never less than GROUP_BYTES, and what is done to its groups is done to
+    all of them at once. There are several tasks for each worker, the last ones the smallest, since some data take ten
+    times as long as others. A page that one word fills becomes that word; a page that does not get shorter stays as it
+    is; all others are what the codec made of them. Each blob has a checksum of the raw bytes.
 
 Invariants
     - The blobs of a batch depend on the pages, the client and what was encoded before, not on the number of workers or
@@ -28,17 +29,19 @@ from typing import TypeAlias, TypeVar
 from dpud.gpu.blob import SAME_FILLED, Blob
 from dpud.gpu.compression import lz as lz
 from dpud.gpu.compression import planes as planes
-from dpud.gpu.compression.chooser import GROUP_BYTES, Memory, Regret
+from dpud.gpu.compression.chooser import GROUP_BYTES, Group, Memory, Regret
 from dpud.gpu.compression.codec import CODECS, Quality, names
 from dpud.gpu.compression.dictionary import MAX_PAGE_BYTES, Dictionaries
-from dpud.gpu.compression.encoder import Encoded, Group, Rules, decode_blob, encode_group
+from dpud.gpu.compression.encoder import Encoded, Rules, decode_blob, encode_groups
 from dpud.gpu.compression.stats import CodecStats
 from dpud.gpu.compression.workers import Workers
 from dpud.gpu.errors import CorruptPage
 
 ADAPTIVE = "adaptive"
 REGRET_EVERY = 64
-_TASKS_PER_WORKER = 8
+MAX_TASK_BYTES = 512 << 10
+_GROUPS_PER_WORKER = 8
+"""Where nothing is to be chosen."""
 _HEAP_BYTES = 16 << 20
 
 log = logging.getLogger("dpud.gpu.compression")
@@ -132,15 +135,17 @@ class CompressionSystem:
         rules = Rules(self._fixed, self._quality, copy, self.regret_every, self._timer)
         groups = list(self._groups(pages, client, self._group_bytes(pages)))
         sizes = [sum(map(len, group.pages)) for group in groups]
-        done = self._parallel(lambda group: encode_group(group, rules), groups, sizes)
+        done = self._parallel(lambda task: encode_groups(task, rules), groups, sizes)
         for group, encoded in zip(groups, done, strict=True):
             self._learn(client, group, encoded)
         self._log("compress", sum(sizes), begin_ns)
         return list(chain.from_iterable(encoded.blobs for encoded in done))
 
     def _group_bytes(self, pages: Sequence[memoryview]) -> int:
-        """Where nothing is to be chosen, a group may be as much as a task, which saves time."""
-        return GROUP_BYTES if self._fixed is None else self._task_bytes(sum(map(len, pages)))
+        """Where nothing is to be chosen, a group may be as much as a small task, which saves time."""
+        if self._fixed is None:
+            return GROUP_BYTES
+        return max(GROUP_BYTES, sum(map(len, pages)) // (self.workers * _GROUPS_PER_WORKER))
 
     def _groups(self, pages: Sequence[memoryview], client: str, group_bytes: int) -> Iterator[Group]:
         known = self._memories[client]
@@ -177,10 +182,10 @@ class CompressionSystem:
         begin_ns = time.monotonic_ns()
         jobs = zip(range(len(blobs)), blobs, outs, strict=True)
         alike = (list(group) for _, group in groupby(jobs, lambda job: job[1].codec))
-        runs = [run for group in alike for run in _cut(group, [len(job[2]) for job in group], GROUP_BYTES)]
+        runs = [run for group in alike for run in _cut(group, [len(job[2]) for job in group], 1, GROUP_BYTES)]
         sizes = [sum(len(job[2]) for job in run) for run in runs]
         try:
-            times = self._parallel(self._decode_run, runs, sizes)
+            times = self._parallel(lambda task: list(map(self._decode_run, task)), runs, sizes)
         except CorruptPage as error:
             self.nr_corrupt += 1
             log.error("corrupt page: %s", error.strerror)
@@ -198,16 +203,13 @@ class CompressionSystem:
 
     # Workers.
 
-    def _parallel(self, work: Callable[[T], R], items: Sequence[T], sizes: Sequence[int]) -> list[R]:
-        """`map(work, items)`, on the workers where there is enough of it."""
+    def _parallel(self, work: Callable[[Sequence[T]], list[R]], items: Sequence[T], sizes: Sequence[int]) -> list[R]:
+        """`work(items)`, cut into tasks, on the workers where there is enough of it."""
         total = sum(sizes)
-        if self.workers == 1 or total < 2 * GROUP_BYTES or len(items) < 2:
-            return [work(item) for item in items]
-        tasks = _cut(items, sizes, self._task_bytes(total))
-        return list(chain.from_iterable(self._workers.map(lambda task: [work(item) for item in task], tasks)))
-
-    def _task_bytes(self, total: int) -> int:
-        return max(GROUP_BYTES, total // (self.workers * _TASKS_PER_WORKER))
+        tasks = _cut(items, sizes, 2 * self.workers, MAX_TASK_BYTES)
+        is_little = self.workers == 1 or total < 2 * GROUP_BYTES or len(items) < 2
+        done = map(work, tasks) if is_little else self._workers.map(work, tasks)
+        return list(chain.from_iterable(done))
 
     def _log(self, what: str, nr_bytes: int, begin_ns: int) -> None:
         if log.isEnabledFor(logging.INFO) and nr_bytes:
@@ -215,14 +217,17 @@ class CompressionSystem:
             log.info("Performance %s: %d bytes in %d us, %.0f MB/s", what, nr_bytes, us, nr_bytes / us)
 
 
-def _cut(items: Sequence[T], sizes: Sequence[int], limit: int) -> list[Sequence[T]]:
-    """Runs of items of `limit` bytes or a little more each."""
-    cuts, size = [0], 0
+def _cut(items: Sequence[T], sizes: Sequence[int], nr_shares: int, most: int) -> list[Sequence[T]]:
+    """Runs of items, each of one in so many shares of the bytes that are left, GROUP_BYTES at least, or a little more.
+
+    So the first ones are long, `most` bytes if that is less, and the last ones, for which somebody waits, short.
+    """
+    cuts, size, left = [0], 0, sum(sizes)
     for index, more in enumerate(sizes):
         size += more
-        if size >= limit:
+        if size >= max(GROUP_BYTES, min(most, left // nr_shares)):
             cuts.append(index + 1)
-            size = 0
+            left, size = left - size, 0
     if cuts[-1] < len(items):
         cuts.append(len(items))
     return [items[begin:end] for begin, end in pairwise(cuts)]

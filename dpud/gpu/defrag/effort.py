@@ -32,6 +32,9 @@ class Effort:
         self.longest_ns = self.last_ns = self.total_ns = self.nr_slices = 0
         self.turn_ns = 0
         """How long nobody else had a turn, the last time, where real time passes."""
+        self.moving_ns = 0
+        """What of that it took to move pages, to find frames for them included."""
+        self._turn_began_ns: int | None = None
 
     def pages_per_slice(self, location: Location, page_bytes: int) -> int:
         """How many may be moved at once; 0 where one is too much."""
@@ -62,15 +65,25 @@ class Effort:
         elif took_ns * 2 < self.pause_limit_ns:
             self._nr_halvings = max(0, self._nr_halvings - 1)
 
-    def held(self, ns: int) -> None:
-        """So long nobody else had a turn."""
-        self.turn_ns = ns
-        self.longest_ns = max(self.longest_ns, ns)
+    def begin_turn(self, now_ns: int) -> None:
+        """From now on nobody else has a turn, where real time passes."""
+        self._turn_began_ns, self.moving_ns = now_ns, 0
 
-    @property
-    def rest_ns(self) -> int:
-        """How long to wait after the last slice."""
-        return self.last_ns * (_ALL - self.cpu_percent) // self.cpu_percent
+    def left_ns(self, took_ns: int, now_ns: int) -> int:
+        """What a slice that took so long has left; what its turn took besides, to find what to move, counts too."""
+        real_ns = 0 if self._turn_began_ns is None else now_ns - self._turn_began_ns
+        return self.pause_limit_ns - max(took_ns, real_ns)
+
+    def end_turn(self, now_ns: int) -> None:
+        """Others have theirs."""
+        assert self._turn_began_ns is not None
+        self.turn_ns = now_ns - self._turn_began_ns
+        self._turn_began_ns = None
+        self.longest_ns = max(self.longest_ns, self.turn_ns)
+
+    def rest_ns(self, took_ns: int) -> int:
+        """How long to wait after so much work."""
+        return took_ns * (_ALL - self.cpu_percent) // self.cpu_percent
 
 
 def _page_ns(location: Location, page_bytes: int) -> int:

@@ -28,7 +28,7 @@ def explain(
         return f"{text}; no move helps, too little is free"
     chosen, obstacles = maker.choose(location, order, busy)
     if chosen:
-        return f"{text}; fewest moves: {len(chosen[0].keys)} pages, {chosen[0].nr_bytes} bytes"
+        return f"{text}; fewest moves: {chosen[0].nr_pages} pages, {chosen[0].nr_bytes} bytes"
     reasons = ", ".join(f"{nr} blocks: {why}" for why, nr in obstacles.most_common() if nr)
     return f"{text}; no move helps: {reasons or 'no block is partly free'}"
 

@@ -5,7 +5,7 @@ Every access counts for its pages. Counts are halved after each pass, so that th
 at least half the mean count of their region's accessed pages are hot. Hot pages that follow each other in the address
 space but not in memory are moved into one free block, in the order of their addresses: then an access of many pages is
 one transfer instead of many. Nothing is moved to make room for that, and no block of the size that is wanted free is
-broken up.
+broken up. A region is gone through LOOK_PAGES at a time.
 
 `mean_run` is the figure of merit: pages a run of hot pages that lie side by side in both orders.
 """
@@ -20,8 +20,12 @@ from dpud.gpu.address_space.regions import PageState, Region
 from dpud.gpu.address_space.space import Pages
 from dpud.gpu.defrag.relocate import Relocator
 from dpud.gpu.location import Location
-from kernelsim.operation import Operation
+from kernelsim.operation import Operation, complete
 
+LOOK_PAGES = 4096
+"""Of a region, before others have a turn; a multiple of what is joined at once."""
+_PASSED_PAGES = LOOK_PAGES // 8
+"""As much as to look at so many does it cost to pass over a region that was not accessed."""
 Counts = NDArray[np.uint32]
 
 
@@ -46,11 +50,23 @@ class Locality:
 
     def hot(self, region: Region, location: Location) -> Pages:
         """Hot pages of a region that are at home in a location, by address."""
-        counts = self._counts.get(region)
-        if counts is None or not counts.any():
-            return np.empty(0, dtype=np.int64)
-        here = (region.state == PageState.RESIDENT) & (region.home == location.number)
-        found: Pages = np.flatnonzero(here & (counts * 2 >= counts[counts > 0].mean()))
+        mean = complete(self._mean(region)) if region in self._counts else 0.0
+        return self._hot(region, location, range(region.nr_pages), mean) if mean else np.empty(0, dtype=np.int64)
+
+    def _mean(self, region: Region) -> Operation[float]:
+        """Mean count of a region's accessed pages; 0 where none was."""
+        total = nr = 0
+        for number, window in enumerate(_windows(region)):
+            if number:
+                yield None
+            counts = self._counts[region][window.start : window.stop]
+            total, nr = total + int(counts.sum(dtype=np.int64)), nr + int(np.count_nonzero(counts))
+        return total / nr if nr else 0.0
+
+    def _hot(self, region: Region, location: Location, window: range, mean: float) -> Pages:
+        within = slice(window.start, window.stop)
+        here = (region.state[within] == PageState.RESIDENT) & (region.home[within] == location.number)
+        found: Pages = window.start + np.flatnonzero(here & (self._counts[region][within] * 2 >= mean))
         return found
 
     def mean_run(self, location: Location) -> float:
@@ -68,18 +84,26 @@ class Locality:
 
     def rearrange(self, location: Location, below: int) -> Operation[int]:
         """Join runs, as far as free blocks smaller than order `below` last -> pages moved. Yields between slices."""
-        nr = 0
+        nr = looked = 0
         for region in list(self._counts):
-            for stretch in self._scattered(region, location):
-                moved = self._join(region, stretch, location, below)
-                nr += moved
-                if moved:
-                    yield None
+            mean = yield from self._mean(region)
+            for window in _windows(region) if mean else ():
+                looked = -_PASSED_PAGES
+                for stretch in self._scattered(region, location, window, mean):
+                    moved = self._join(region, stretch, location, below)
+                    nr += moved
+                    if moved:
+                        yield None
+                yield None
+            looked += _PASSED_PAGES
+            if looked >= LOOK_PAGES:
+                looked = 0
+                yield None
         return nr
 
-    def _scattered(self, region: Region, location: Location) -> list[Pages]:
+    def _scattered(self, region: Region, location: Location, window: range, mean: float) -> list[Pages]:
         """Hot pages that follow each other in addresses but not in memory, as many as one slice and one block take."""
-        hot = self.hot(region, location)
+        hot = self._hot(region, location, window, mean)
         hot = hot[~self._relocator.pins.mask(region, hot)]
         per_slice = self._relocator.effort.pages_per_slice(location, region.page_bytes)
         nr = min(per_slice, 1 << max(0, MAX_ORDER - region.order))
@@ -98,3 +122,8 @@ class Locality:
         if not len(frames):
             return 0
         return self._relocator.move_to(region, pages, location, frames)
+
+
+def _windows(region: Region) -> list[range]:
+    """All pages of a region, in parts."""
+    return [range(at, min(at + LOOK_PAGES, region.nr_pages)) for at in range(0, region.nr_pages, LOOK_PAGES)]

@@ -169,19 +169,31 @@ class DefragModule:
     def _slowly(self, operation: Operation[int], rests: bool) -> Operation[int]:
         """With a rest behind each slice."""
         while True:
-            begin_ns = self.memory.clock.now_ns()
+            before_ns = self.effort.total_ns
             try:
-                with self._working():
+                with self._working(), self._turn():
                     next(operation)
             except StopIteration as stop:
                 return int(stop.value)
-            if isinstance(self.memory.clock, PacedClock):  # what others waited for, choosing what to move included
-                self.effort.held(self.memory.clock.now_ns() - begin_ns)
             if rests and isinstance(self.memory.clock, PacedClock):
-                yield self.memory.clock.until(self.memory.clock.now_ns() + self.effort.rest_ns)
+                yield self.memory.clock.until(self.memory.clock.now_ns() + self.effort.rest_ns(self.effort.turn_ns))
             elif rests:
-                self.memory.clock.sleep_until(self.memory.clock.now_ns() + self.effort.rest_ns)
+                rest_ns = self.effort.rest_ns(self.effort.total_ns - before_ns)
+                self.memory.clock.sleep_until(self.memory.clock.now_ns() + rest_ns)
             yield None
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Where real time passes, others wait for what is done here, choosing what to move included."""
+        clock = self.memory.clock
+        if not isinstance(clock, PacedClock):
+            yield
+            return
+        self.effort.begin_turn(clock.now_ns())
+        try:
+            yield
+        finally:
+            self.effort.end_turn(clock.now_ns())
 
     @contextmanager
     def _working(self) -> Iterator[None]:

@@ -46,18 +46,12 @@ class Relocator:
     def find(self, key: int) -> tuple[Region, int]:
         return self.memory.space.regions.page_of(key)
 
-    def slices(self, location: Location, keys: list[int]) -> list[tuple[Region, Pages]]:
-        """Pages of a location's frames in groups that may be moved at once; none where one page takes too long."""
-        groups: list[tuple[Region, list[int]]] = []
-        for key in keys:
-            region, page = self.find(key)
-            nr = self.effort.pages_per_slice(location, region.page_bytes)
-            if not nr:
-                return []
-            if not groups or groups[-1][0] is not region or len(groups[-1][1]) >= nr:
-                groups.append((region, []))
-            groups[-1][1].append(page)
-        return [(region, np.array(pages)) for region, pages in groups]
+    def first_slice(self, location: Location, keys: Pages) -> tuple[Region, Pages]:
+        """The first pages, of keys in order, that may be moved at once; none where one page takes too long."""
+        region, _ = self.find(int(keys[0]))
+        nr = self.effort.pages_per_slice(location, region.page_bytes)
+        pages = keys[:nr] - region.first_key
+        return region, pages[pages < region.nr_pages]
 
     def mend(self, region: Region, pages: Pages) -> None:
         """Make good what ECC would refuse to read of pages that are about to move, if that is done here."""
@@ -70,44 +64,50 @@ class Relocator:
 
         All frames are found before the first page moves, so that no page takes the place of another that has left.
         """
-        here = self._movable(region, pages, location)
+        clock, from_ns = self.memory.clock, self.memory.clock.now_ns()
+        here, old = self._movable(region, pages, location)
         frames = self.memory.residency.find_frames(location, region.order, region.first_key + here)
         at = moved = took_ns = 0
         nr = 1
         while nr > 0 and at < len(frames):
-            batch, to = here[: len(frames)][at : at + nr], frames[at : at + nr]
+            end = min(at + nr, len(frames))
+            batch, to = here[at:end], frames[at:end]
             self.memory.residency.charge(region, Cause.RELOCATION, batch, location)
-            begin_ns = self.memory.clock.now_ns()
-            got = self._relocate(region, batch, location, to)
-            took_ns += self.memory.clock.now_ns() - begin_ns
+            begin_ns = clock.now_ns()
+            got = self._relocate(region, batch, location, old[at:end], to)
+            took_ns += clock.now_ns() - begin_ns
             at, moved = at + len(batch), moved + got
             nr = self._next_batch(took_ns, moved, nr) if got == len(batch) else 0
-        location.frames.free(frames[at:], region.order, region.first_key + here[at : len(frames)])
+        if at < len(frames):
+            location.frames.free(frames[at:], region.order, region.first_key + here[at : len(frames)])
         if moved:
             self.effort.spent(took_ns)
+        self.effort.moving_ns = clock.now_ns() - from_ns
         return moved
 
     def _next_batch(self, took_ns: int, moved: int, nr: int) -> int:
         """Pages to move next within the limit, if they take as long as those so far: one first, then twice as many."""
-        left_ns = self.effort.pause_limit_ns - took_ns
+        left_ns = self.effort.left_ns(took_ns, self.memory.clock.now_ns())
         return max(0, min(2 * nr, left_ns * moved // max(1, took_ns)))
 
     def move_to(self, region: Region, pages: Pages, location: Location, frames: Frames) -> int:
         """Pages to frames that are theirs already -> how many moved. Frames of those that did not are given back."""
-        here = self._movable(region, pages, location)
+        here, old = self._movable(region, pages, location)
         lost = ~np.isin(pages, here)
         location.frames.free(frames[lost], region.order, region.first_key + pages[lost])
         self.memory.residency.charge(region, Cause.RELOCATION, here, location)
         begin_ns = self.memory.clock.now_ns()
-        moved = self._relocate(region, here, location, frames[~lost])
+        moved = self._relocate(region, here, location, old, frames[~lost])
         self.effort.spent(self.memory.clock.now_ns() - begin_ns)
         return moved
 
-    def _movable(self, region: Region, pages: Pages, location: Location) -> Pages:
-        pages = np.setdiff1d(pages, self.memory.residency.unreadable(region, pages))
+    def _movable(self, region: Region, pages: Pages, location: Location) -> tuple[Pages, Frames]:
+        """Those that may move, and the frames where they are."""
+        if len(bad := self.memory.residency.unreadable(region, pages)):
+            pages = np.setdiff1d(pages, bad)
         at = self._frames_at(region, pages, location)
-        movable: Pages = pages[(at >= 0) & ~self.pins.mask(region, pages)]
-        return movable
+        may_move = (at >= 0) & ~self.pins.mask(region, pages)
+        return pages[may_move], at[may_move]
 
     @staticmethod
     def _frames_at(region: Region, pages: Pages, location: Location) -> Frames:
@@ -119,10 +119,10 @@ class Relocator:
                 found[index] = region.replicas.get(int(pages[index]), {}).get(location.number, -1)
         return found
 
-    def _relocate(self, region: Region, pages: Pages, location: Location, frames: Frames) -> int:
+    def _relocate(self, region: Region, pages: Pages, location: Location, old: Frames, frames: Frames) -> int:
         if not len(pages):
             return 0
-        old, keys = self._frames_at(region, pages, location), region.first_key + pages
+        keys = region.first_key + pages
         try:
             location.copy_pages(old, frames, region.page_bytes)
         except UncorrectableError:

@@ -11,7 +11,9 @@ Theory of operation
     which file has it, so that a page that was not written to since then can be made good from there (copies.py), and
     going back means to write only those that were.
 
-    A checkpoint that fails half way leaves nothing: its pages count as changed again.
+    A checkpoint that fails half way leaves nothing: its pages count as changed again. Going back that fails half way,
+    for want of room, leaves no bytes of two times: pages that are not as they were then are lost (EIO), and count as
+    changed, so that going back again, when there is room, makes them good.
 
 Differs from cuda-checkpoint: the client's program is not in it, only its memory. Regions that a client got after its
 checkpoint read as zeros when it goes back; those that it freed are not given back to it.
@@ -20,6 +22,7 @@ checkpoint read as zeros when it goes back; those that it freed are not given ba
 import errno
 import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +33,7 @@ from dpud.gpu.address_space.space import Pages
 from dpud.gpu.blob import PageCodec
 from dpud.gpu.client import Client
 from dpud.gpu.dirty import DirtyLog
-from dpud.gpu.errors import CorruptPage, GpuError
+from dpud.gpu.errors import CorruptPage, GpuError, HalfBack
 from dpud.gpu.fault import archive, checkpoint_file
 from dpud.gpu.fault.chain import Chain, KeptRegion, Record
 from dpud.gpu.fault.checkpoint_file import Label, RegionLabel, Writer, read_blob
@@ -217,13 +220,21 @@ class Checkpoints:
         return row
 
     def roll_back(self, client: str) -> RolledBack | None:
-        """All bytes of a client as they were at its last checkpoint; None where there is none that is whole."""
+        """All bytes of a client as they were at its last checkpoint; None where there is none that is whole.
+
+        Raises HalfBack(ENOMEM) where there is no room for all of them.
+        """
         chain, owner = self._chains.get(client), self.memory.clients.get(client)
         if chain is None or owner is None or not self._is_whole(chain):
             return None
         if client in self._creations:
             self._creations[client].is_stale = True
-        nr_pages = sum(self._roll_back(region, chain.kept.get(region.first_key)) for region in owner.regions)
+        known = [each for region in owner.regions if (each := chain.kept.get(region.first_key))]
+        nr_pages = sum(self._blank(region) for region in owner.regions if region.first_key not in chain.kept)
+        nr_pages += self._write(chain.record, [(each, each.changed()) for each in known])
+        for each in known:
+            each.log.take()
+            each.taken.clear()
         return RolledBack(chain.record.label.sequence, nr_pages, self.memory.clock.now_ns() - chain.record.time_ns)
 
     @staticmethod
@@ -236,30 +247,54 @@ class Checkpoints:
             return False
         return True
 
-    def _roll_back(self, region: Region, each: KeptRegion | None) -> int:
-        """One region -> pages that were not as they were then."""
-        if each is None:
-            touched = np.flatnonzero(region.state != PageState.UNTOUCHED)
-            self.memory.residency.discard(region, touched)
-            return len(touched)
-        changed = each.changed()
-        self._write(each, changed)
-        each.log.take()
-        each.taken.clear()
-        return len(changed)
+    def _blank(self, region: Region) -> int:
+        """A region that the checkpoint does not know -> pages that were not zeros."""
+        touched = np.flatnonzero(region.state != PageState.UNTOUCHED)
+        self.memory.residency.discard(region, touched)
+        return len(touched)
 
-    def _write(self, each: KeptRegion, pages: Pages) -> None:
-        """Pages of a region as they are in the chain. Raises GpuError: ENOMEM, EIO."""
+    def _write(self, record: Record, wanted: Sequence[tuple[KeptRegion, Pages]]) -> int:
+        """Pages of regions as they are in the chain -> how many.
+
+        Pages for which that fails are lost, for beside the others their bytes would be of another time. Raises
+        HalfBack: ENOMEM, EIO.
+        """
+        failures, nr_lost = [], 0
+        for each, pages in wanted:
+            for start in range(0, len(pages), _BATCH_PAGES):
+                batch = pages[start : start + _BATCH_PAGES]
+                if self._try_write(each, batch) is None:
+                    continue
+                for page in batch[:, None]:  # where there is no room for all, there is for some
+                    if error := self._try_write(each, page):
+                        failures.append(error)
+                        nr_lost += 1
+                        self._lose(each.region, page)
+        if failures:
+            first = failures[0]
+            raise HalfBack(first.errno or errno.EIO, record.label.sequence, nr_lost, str(first.strerror)) from first
+        return sum(len(pages) for _, pages in wanted)
+
+    def _try_write(self, each: KeptRegion, pages: Pages) -> GpuError | None:
+        """What went wrong: any of the pages may have been written or not."""
         had = np.array([page in each.places for page in pages.tolist()], dtype=np.bool_)
         blank, full = pages[~had], pages[had]
         self.memory.residency.discard(each.region, blank[each.region.state[blank] != PageState.UNTOUCHED])
-        for start in range(0, len(full), _BATCH_PAGES):
-            batch = full[start : start + _BATCH_PAGES]
-            rows = [self._bytes_of(each, page) for page in batch.tolist()]
-            good = [row for row in rows if row is not None]
-            if len(good) < len(rows):
-                raise GpuError(errno.EIO, "a checkpoint was damaged while it was read")
-            put(self.memory, each.region, batch, np.stack(good))
+        rows = [row for page in full.tolist() if (row := self._bytes_of(each, page)) is not None]
+        if len(rows) < len(full):
+            return GpuError(errno.EIO, "a checkpoint was damaged while it was read")
+        try:
+            if rows:
+                put(self.memory, each.region, full, np.stack(rows))
+        except GpuError as error:
+            return error
+        return None
+
+    def _lose(self, region: Region, pages: Pages) -> None:
+        """EIO until they are written anew, as a whole."""
+        self.memory.residency.discard(region, pages)
+        region.state[pages] = PageState.CORRUPT
+        self.memory.residency.events["corrupt"] += len(pages)
 
     def forget(self, client: str) -> None:
         """A client is gone; its files stay."""
@@ -269,7 +304,8 @@ class Checkpoints:
         """Memory of a client from its files: the last whole checkpoint or an earlier one, whatever program made them.
 
         Regions are those of the client that are like the ones in the label, in order; where there is none, one is made.
-        Raises GpuError: ENOENT; EBUSY; EIO where the files are damaged; ENOMEM.
+        Raises GpuError: ENOENT; EBUSY; EIO where the files are damaged; ENOMEM, and nothing has changed; HalfBack
+        where there is room for the regions, but not for all of their pages.
         """
         if client in self._creations:
             raise GpuError(errno.EBUSY, f"a checkpoint of {client} is being made")
@@ -280,32 +316,37 @@ class Checkpoints:
             KeptRegion(region, DirtyLog(region.nr_pages), places.get(label.key, {}))
             for label, region in zip(last.label.regions, self._regions_for(client, last.label), strict=True)
         ]
+        record = Record(last.label, path, len(last.places), path.stat().st_size, 0, last.label.time_ns, last.digest)
+        for each in kept:
+            each.watch()
+        self._replace(client, Chain(record, len(files) - 1, {each.region.first_key: each for each in kept}))
+        self._write(record, [(each, np.arange(each.region.nr_pages)) for each in kept])
         for each in kept:
             each.log.take()
-            self._write(each, np.arange(each.region.nr_pages))
-            each.log.take()
-            each.watch()
-        record = Record(last.label, path, len(last.places), path.stat().st_size, 0, last.label.time_ns, last.digest)
-        self._replace(client, Chain(record, len(files) - 1, {each.region.first_key: each for each in kept}))
         return record
 
     def _regions_for(self, client: str, label: Label) -> list[Region]:
         """The client's own that are alike, each once; new ones for the rest."""
         left = list(self.memory.client(client).regions)
-        found = []
+        found, made = [], list[Region]()
         for wanted in label.regions:
             region = next((each for each in left if _is_like(each, wanted)), None)
-            if region is None:
-                region = self._allocated(client, wanted)
-            else:
+            if region is not None:
                 left.remove(region)
+            else:
+                made.append(region := self._allocated(client, wanted, made))
             found.append(region)
         return found
 
-    def _allocated(self, client: str, label: RegionLabel) -> Region:
-        va = self.memory.allocate(
-            client, label.nr_bytes, RegionType(label.type), page_size=label.page_bytes, priority=label.priority
-        )
+    def _allocated(self, client: str, label: RegionLabel, made: Sequence[Region]) -> Region:
+        """Where that fails, those that were made before are freed."""
+        kind, size = RegionType(label.type), label.page_bytes
+        try:
+            va = self.memory.allocate(client, label.nr_bytes, kind, page_size=size, priority=label.priority)
+        except GpuError:
+            for each in made:
+                self.memory.free(each.va)
+            raise
         region = self.memory.space.regions.find(va)
         assert region is not None
         return region

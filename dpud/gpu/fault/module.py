@@ -9,6 +9,7 @@ fault.inject("bit bits=2 client=train")
 """
 
 import errno
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from dpud.gpu.address_space.pagetable import FRAME_SHIFT
 from dpud.gpu.address_space.regions import Region
 from dpud.gpu.address_space.space import Pages
 from dpud.gpu.blob import PageCodec, PlainCodec
-from dpud.gpu.errors import GpuError
+from dpud.gpu.errors import GpuError, HalfBack
 from dpud.gpu.fault import injector
 from dpud.gpu.fault.cells import Cells, Corrected
 from dpud.gpu.fault.checkpoints import Checkpoints
@@ -37,6 +38,8 @@ from dpud.gpu.fault.secded import Positions
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.location import Frames, Location
 from dpud.gpu.memory import GpuMemory
+
+log = logging.getLogger("dpud.gpu.fault")
 
 SUSPICIOUS_CELLS = 2
 """Rows with so many bad cells go out of use when their bank is predicted to fail."""
@@ -75,7 +78,7 @@ class FaultModule:
         return cells
 
     def _connect(self) -> None:
-        self.recovery.roll_back = self.failover.roll_back = self.roll_back
+        self.recovery.roll_back = self.failover.roll_back = self.go_back
         self.recovery.drain = self.drain
         self.failover.unreadable = self.recovery.unreadable
         self.recovery.on_uncorrectable = self._uncorrectable
@@ -189,11 +192,16 @@ class FaultModule:
     def roll_back(self, client: str) -> bool:
         """Bring a client back to its last checkpoint -> whether there was one that is whole.
 
-        Not while it is held: what a migration has sent already would not fit to it any more.
+        Not while it is held: what a migration has sent already would not fit to it any more. Raises HalfBack.
         """
         if self.is_held(client):
             return False
-        done = self.checkpoints.roll_back(client)
+        try:
+            done = self.checkpoints.roll_back(client)
+        except HalfBack as error:
+            self.recovery.stats["lost_pages"] += error.nr_lost
+            self._say(client, str(error.strerror))
+            raise
         if done is None:
             return False
         stats = self.recovery.stats
@@ -201,9 +209,20 @@ class FaultModule:
         stats["rolled_back_pages"] += done.nr_pages
         stats["lost_work_ns"] += done.lost_ns
         text = f"back to checkpoint {done.sequence}: {done.nr_pages} pages, {done.lost_ns / 1e9:.3f} s of work lost"
+        self._say(client, text)
+        return True
+
+    def go_back(self, client: str) -> bool:
+        """The same for who has other things to do: that pages were lost on the way is an event."""
+        try:
+            return self.roll_back(client)
+        except HalfBack as error:
+            log.error("%s: %s", client, error.strerror)
+            return True
+
+    def _say(self, client: str, text: str) -> None:
         location = self.memory.locations[self.memory.clients[client].device]
         self.events.add(Xid.CONTAINED, location.name, text, client)
-        return True
 
     def recovery_action(self, location: Location) -> str:
         """What ought to be done about a device, in NVML's words (nvmlDeviceGpuRecoveryAction_t)."""

@@ -10,8 +10,10 @@ Theory of operation
     are alike the near one is preferred; a fast one that is far away may still be better than a slow one that is near.
     Tiers that are full, or broken, are passed over as ever, and what sinks from tier to tier goes by their own order.
 
-Differs from hardware: ways between nodes are not shared with other traffic. What moves from the pool to a tier is
-charged for no way: the pool is host memory of no node in particular.
+A page in the pool lies at the node nearest to the location that it left (moves.py), and goes on from there.
+
+Differs from hardware: ways between nodes are not shared with other traffic. What sinks from one tier to another
+takes no way.
 """
 
 from collections import Counter

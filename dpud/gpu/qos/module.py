@@ -10,8 +10,8 @@ Who waits
     Library mode: `charge` lets time pass until the bytes are granted. The daemon's clock must not, for its device is
     everybody's: a file's operation asks for `admission` first and waits there without holding the machine.
 
-    What is done to somebody's pages (swap) waits for nobody: it makes room for another client, who must not have to
-    wait for the owner's limit. So does what comes without admission in the daemon. It is owed: the owner's next
+    What is done to somebody's pages (swap, demotion) waits for nobody: it makes room for another client, who must not
+    have to wait for the owner's limit. So does what comes without admission in the daemon. It is owed: the owner's next
     request waits for it. (The kernel's blk-iocost calls that debt, and has it for the same reason.)
 
     A client that nothing limits, in a total that has no limit, is only counted.
@@ -82,7 +82,7 @@ class QosModule(TrafficCounts):
         left = nr_bytes - self._take_admitted(client, nr_bytes)
         if not left or not self.scheduler.paces(client):
             return
-        if cause is Cause.SWAP or isinstance(self.clock, PacedClock):
+        if cause in (Cause.SWAP, Cause.DEMOTION) or isinstance(self.clock, PacedClock):
             self.scheduler.owe(client, cause, left, self.clock.now_ns())
         else:
             complete(self.admission(client, left, cause))

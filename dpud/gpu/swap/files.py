@@ -7,6 +7,7 @@ counts and limits in units of 4 KiB. Other sizes are in bytes, times in ns. Coun
 
 import errno
 
+from dpud.gpu.address_space.pagetable import FRAME_BYTES
 from dpud.gpu.attrs import value
 from dpud.gpu.errors import GpuError
 from dpud.gpu.swap import policy, prefetch
@@ -110,6 +111,8 @@ class SwapFiles(Kobject):
 
     @cluster.store
     def _cluster_store(self, nr_bytes: int) -> None:
+        if 0 < nr_bytes < FRAME_BYTES:
+            raise GpuError(errno.EINVAL, f"{nr_bytes} bytes: no page is smaller than {FRAME_BYTES}")
         self.swap.memory.residency.cluster_bytes = nr_bytes
 
     @thrash_guard.show

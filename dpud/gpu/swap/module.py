@@ -56,6 +56,7 @@ class SwapModule:
         self._memory = memory
         memory.watcher = memory.faults.watcher = self
         memory.faults.thrash_guard = self.guard
+        self.space.mover = memory.store.mover
         self.set_policy(self.policy)
         self.set_prefetch(self.prefetch)
 

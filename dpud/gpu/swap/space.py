@@ -39,7 +39,7 @@ from dpud.gpu.blob import Blob
 from dpud.gpu.clock import Clock
 from dpud.gpu.errors import CorruptPage, GpuError
 from dpud.gpu.performance import performance
-from dpud.gpu.store import NOWHERE
+from dpud.gpu.store import NOWHERE, Mover, Nobody
 from dpud.gpu.swap.slots import record_bytes
 from dpud.gpu.swap.tier import Slot, Tier
 
@@ -95,6 +95,8 @@ class SwapSpace:
         self._sinking: set[Tier] = set()
         self._generation = generation
         self.crossing: Crossing | None = None
+        self.mover: Mover = Nobody()
+        """Who is told whose pages move from tier to tier."""
 
     def __len__(self) -> int:
         return len(self._slots) + len(self._lost)
@@ -369,6 +371,7 @@ class SwapSpace:
         lost = sum(sizes[key] for key, blob in found.items() if isinstance(blob, CorruptPage))
         if not items:
             return lost
+        self.mover.charge({key: sizes[key] for key, _ in items})
         try:
             placed = self._place(items, level)
         except GpuError:
@@ -400,6 +403,7 @@ class SwapSpace:
             blob = self._fetch([key])[key]
             if isinstance(blob, GpuError):
                 return 0
+            self.mover.charge({key: slot.nr_bytes})
             if (found := self._write_to(tier, [(key, blob)])) is not None:
                 found[0].near = slot.near
                 self._forget(key)

@@ -65,6 +65,12 @@ def test_round_trip_of_each_kind_of_data(codec: Codec, quality: Quality) -> None
             assert decoded(encoded(codec, bytes(page), quality)) == page
 
 
+@pytest.mark.parametrize(("codec", "quality"), CASES)
+def test_many_pages_at_once_are_coded_as_one_by_one(codec: Codec, quality: Quality) -> None:
+    pages, level = compressible.mixed(4 << 10, 2), codec.level(quality)
+    assert list(codec.encode_many(pages, level)) == [codec.encode(page, level) for page in pages]
+
+
 @pytest.mark.parametrize("codec", CODECS.values(), ids=lambda codec: codec.name)
 def test_planes_of_two_mebibytes_need_longer_lengths(codec: Codec) -> None:
     page = compressible.kinds(2 << 20)["bf16 weights"]

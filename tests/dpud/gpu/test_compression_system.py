@@ -126,6 +126,23 @@ def test_a_client_s_pages_are_probed_rarely_once_they_are_known(probed: list[int
     assert len(probed) == nr_before + 1
 
 
+def test_what_tries_a_codec_tries_it_on_all_groups_of_a_task(
+    probed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads gain by calls that are few and long: 64 groups in 11 tasks, long ones first."""
+    batches: list[int] = []
+
+    def counted(pages: Sequence[memoryview], _level: int, _dictionary: object = None) -> list[bytes]:
+        batches.append(len(pages))
+        return [bytes(page) for page in pages]
+
+    monkeypatch.setattr(CODECS[201], "encode_many", counted)
+    pages = compressible.cut(compressible.text(4 << 20), PAGE)
+    CompressionSystem(regret_every=0, workers=1).encode(pages, "new")
+    assert batches == [8, 8, 8, 8, 8, 8, 8, 4, 2, 1, 1]
+    assert probed == []
+
+
 def test_other_data_is_noticed_though_the_client_is_known() -> None:
     text, floats = (
         compressible.cut(data, PAGE) for data in (compressible.text(1 << 20), compressible.kinds()["bf16 weights"])

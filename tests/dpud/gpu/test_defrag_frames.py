@@ -10,8 +10,10 @@ from small import KIB, MIB, attempt, small_memory
 from dpud.gpu.address_space.advice import Advice
 from dpud.gpu.address_space.frames import FREE, FramePool
 from dpud.gpu.address_space.regions import RegionType
+from dpud.gpu.address_space.usage import Longs
 from dpud.gpu.check import violations
 from dpud.gpu.clock import ManualClock
+from dpud.gpu.defrag.blocks import LOOK_PAGES, fits
 from dpud.gpu.defrag.module import DefragModule
 from dpud.gpu.dirty import DirtyLog
 from dpud.gpu.fault.module import FaultModule
@@ -242,17 +244,88 @@ def test_pages_used_together_come_side_by_side() -> None:
     assert violations(memory) == []
 
 
+def test_no_turn_looks_at_more_than_so_many_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of 32 MiB in use, everywhere: to choose among 16 blocks of 256 pages takes several turns."""
+    memory, defrag, data = scattered(32 * MIB, every=2)
+    looked, pages = 0, FramePool.pages
+
+    def counted(pool: FramePool, block: int, order: int) -> tuple[Longs, Longs]:
+        nonlocal looked
+        found = pages(pool, block, order)
+        looked += len(found[0])
+        return found
+
+    monkeypatch.setattr(FramePool, "pages", counted)
+    turns = []
+    for _ in defrag.running(rests=False):
+        turns.append((looked, defrag.relocator.stats["pages_moved"]))
+        looked = 0
+    assert max(nr for nr, _ in turns) < LOOK_PAGES + 256
+    assert [moved for _, moved in turns[:4]] == [0] * 4
+    assert defrag.relocator.stats["blocks_made"] == 8
+    check(memory, data)
+
+
+def test_use_of_blocks_is_known_at_any_order() -> None:
+    """Against the owners of all frames, while pages of all sizes come and go and frames break."""
+    pool, rng, held = FramePool(6 * MIB + 34 * KIB), np.random.default_rng(5), dict[int, tuple[int, int]]()
+    for key in range(1500):
+        order = int(rng.choice([0, 1, 5, 9]))
+        if rng.random() < 0.55 and len(found := pool.alloc(order, np.array([key]))):
+            held[key] = int(found[0]), order
+        elif held:
+            gone = int(rng.choice(list(held)))
+            frame, order = held.pop(gone)
+            pool.free(np.array([frame]), order, np.array([gone]))
+        if key % 100 == 0 and len(free := np.flatnonzero(pool.owner == FREE)):
+            pool.retire(int(rng.choice(free)))
+    for order in range(1, 11):
+        owners = pool.owner[: pool.nr_frames >> order << order].reshape(-1, 1 << order)
+        usable = ((owners == FREE) | (owners >= 0)).all(axis=1) & (owners == FREE).any(axis=1)
+        used = np.where(usable, (owners >= 0).sum(axis=1), 0)
+        wanted = [int(block) << order for block in np.argsort(used, kind="stable") if used[block]]
+        assert pool.least_used(order, 2000) == wanted
+        assert pool.least_used(order, 3) == wanted[:3]
+    assert pool.check() == []
+    pool.retire_free()
+    assert pool.check() == []
+
+
+def one_by_one(free_blocks: list[int], needs: dict[int, int]) -> bool:
+    """Large pages first, each into the smallest block that takes it."""
+    free = list(free_blocks)
+    for order, nr in sorted(needs.items(), reverse=True):
+        for _ in range(nr):
+            at = next((k for k in range(order, len(free)) if free[k]), None)
+            if at is None:
+                return False
+            free[at] -= 1
+            for half in range(order, at):
+                free[half] += 1
+    return True
+
+
+def test_whether_pages_fit_is_what_putting_them_there_finds() -> None:
+    rng, outcomes = np.random.default_rng(6), list[bool]()
+    for _ in range(500):
+        free = rng.integers(0, 3, 6).tolist()
+        needs = {order: int(rng.integers(0, 4)) for order in (0, 1, 3, 5)}
+        outcomes.append(fits(free, needs))
+        assert outcomes[-1] == one_by_one(free, needs)
+    assert 50 < sum(outcomes) < 450
+
+
 def test_isolated_frames_are_found_by_nobody_and_rejoin_merged() -> None:
     pool = FramePool(4 * MIB)
     held = pool.alloc(0, np.array([1]))
     block = int(held[0]) >> 10 << 10
-    pool.isolate(block, 10)
+    pool.isolate([block], 10)
     assert pool.nr_free == 1024
     assert pool.check() == ["frames are set apart, and nobody is at work"]
     taken = pool.alloc(9, np.array([2, 3, 4]))
     assert sorted(frame >> 9 << 9 for frame in taken.tolist()) == [1024 - block, 1536 - block]
     pool.free(taken, 9, np.array([2, 3]))
-    pool.rejoin(block, 10)
+    pool.rejoin([block], 10)
     pool.free(held, 0, np.array([1]))
     assert pool.free_blocks()[10] == 2
     assert pool.check() == []

@@ -14,7 +14,7 @@ from dpud.gpu.address_space.regions import PageState, RegionType
 from dpud.gpu.check import violations
 from dpud.gpu.compression import CompressionSystem
 from dpud.gpu.compression.dictionary import Dictionaries
-from dpud.gpu.errors import CorruptPage, GpuError
+from dpud.gpu.errors import CorruptPage, GpuError, HalfBack
 from dpud.gpu.fault import checkpoint_file
 from dpud.gpu.fault.interval import PRIOR_MTBF_NS, Interval, daly, young
 from dpud.gpu.fault.module import FaultModule
@@ -203,6 +203,48 @@ def test_regions_that_come_and_go(tmp_path: Path) -> None:
     assert lab.memory.read("a", late, 4) == bytes(4)
     lab.checkpoints.create("a")
     assert violations(lab.memory) == []
+
+
+@pytest.mark.parametrize("how", ["roll_back", "restore"])
+def test_who_gets_back_half_way_reads_no_bytes_of_two_times(tmp_path: Path, how: str) -> None:
+    """Pinned memory whose frames another client has taken meanwhile: there is no room for five of its pages."""
+    lab = Lab(tmp_path, RegionType.PINNED)
+    lab.write(0, rng.bytes(SIZE))
+    lab.checkpoints.create("a")
+    then, page_bytes = bytes(lab.data), 4 * KIB
+    lab.memory.write("a", lab.va, rng.bytes(SIZE))
+    region = lab.memory.space.regions.find(lab.va)
+    assert region is not None
+    for page in range(10, 15):
+        lab.fault.placing.lose(region, page)
+    other = lab.memory.allocate("b", lab.memory.locations[2].frames.nr_free_bytes, RegionType.PINNED)
+    go_back: Callable[[str], object] = lab.fault.roll_back if how == "roll_back" else lab.checkpoints.restore
+    with pytest.raises(HalfBack) as caught:
+        go_back("a")
+    assert (caught.value.errno, caught.value.nr_lost) == (errno.ENOMEM, 5)
+    for page in range(SIZE // page_bytes):
+        at = page * page_bytes
+        if 10 <= page < 15:
+            assert errno_of(lab.memory.read, "a", lab.va + at, page_bytes) == errno.EIO
+        else:
+            assert lab.memory.read("a", lab.va + at, page_bytes) == then[at : at + page_bytes]
+    refused = lab.memory.space.faults.records[-1]
+    assert (refused.number, refused.page) == (errno.EIO, "CORRUPT")
+    lab.memory.free(other)
+    assert lab.fault.roll_back("a")
+    assert lab.read() == then
+    assert violations(lab.memory) == []
+
+
+def test_a_restore_for_which_there_are_no_regions_leaves_none(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, RegionType.PINNED)
+    lab.memory.allocate("a", 512 * KIB, RegionType.PINNED)
+    lab.checkpoints.create("a")
+    other = small_memory(MIB, host_bytes=512 * KIB)
+    fault = FaultModule(other, CompressionSystem(dictionaries=Dictionaries(enabled=False)), tmp_path)
+    assert errno_of(fault.checkpoints.restore, "a") == errno.ENOMEM
+    assert other.client("a").regions == []
+    assert other.locations[1].frames.nr_free_bytes == 512 * KIB
 
 
 def test_traffic_is_charged(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from test_data_path_stateful import CLIENTS, FRACTIONS, Model, Path
 
 from dpud.gpu.address_space.permissions import Permission
 from dpud.gpu.address_space.regions import PageState
-from dpud.gpu.errors import GpuError
+from dpud.gpu.errors import GpuError, HalfBack
 from dpud.gpu.fault.module import FaultModule
 from dpud.gpu.fault.recovery import Policy
 
@@ -101,20 +101,12 @@ class BreakingPath(Path):
                 assert not self.fault.roll_back(client)
                 return
             assert self.fault.roll_back(client)
-        except GpuError as error:
+        except HalfBack as error:
             self.expect(error.errno == errno.ENOMEM)  # pinned memory, of a host that is full
-            self.give_up(client)
-            return
         self.went_back(client)
 
-    def give_up(self, client: str) -> None:
-        """Nobody knows what its bytes are."""
-        self.snapshots[client] = {}
-        for model in [model for model in self.models if model.owner == client]:
-            self.free_model(model)
-
     def went_back(self, client: str) -> None:
-        """Its bytes are as they were."""
+        """Its bytes are as they were, but for pages that are lost: reading those is EIO."""
         for model in self.models:
             if model.owner == client:
                 model.data[:] = self.snapshots.get(client, {}).get(model.va, bytes(len(model.data)))

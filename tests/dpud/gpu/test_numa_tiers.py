@@ -16,6 +16,7 @@ from dpud.gpu.address_space.regions import RegionType
 from dpud.gpu.check import violations
 from dpud.gpu.clock import ManualClock
 from dpud.gpu.numa.topology import Topology, load
+from dpud.gpu.store import HostPool
 from dpud.gpu.swap.space import SwapSpace
 from dpud.gpu.system import GpuConfig, build
 
@@ -94,6 +95,24 @@ def test_the_way_takes_what_the_matrix_says() -> None:
         tiers.clock.advance(10**9)  # the tier has nothing left to write
     back_ns = far.read_ns(far_va, far.at(0), SIZE) - near.read_ns(near_va, near.at(1), SIZE)
     assert back_ns == pytest.approx(way_ns, abs=2)
+
+
+def test_from_the_pool_it_is_the_way_from_the_node_that_the_page_left() -> None:
+    near, far = Tiers(nvme=1), Tiers(nvme=1)
+    took = []
+    for tiers, node in ((near, 1), (far, 0)):
+        tiers.memory.store.pool = HostPool(MIB)
+        va, places, _ = tiers.swapped_from(node)
+        assert places == [""] * NR_PAGES
+        begin_ns = tiers.clock.now_ns()
+        assert tiers.memory.store.demote(SIZE) == NR_PAGES
+        assert tiers.tiers_of(va) == ["nvme"] * NR_PAGES
+        took.append(tiers.clock.now_ns() - begin_ns)
+    stats = far.numa.stats()
+    assert (stats["swap_local"], stats["swap_remote"]) == (0, NR_PAGES)
+    assert near.numa.stats()["swap_local"] == NR_PAGES
+    way_ns = 142 - 78 + stats["swap_remote_bytes"] / 30 - stats["swap_remote_bytes"] / 80
+    assert took[1] - took[0] == pytest.approx(way_ns, abs=2)
 
 
 def test_what_is_said_about_it() -> None:

@@ -16,6 +16,7 @@ from dpud.gpu.qos import QosModule
 from dpud.gpu.qos.decisions import DecisionLog, scheduler_of, state_of
 from dpud.gpu.qos.replay import replay
 from dpud.gpu.qos.scheduler import Scheduler
+from dpud.gpu.store import HostPool
 from dpud.gpu.traffic import Cause
 
 NS_PER_S = 1_000_000_000
@@ -61,6 +62,25 @@ def test_nobody_waits_for_the_limit_of_whose_pages_make_room() -> None:
     assert qos.nr_bytes["b", Cause.SWAP] == 512 * KIB
     memory.read("b", first, 4 * KIB)
     assert memory.clock.now_ns() == pytest.approx(5.12 * NS_PER_S, rel=0.02)
+
+
+def test_what_moves_on_to_swap_is_owed_and_the_log_says_so() -> None:
+    memory = small_memory(MIB, pool=HostPool(MIB), swap=DictSwap(8 * MIB))
+    qos = QosModule(memory.clock)
+    qos.attach(memory)
+    va = memory.allocate("b", 512 * KIB)
+    memory.write("b", va, np.random.default_rng(1).bytes(512 * KIB))
+    memory.evict(MIB)
+    qos.set_client("b", limit=100 * KIB, burst=4 * KIB)
+    before_ns = memory.clock.now_ns()
+    assert memory.store.demote(MIB) == 128
+    assert memory.clock.now_ns() == before_ns
+    assert qos.nr_bytes["b", Cause.DEMOTION] == 512 * KIB
+    memory.read("b", va, 4 * KIB)
+    assert memory.clock.now_ns() - before_ns == pytest.approx(5.12 * NS_PER_S, rel=0.02)
+    assert f"owe {before_ns} b demotion {512 * KIB}\n" in qos.decisions.text()
+    again = replay(qos.decisions.text())
+    assert (again.difference, again.nr_grants) == ("", 1)
 
 
 def test_every_cause_counts_against_the_total() -> None:

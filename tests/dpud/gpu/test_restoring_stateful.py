@@ -27,16 +27,11 @@ class RestoringPath(BreakingPath):
 
     def __init__(self) -> None:
         self.gone_back: set[str] = set()
-        self.half_way: set[str] = set()
         super().__init__()
         self.fault.recovery.roll_back = self.fault.failover.roll_back = self.noted
 
     def noted(self, client: str) -> bool:
-        try:
-            done = self.fault.roll_back(client)
-        except GpuError:
-            self.half_way.add(client)
-            raise
+        done = self.fault.go_back(client)
         if done:
             self.gone_back.add(client)
         return done
@@ -52,16 +47,11 @@ class RestoringPath(BreakingPath):
     @invariant()
     def models_follow(self) -> None:
         """After each step: those that went back meanwhile."""
-        for client in sorted(self.half_way):
-            self.give_up(client)
-        for client in sorted(self.gone_back - self.half_way):
+        for client in sorted(self.gone_back):
             self.went_back(client)
-        self.half_way.clear()
         self.gone_back.clear()
 
     def saw(self, model: Model, start: int, data: bytes) -> None:
-        if model.owner in self.half_way:
-            return
         old = bytes(model.data[start : start + len(data)])
         if model.owner not in self.gone_back:
             assert data == old
@@ -70,7 +60,7 @@ class RestoringPath(BreakingPath):
         assert is_mix(data, old, then)
 
     def wrote(self, model: Model, start: int, data: bytes) -> None:
-        if model.owner not in self.gone_back | self.half_way:
+        if model.owner not in self.gone_back:
             super().wrote(model, start, data)
             return
         self.models_follow()
@@ -85,7 +75,7 @@ class RestoringPath(BreakingPath):
             except GpuError as error:
                 self.expect(error.errno in (errno.EIO, errno.ENOMEM))
                 continue  # it is lost, and only a write of all of it will be seen again
-            if model.owner in self.gone_back | self.half_way:
+            if model.owner in self.gone_back:
                 return  # once more, by looking
             now = row[low - page * model.page : high - page * model.page]
             assert is_mix(now, bytes(model.data[low:high]), data[low - start : high - start])
@@ -93,7 +83,7 @@ class RestoringPath(BreakingPath):
 
     def may_have_none(self, client: str, error: GpuError) -> bool:
         """Also because it went back meanwhile: whoever reads a page may find it broken."""
-        went_back = client in self.gone_back | self.half_way
+        went_back = client in self.gone_back
         return super().may_have_none(client, error) or (went_back and error.errno in (errno.EAGAIN, errno.ENOMEM))
 
     def look(self, model: Model, start: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from wiring import errno_of, wiring_cases
 
+from dpud.gpu.address_space.regions import PageState
 from dpud.gpu.clock import ManualClock
 from dpud.gpu.system import CLASS_PATH, CONFIG_PATH, GpuConfig, add_files, build
 from fs.kernfs import Tree
@@ -123,6 +124,21 @@ def test_the_threshold_is_where_background_eviction_begins() -> None:
         pass
     free = int(gpu.registry.read(f"{CLASS_PATH}/gpu0/memory/free_bytes"))
     assert MIB <= free <= 3 * MIB // 2
+
+
+def test_a_cluster_is_what_leaves_at_once_and_without_only_what_has_to() -> None:
+    """One page of 4 KiB comes into a full device; a sixteenth of that is 128 KiB."""
+    gpu = Gpu()
+    gpu.write("prefetch", "none")
+    file, evicted = gpu.tree.open(f"{BUFFERS}/b/data", os.O_RDONLY), gpu.memory.residency.events
+    for number, (value, nr_pages) in enumerate([("0", 1), ("2048", 1), ("64K", 16), ("0", 1)]):
+        gpu.write("cluster", value)
+        before = evicted["evicted"]
+        while evicted["evicted"] == before:  # what an earlier cluster left free is used up first
+            at = int(np.flatnonzero(gpu.memory.client("a").regions[0].state != PageState.RESIDENT)[number]) * 4096
+            assert file.read(4096, at) == gpu.data[at : at + 4096]
+        assert evicted["evicted"] - before == nr_pages
+        assert gpu.read("cluster") == value.replace("64K", "65536")
 
 
 def test_demote_moves_pages_down() -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 from small import KIB, MIB, DictSwap, small_memory
+from swapping import small_space
 
 from dpud.gpu.address_space.advice import Advice
 from dpud.gpu.address_space.permissions import READ
@@ -12,6 +13,8 @@ from dpud.gpu.address_space.regions import RegionType
 from dpud.gpu.dirty import DirtyLog
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.memory import GpuMemory
+from dpud.gpu.store import HostPool
+from dpud.gpu.swap.module import SwapModule
 from dpud.gpu.traffic import Cause, TrafficCounts
 
 
@@ -53,6 +56,35 @@ def test_what_the_engines_moved_is_what_was_charged() -> None:
     assert causes[Cause.MIGRATION] == 2 * 64 * KIB
     assert causes[Cause.ACCESS] == 4 * MIB + 3 * 64 * KIB
     assert moved == causes[Cause.ACCESS] + causes[Cause.SWAP] + 2 * causes[Cause.MIGRATION]
+
+
+def test_what_moves_from_the_pool_to_swap_is_its_owner_s() -> None:
+    """Of two clients each has its own pages; bytes are counted as the pool has them."""
+    swap = DictSwap(8 * MIB)
+    memory = small_memory(2 * MIB, pool=HostPool(4 * MIB), swap=swap)
+    for client, nr_bytes in (("a", 768 * KIB), ("b", 256 * KIB)):
+        half = np.random.default_rng(1).bytes(nr_bytes // 2)
+        memory.write(client, memory.allocate(client, nr_bytes), half + bytes(nr_bytes // 2))
+    memory.evict(2 * MIB)
+    assert not swap.blobs
+    assert memory.store.demote(600 * KIB) == len(swap.blobs)
+    moved: Counter[tuple[str, Cause]] = Counter()
+    for key, blob in swap.blobs.items():
+        moved[memory.space.regions.page_of(key)[0].client, Cause.DEMOTION] += len(blob.data)
+    assert set(moved) == {("a", Cause.DEMOTION), ("b", Cause.DEMOTION)}
+    assert {who: nr for who, nr in charged(memory).items() if who[1] is Cause.DEMOTION} == moved
+
+
+def test_what_moves_from_tier_to_tier_is_its_owner_s() -> None:
+    space = small_space(("nvme", 256), ("hdd", 1024))
+    swap = SwapModule(space)
+    memory = small_memory(MIB, clock=space.clock, swap=space)
+    swap.attach(memory)
+    memory.write("a", memory.allocate("a", 512 * KIB), np.random.default_rng(1).bytes(512 * KIB))
+    memory.evict(MIB)
+    assert charged(memory)["a", Cause.DEMOTION] == 0
+    moved = space.demote("nvme", 256 * KIB)
+    assert charged(memory)["a", Cause.DEMOTION] == moved >= 256 * KIB
 
 
 def test_a_dirty_log_starts_full_and_then_has_what_is_written() -> None:

@@ -386,6 +386,7 @@ class Owner:
         if self.charge is not None:
             self.charge(threading.current_thread().name, time.perf_counter_ns() - self._begin_ns)
         self._holder = None
+        self.changes.end_turn()
         self._lock.release()
 
     def _wait(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs import fuse_abi as abi
+from kernelsim.seq_counters import form_dtype
 
 MAX_TEXT = 1 << 16
 """Longer texts are answered by Python."""
@@ -27,25 +28,30 @@ slot_dtype = np.dtype(
         (name, np.int64)
         for name in (
             *("nodeid", "names", "turns", "stores", "text", "by_owner", "by_anyone"),
-            *("traits", "lo", "hi", "nr_open", "nr_readers"),
+            *("traits", "lo", "hi", "nr_open", "nr_readers", "has_form"),
         )
     ]
 )
 """names, turns and stores: Changes.counts as of which names, access and text hold. text: its row, or -1. by_owner,
-by_anyone: what may be done with it, READ and WRITE. lo, hi: of the numbers that a plain file takes."""
-HIDES_SIZE, ONE_POSITION, TRUNCATABLE, SHOWS_ITSELF, PLAIN = 1, 2, 4, 8, 16
+by_anyone: what may be done with it, READ and WRITE. lo, hi: of the numbers that a plain file takes. has_form: its text
+can be made here, by the record of `forms` with the same number."""
+HIDES_SIZE, ONE_POSITION, TRUNCATABLE, SHOWS_ITSELF, PLAIN, SETS_OTHERS = (1 << bit for bit in range(6))
 """Traits of a file: its text is longer than stat(2) says; all of it is read at position 0; O_TRUNC does something; its
-text is just its value; numbers are taken here."""
+text is just its value; numbers are taken here; and may change other files' values."""
 file_dtype = np.dtype([(name, np.int64) for name in ("slot", "text", "open_flags", "is_quick", "next")])
-text_dtype = np.dtype([(name, np.int64) for name in ("address", "nr_bytes", "nr_users")])
+text_dtype = np.dtype([(name, np.int64) for name in ("address", "nr_bytes", "nr_users", "is_own")])
+"""is_own: it was made here, in memory of malloc(3); else Python keeps it."""
 store_dtype = np.dtype([(name, np.int64) for name in ("nodeid", "value")])
 table_dtype = np.dtype(
     [
         ("slots", slot_dtype, (NR_SLOTS,)),
+        ("forms", form_dtype, (NR_SLOTS,)),
         ("files", file_dtype, (NR_FILES,)),
         ("texts", text_dtype, (NR_TEXTS,)),
         ("stores", store_dtype, (NR_STORES,)),
         ("nr_settled", np.int64),
+        ("nr_others_set", np.int64),  # Changes.stores as of the last store that may have changed others' values
+        ("nr_rendering", np.int64),  # threads that make a text
         ("free_file", np.int64),
         ("nr_taken", np.int64),
         ("far_out", np.int64),
@@ -59,6 +65,7 @@ REQUEST_AT, NOTIFY_AT = MAX_TEXT + 64, MAX_TEXT + 16
 _BODY, REPLY_BODY = abi.IN_HEADER.size, abi.OUT_HEADER.size
 MAX_DIGITS = 10
 """Bytes of a write that are looked at."""
+FORM_AT = REQUEST_AT + MAX_REQUEST
 NR_NOTIFY = REPLY_BODY + abi.NOTIFY_STORE_OUT.size + 1
 _FIELDS = {
     "reply_bytes": ("i4", 0),
@@ -82,15 +89,17 @@ _FIELDS = {
     "offset": ("i8", REQUEST_AT + _BODY + 8),
     "size": ("i4", REQUEST_AT + _BODY + 16),
     "octets": (f"({MAX_DIGITS},)u1", REQUEST_AT + _BODY + abi.WRITE_IN.size),
+    "form": (form_dtype, FORM_AT),
 }
-"""Of a thread's buffer: of the reply, of a NOTIFY_STORE of one byte, of the request (see fuse_abi.py)."""
+"""Of a thread's buffer: of the reply, of a NOTIFY_STORE of one byte, of the request (see fuse_abi.py); and the form of
+the text that it makes."""
 
 Table: TypeAlias = Any
 """Array of one `table_dtype`."""
 Buffer: TypeAlias = Any
 """Array of one record of _FIELDS."""
 Counts: TypeAlias = NDArray[np.int64]
-"""Changes.counts: turns, names, stores."""
+"""Changes.counts: turns, names, stores, ended."""
 
 
 def make_table(owner_uid: int, far_out: int) -> Table:
@@ -105,7 +114,7 @@ def make_table(owner_uid: int, far_out: int) -> Table:
 def make_buffer() -> tuple[Buffer, memoryview, memoryview]:
     """A thread's, and where in it Python finds the request and puts the reply."""
     formats, offsets = zip(*_FIELDS.values(), strict=True)
-    fields = {"names": list(_FIELDS), "formats": formats, "offsets": offsets, "itemsize": REQUEST_AT + MAX_REQUEST}
+    fields = {"names": list(_FIELDS), "formats": formats, "offsets": offsets, "itemsize": FORM_AT + form_dtype.itemsize}
     dtype: np.dtype[Any] = np.dtype(fields)  # type: ignore[call-overload]
     # calloc(3) would clear recycled memory, and so have all of it
     memory = mmap.mmap(-1, dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

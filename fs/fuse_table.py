@@ -9,17 +9,19 @@ have changed it meanwhile.
 import errno
 import os
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
 from fs import fuse_layout as layout
-from fs import fuse_loop as loop
+from fs import fuse_rows as rows
 from fs.kernfs import OpenFile, Tree
 from fs.rules import RULES
-from kernelsim.attr import File, Flavour, Int, Node
+from kernelsim.attr import CounterText, File, Flavour, Int, Node
 
 _MAX_MADE = 256
-_NO_NUMBER = Int(0, 0)
+_NO_NUMBER, _NO_STORE = Int(0, 0), (0, 0)
+_LARGEST = 2**63 - 1
 
 
 class QuickFiles:
@@ -37,6 +39,9 @@ class QuickFiles:
         self._counts = tree.changes.counts
         self._made: dict[tuple[int, int], OpenFile] = {}
         self._texts: list[bytes] = [b""] * layout.NR_TEXTS
+        self._own_text = np.zeros(layout.MAX_TEXT, dtype=np.uint8)
+        self._forms: dict[int, CounterText] = {}
+        self._old_forms: list[CounterText] = []
         self._plain: dict[int, File] = {}
         self._stores = np.zeros((layout.NR_STORES, 2), dtype=np.int64)
         self.counts = np.frombuffer(self._counts, dtype=np.int64)
@@ -44,8 +49,10 @@ class QuickFiles:
         self.table["nr_settled"] = self._changes.nr_settled
         self._changes.settle = self.settle
         slots, files = self.table[0]["slots"], self.table[0]["files"]
-        self._nr_taken = self.table["nr_taken"].item
-        self._nodeid_of, self._nr_readers = slots["nodeid"].item, slots["nr_readers"].item
+        self._nr_taken, self._nr_rendering = self.table["nr_taken"].item, self.table["nr_rendering"].item
+        self._nodeid_of, self._nr_readers, self._has_form = (
+            slots[name].item for name in ("nodeid", "nr_readers", "has_form")
+        )
         self._slot_of, self._text_of, self._flags_of, self._is_quick = (
             files[name].item for name in ("slot", "text", "open_flags", "is_quick")
         )
@@ -67,7 +74,7 @@ class QuickFiles:
         if not node.alive:
             return None
         rights, traits = self._tree.access.rights(node), _traits(node, number)
-        row = loop.enter(self.table, nodeid, names, *rights, traits, number.lo, number.hi, flags)
+        row = rows.enter(self.table, nodeid, names, *rights, traits, number.lo, min(number.hi, _LARGEST), flags)
         return layout.QUICK | row if row >= 0 else None
 
     def open_file(self, handle: int) -> OpenFile:
@@ -86,9 +93,16 @@ class QuickFiles:
             node = self._node(nodeid)
             assert isinstance(node, File)
             file = OpenFile(self._tree, node, flags)
-        text = self._text_of(row)
-        file.read_on(self._texts[text] if text >= 0 else None)
+        file.read_on(self._text_at(row))
         return file
+
+    def _text_at(self, row: int) -> bytes | None:
+        """The one that the reader of an open file is at."""
+        nr_bytes = rows.own_text(self.table, row, self._own_text)
+        if nr_bytes >= 0:
+            return self._own_text[:nr_bytes].tobytes()
+        text = self._text_of(row)
+        return self._texts[text] if text >= 0 else None
 
     def give_back(self, handle: int, file: OpenFile) -> None:
         """The request is over, and what `open_file` gave is not kept."""
@@ -107,25 +121,41 @@ class QuickFiles:
             return False
         fresh = turn if turn == self._counts[0] and self._tree.counts_turns else -1
         content = np.frombuffer(text or b"\0", dtype=np.uint8)
-        at = loop.put_text(self.table, self.counts, handle ^ layout.QUICK, fresh, stores, content, len(text))
+        at = rows.put_text(self.table, self.counts, handle ^ layout.QUICK, fresh, stores, content, len(text))
         self._texts[at] = text
+        if file.node.counter_text is not None and self._tree.counts_turns:
+            self._put_form(handle ^ layout.QUICK, file.node.counter_text)
         return True
+
+    def _put_form(self, row: int, text: CounterText) -> None:
+        """From now on the text of that open file's node can be made without us."""
+        slot = self._slot_of(row)
+        if (self._forms.get(slot) is text and self._has_form(slot)) or text.room_bytes > layout.MAX_TEXT:
+            return
+        rows.put_form(self.table, row, text.form)
+        if slot in self._forms:
+            self._old_forms.append(self._forms[slot])
+        self._forms[slot] = text
+        if not self._nr_rendering(0):
+            self._old_forms.clear()
 
     def settle(self) -> None:
         """Set the values that were stored, in their order. For whoever holds the machine."""
-        nr = loop.take_stores(self.table, self.counts, self._stores)
-        for nodeid, value in self._stores[:nr].tolist():
-            file = self._plain[nodeid]
-            file.attr.__set__(file.kobj, value)
+        nr = rows.take_stores(self.table, self.counts, self._stores)
+        stores = self._stores[:nr].tolist()
+        for (nodeid, value), (following, _) in pairwise([*stores, _NO_STORE]):
+            if nodeid != following:  # of several in a row nobody can tell
+                file = self._plain[nodeid]
+                file.attr.settle(file.kobj, value)
         self._changes.nr_settled += nr
 
     def hand_over(self, handle: int) -> None:
         """From now on all requests for an open file come to us, so what was made up for it is its own."""
-        loop.hand_over(self.table, handle ^ layout.QUICK)
+        rows.hand_over(self.table, handle ^ layout.QUICK)
 
     def close(self, handle: int) -> None:
         """The end of one that was handed over."""
-        loop.close(self.table, handle ^ layout.QUICK)
+        rows.close(self.table, handle ^ layout.QUICK)
 
     @property
     def now(self) -> tuple[int, int]:
@@ -134,7 +164,7 @@ class QuickFiles:
 
     def far_out(self) -> int:
         """A position beyond all that were taken before: only such a byte moves the end."""
-        return loop.next_far_out(self.table)
+        return rows.next_far_out(self.table)
 
     def has_readers(self, nodeid: int) -> bool:
         """Has anybody a file open whose text is longer than it says?"""
@@ -150,4 +180,5 @@ def _traits(node: File, number: Int) -> int:
         | layout.TRUNCATABLE * attr.truncatable
         | layout.SHOWS_ITSELF * attr.shows_itself
         | layout.PLAIN * (number is not _NO_NUMBER)
+        | layout.SETS_OTHERS * attr.sets_others
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kernelsim.kinds import Flavour
 
@@ -14,26 +14,52 @@ if TYPE_CHECKING:
     from kernelsim.attr import Attr, Kobject
 
 
+NR_COUNTS = 4
+
+
 class Changes:
-    """What says whether a text, or what is known of a name, still holds: two counts that only grow.
+    """What says whether a text, or what is known of a name, still holds: counts that only grow.
 
     turns   turns of the machine in which anything could be changed; who holds the machine counts each as it begins
     names   files that came, went or got another mode, counted afterwards
     stores  values that were taken by whoever does not hold the machine (Attr.plain); of these, the first `nr_settled`
             were set. Who gets the machine calls `settle`, which sets the others, before he looks at anything
+    ended   turns that are over. While that is as many as have begun, the machine rests
     """
 
     def __init__(self) -> None:
-        self.counts = memoryview(bytearray(24)).cast("Q")
-        """turns, names, stores: shared with compiled code."""
+        self.counts = memoryview(bytearray(8 * NR_COUNTS)).cast("Q")
+        """turns, names, stores, ended: shared with compiled code."""
         self.nr_settled = 0
         self.settle: Callable[[], object] = lambda: None
 
     def begin_turn(self) -> None:
         self.counts[0] += 1
 
+    def end_turn(self) -> None:
+        """By whoever holds the machine, be it that his turn was counted or not."""
+        self.counts[3] = self.counts[0]
+
     def change_name(self) -> None:
         self.counts[1] += 1
+
+
+class CounterText(Protocol):
+    """A text that is numbers of the machine in a form that stays (seq_counters.py)."""
+
+    @property
+    def form(self) -> Any:
+        """Array of one record that describes it to compiled code."""
+        ...
+
+    @property
+    def room_bytes(self) -> int:
+        """What it takes to make it."""
+        ...
+
+    def text(self) -> bytes:
+        """As of now; for whoever holds the machine."""
+        ...
 
 
 class Guard(Enum):
@@ -75,6 +101,8 @@ class File(Node):
     attr: Attr[Any] = field(kw_only=True)
     mode: int = field(kw_only=True)
     """Permission bits now: the declared ones until a chmod(2)."""
+    counter_text: CounterText | None = field(kw_only=True, default=None)
+    """What its text was last made of, if that was numbers of the machine."""
 
 
 @dataclass(eq=False, slots=True)

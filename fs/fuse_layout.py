@@ -27,14 +27,14 @@ slot_dtype = np.dtype(
     [
         (name, np.int64)
         for name in (
-            *("nodeid", "names", "turns", "stores", "text", "by_owner", "by_anyone"),
+            *("nodeid", "names", "turns", "stores", "sets", "text", "by_owner", "by_anyone"),
             *("traits", "lo", "hi", "nr_open", "nr_readers", "has_form"),
         )
     ]
 )
-"""names, turns and stores: Changes.counts as of which names, access and text hold. text: its row, or -1. by_owner,
-by_anyone: what may be done with it, READ and WRITE. lo, hi: of the numbers that a plain file takes. has_form: its text
-can be made here, by the record of `forms` with the same number."""
+"""names, turns, stores and sets: Changes.counts and nr_values_set as of which names, access and text hold. text: its
+row, or -1. by_owner, by_anyone: what may be done with it, READ and WRITE. lo, hi: of the numbers that a plain file
+takes. has_form: its text can be made here, by the record of `forms` with the same number."""
 HIDES_SIZE, ONE_POSITION, TRUNCATABLE, SHOWS_ITSELF, PLAIN, SETS_OTHERS = (1 << bit for bit in range(6))
 """Traits of a file: its text is longer than stat(2) says; all of it is read at position 0; O_TRUNC does something; its
 text is just its value; numbers are taken here; and may change other files' values."""
@@ -55,6 +55,7 @@ table_dtype = np.dtype(
         ("free_file", np.int64),
         ("nr_taken", np.int64),
         ("far_out", np.int64),
+        ("nr_values_set_at", np.int64),  # address
         ("owner_uid", np.int64),
         ("turn", np.int64, (16,)),  # a pthread_mutex_t has 5 to 6 words; zeros are one that nobody holds
         ("guard", np.int64, (16,)),

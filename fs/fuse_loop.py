@@ -18,7 +18,8 @@ Theory of operation
     A slot holds as long as the names of the registry do, its text as long as no turn of the machine began in which it
     could have changed (kernelsim.attr.Changes). A turn is counted before anything is changed in it, and nobody hears
     of a change before the turn in which it was made has begun; so who reads after he was told of a change gets a text
-    from after it. Who reads meanwhile gets the old one or the new one.
+    from after it. Who reads meanwhile gets the old one or the new one. A text that is just a value holds as long as
+    nobody set any (kernelsim.attr.nr_values_set), so those who read a sysctl do not wait for a long turn.
 
     A text that is numbers of the machine (kernelsim/seq_counters.py) is made here, too, while nobody has the machine:
     by a seqlock whose sequence is the turns. If none is under way before, and none began until the text is there, it
@@ -87,6 +88,7 @@ from fs.fuse_rows import (
 )
 from kernelsim.attr import NR_COUNTS
 from kernelsim.jit import i64, njit
+from kernelsim.raw_memory import load as load_word
 from kernelsim.seq_counters import form_dtype, render
 
 _PAGE = 4096
@@ -280,9 +282,13 @@ def _has_text(file: Any, slot: Any, table: Table, counts: Counts, offset: int) -
     """Does an open file have the text to read from? From its start that is the slot's, if it still holds."""
     if offset and file.text >= 0:
         return True
-    if slot.text < 0 or slot.names != counts[1] or slot.turns != counts[0]:
+    if slot.text < 0 or slot.names != counts[1]:
         return False
-    if slot.stores < (table[0].nr_others_set if slot.traits & SHOWS_ITSELF else counts[2]):  # it may go by one of them
+    if slot.traits & SHOWS_ITSELF:
+        holds = slot.sets == load_word(table[0].nr_values_set_at) and slot.stores >= table[0].nr_others_set
+    else:
+        holds = slot.turns == counts[0] and slot.stores == counts[2]  # it may go by one of them
+    if not holds:
         return False
     use(file, table, slot.text)
     return True
@@ -359,7 +365,7 @@ def load() -> None:
     give_turn(table)
     take_turn(table)
     row = enter(table, abi.ROOT_ID, 0, READ, READ, 0, 0, 0, 0)
-    put_text(table, counts, row, 0, 0, np.frombuffer(b"text", dtype=np.uint8), 4)
+    put_text(table, counts, row, 0, 0, 0, np.frombuffer(b"text", dtype=np.uint8), 4)
     put_form(table, row, np.zeros(1, dtype=form_dtype))
     own_text(table, row, np.zeros(MAX_TEXT, dtype=np.uint8))
     take_stores(table, counts, np.zeros((NR_STORES, 2), dtype=np.int64))

@@ -115,10 +115,16 @@ def enter(
 
 @njit_brief
 def put_text(
-    table: Table, counts: Counts, row: int, turns: int, stores: int, content: NDArray[np.uint8], nr_bytes: int
+    table: Table,
+    counts: Counts,
+    row: int,
+    turns: int,
+    stores: int,
+    sets: int,
+    content: NDArray[np.uint8],
+    nr_bytes: int,
 ) -> int:
-    """A reader was given a text, which is the file's as of `turns` and `stores` if these still are the counts -> the
-    text's row.
+    """A reader was given a text, which is the file's as of these if they still are the counts -> the text's row.
 
     `content` has to stay where it is until another text gets that row.
     """
@@ -129,7 +135,8 @@ def put_text(
     table[0].texts[text].address, table[0].texts[text].nr_bytes = content.ctypes.data, nr_bytes
     use(file, table, text)
     use(slot, table, text)
-    slot.turns, slot.stores = turns if stores == counts[2] else -1, stores
+    is_known = stores == counts[2]
+    slot.turns, slot.sets, slot.stores = turns if is_known else -1, sets if is_known else -1, stores
     unlock(table)
     return text
 

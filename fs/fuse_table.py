@@ -17,7 +17,7 @@ from fs import fuse_layout as layout
 from fs import fuse_rows as rows
 from fs.kernfs import OpenFile, Tree
 from fs.rules import RULES
-from kernelsim.attr import CounterText, File, Flavour, Int, Node
+from kernelsim.attr import CounterText, File, Flavour, Int, Node, nr_values_set
 
 _MAX_MADE = 256
 _NO_NUMBER, _NO_STORE = Int(0, 0), (0, 0)
@@ -47,6 +47,7 @@ class QuickFiles:
         self.counts = np.frombuffer(self._counts, dtype=np.int64)
         self.table = layout.make_table(tree.uid, far_out)
         self.table["nr_settled"] = self._changes.nr_settled
+        self.table["nr_values_set_at"] = np.frombuffer(nr_values_set, dtype=np.int64).ctypes.data
         self._changes.settle = self.settle
         slots, files = self.table[0]["slots"], self.table[0]["files"]
         self._nr_taken, self._nr_rendering = self.table["nr_taken"].item, self.table["nr_rendering"].item
@@ -111,7 +112,7 @@ class QuickFiles:
         row = handle ^ layout.QUICK
         self._made[self._nodeid_of(self._slot_of(row)), self._flags_of(row)] = file
 
-    def was_read(self, handle: int, file: OpenFile, turn: int, stores: int) -> bool:
+    def was_read(self, handle: int, file: OpenFile, turn: int, stores: int, sets: int) -> bool:
         """A reader is at this file's text, which was begun to be made when the counts were these.
 
         False: the table cannot have it.
@@ -119,11 +120,12 @@ class QuickFiles:
         text = file.text
         if text is None or len(text) > layout.MAX_TEXT:
             return False
-        fresh = turn if turn == self._counts[0] and self._tree.counts_turns else -1
+        counts_turns = self._tree.counts_turns
+        turn, sets = turn if counts_turns and turn == self._counts[0] else -1, sets if counts_turns else -1
         content = np.frombuffer(text or b"\0", dtype=np.uint8)
-        at = rows.put_text(self.table, self.counts, handle ^ layout.QUICK, fresh, stores, content, len(text))
+        at = rows.put_text(self.table, self.counts, handle ^ layout.QUICK, turn, stores, sets, content, len(text))
         self._texts[at] = text
-        if file.node.counter_text is not None and self._tree.counts_turns:
+        if file.node.counter_text is not None and counts_turns:
             self._put_form(handle ^ layout.QUICK, file.node.counter_text)
         return True
 
@@ -158,9 +160,9 @@ class QuickFiles:
         rows.close(self.table, handle ^ layout.QUICK)
 
     @property
-    def now(self) -> tuple[int, int]:
-        """Number of the machine's turn that began last, and of the last store."""
-        return self._counts[0], self._counts[2]
+    def now(self) -> tuple[int, int, int]:
+        """Number of the machine's turn that began last, of the last store, and of the last value that was set."""
+        return self._counts[0], self._counts[2], nr_values_set[0]
 
     def far_out(self) -> int:
         """A position beyond all that were taken before: only such a byte moves the end."""

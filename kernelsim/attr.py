@@ -69,6 +69,10 @@ R = TypeVar("R")
 K = TypeVar("K", bound="Kobject")
 
 
+nr_values_set = memoryview(bytearray(8)).cast("Q")
+"""How many values were set so far, by whomever: until then a text that is just a value holds. Read by compiled code."""
+
+
 class Attr(Hooks[T]):
     """One pseudo-file. On an instance it is the stored value; on the class it is this declaration.
 
@@ -125,6 +129,7 @@ class Attr(Hooks[T]):
         return cast(T, kobj.__dict__.get(self._key, self.default))
 
     def __set__(self, kobj: "Kobject", value: T) -> None:
+        nr_values_set[0] += 1
         kobj.__dict__[self._key] = value
 
     # What the file can do.
@@ -218,9 +223,12 @@ class Attr(Hooks[T]):
         return nr_taken
 
     def settle(self, kobj: "Kobject", value: T) -> None:
-        """Set what was written while nobody held the machine; `plain` says whether that may be."""
+        """Set what was written while nobody held the machine; `plain` says whether that may be.
+
+        It is not counted as set now: texts do not hold any more since it was written.
+        """
         old = self.__get__(kobj, type(kobj))
-        self.__set__(kobj, value)
+        kobj.__dict__[self._key] = value
         if self._stored is not None:
             self._stored(kobj, old, value)
 

@@ -76,7 +76,7 @@ class CounterText:
         assert len(numbers) == template.nr_values
         terms = [term for each in numbers for term in each.terms]
         self._arrays = [words.records for words in arrays]
-        self._kept = {
+        self._kept: dict[str, NDArray[Any]] = {
             "pieces": template.pieces,
             "piece_ends": template.ends,
             "widths": template.widths,

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "kernelsim/operation.py": ("kernelsim.wait",),
     "kernelsim/wait.py": (),
     "kernelsim": ("kernelsim",),
-    "fs": ("fs", *(f"kernelsim.{name}" for name in ("attr", "kinds", "operation", "jit", "seq_counters"))),
+    "fs": ("fs", *(f"kernelsim.{name}" for name in ("attr", "kinds", "operation", "jit", "raw_memory", "seq_counters"))),
     "dpud/gpu": (
         "dpud.gpu",
         "dpud.errors",

@@ -164,6 +164,25 @@ def test_texts_of_counters_are_made_without_python(
     assert all(side.cat(path) != text for path, text in zip(COUNTED, before, strict=True))
 
 
+def test_who_reads_a_value_does_not_wait_for_a_turn(
+    side: OtherSide, lab: Lab, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds until some value is set, be it by a turn or by a write."""
+    assert side.cat(KNOB) == b"500\n"
+    ino, begun, goes_on = lab.registry.nodes[KNOB].ino, threading.Event(), threading.Event()
+    monkeypatch.setattr(side, "lookup", lambda path: ino)
+    long_turn = threading.Thread(target=owner.call, args=(lambda: (begun.set(), goes_on.wait()),))
+    long_turn.start()
+    begun.wait()
+    assert [side.cat(KNOB) for _ in range(2)] == [b"500\n"] * 2
+    goes_on.set()
+    long_turn.join()
+    owner.call(setattr, lab.machine.compaction_sysctl, "extfrag_threshold", 7)
+    assert [side.cat(KNOB) for _ in range(2)] == [b"7\n"] * 2
+    side.echo("0x8", KNOB)
+    assert [side.cat(KNOB) for _ in range(2)] == [b"8\n"] * 2
+
+
 class Pair(Kobject):
     """Two counters that differ only while somebody has the machine."""
 

@@ -64,8 +64,8 @@ _OF_THE_PROCESS: dict[type, frozenset[str]] = {
     Items: frozenset({"_emptied"}),
 }
 """Attributes that stay as the process has them."""
-_PROCESS_NAMES = frozenset({"helper", "keeper", "_temporary"})
-"""The same, of whatever class: thread pools, who makes checkpoints, temporary folders."""
+_PROCESS_NAMES = frozenset({"helper", "keeper", "_temporary", "counter_text"})
+"""The same, of whatever class: thread pools, who makes checkpoints, temporary folders, addresses of arrays."""
 
 
 def is_ours(kind: type) -> bool:

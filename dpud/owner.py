@@ -407,6 +407,7 @@ class Owner:
                 self.charge(threading.current_thread().name, time.perf_counter_ns() - self._begin_ns)
         finally:
             self._holder = None
+            self.changes.end_turn()
             self._lock.release()
 
     def _wait(

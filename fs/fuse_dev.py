@@ -10,6 +10,9 @@ Theory of operation
     - A node's id is its inode number, which is never used again; one that was removed meanwhile is ENOENT.
     - Every open gets FOPEN_DIRECT_IO, so sizes may lie as they do in /proc and each read(2) reaches us, and
       FOPEN_NOFLUSH. O_TRUNC comes with the open. That makes `cat` 4 requests and `echo >` 3.
+    - Writers of one file wait for each other in the kernel, which has its inode locked from the request to the reply.
+      FOPEN_PARALLEL_DIRECT_WRITES would not change that: it is not for writes beyond the size that the kernel knows,
+      and that is 0 after an O_TRUNC (fs/fuse/file.c, fuse_dio_wr_exclusive_lock, fuse_truncate_update_attr).
     - Operations that say nothing new are ENOSYS: the kernel hears it once and stops asking.
     - sendfile(2) and splice(2) read through the page cache, which ends at the size that the kernel knows: 0 for files
       of /proc. So a reader's open also stores a byte far out in the cache (it is dropped as the open ends), which moves
@@ -376,7 +379,7 @@ class Session:
         finally:
             self._have_turn(request)
             is_new = file.text is not None and (offset == 0 or file.text is not before)
-            if is_new and not self._quick.was_read(handle, file, *now):
+            if is_new and not self._quick.was_read(handle, file, now):
                 self._keep(handle, file, cred)
             else:
                 self._quick.give_back(handle, file)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fs import fuse_abi as abi
+from kernelsim.seq_counters import form_dtype
 
 MAX_TEXT = 1 << 16
 """Longer texts are answered by Python."""
@@ -26,30 +27,37 @@ slot_dtype = np.dtype(
     [
         (name, np.int64)
         for name in (
-            *("nodeid", "is_known", "turns", "stores", "text", "by_owner", "by_anyone"),
-            *("traits", "lo", "hi", "nr_open", "nr_readers", "read_at"),
+            *("nodeid", "is_known", "turns", "stores", "sets", "text", "by_owner", "by_anyone"),
+            *("traits", "lo", "hi", "nr_open", "nr_readers", "read_at", "has_form"),
         )
     ]
 )
-"""is_known: the file is there, and what is said of it here holds. turns and stores: Changes.counts as of which its text
-does; turns counts all, or those of memory. text: its row, or -1. by_owner, by_anyone: what may be done with it, READ
-and WRITE. lo, hi: of the numbers that a plain file takes. read_at: turns of memory when it was read last."""
-HIDES_SIZE, ONE_POSITION, TRUNCATABLE, SHOWS_ITSELF, PLAIN, SHOWS_MEMORY = 1, 2, 4, 8, 16, 32
+"""is_known: the file is there, and what is said of it here holds. turns, stores and sets: Changes.counts and
+nr_values_set as of which its text does; turns counts all, or those of memory. text: its row, or -1. by_owner and
+by_anyone: what may be done with it, READ and WRITE. lo, hi: of the numbers that a plain file takes. read_at: turns of
+memory when it was read last. has_form: its text can be made here, by the record of `forms` with the same number."""
+HIDES_SIZE, ONE_POSITION, TRUNCATABLE, SHOWS_ITSELF, PLAIN, SETS_OTHERS, SHOWS_MEMORY = (1 << bit for bit in range(7))
 """Traits of a file: its text is longer than stat(2) says; all of it is read at position 0; O_TRUNC does something; its
-text is just its value; numbers are taken here; it goes by the kernel's memory only."""
+text is just its value; numbers are taken here; and may change other files' values; it goes by nothing but the kernel's
+memory."""
 file_dtype = np.dtype([(name, np.int64) for name in ("slot", "text", "open_flags", "is_quick", "next")])
-text_dtype = np.dtype([(name, np.int64) for name in ("address", "nr_bytes", "nr_users")])
+text_dtype = np.dtype([(name, np.int64) for name in ("address", "nr_bytes", "nr_users", "is_own")])
+"""is_own: it was made here, in memory of malloc(3); else Python keeps it."""
 store_dtype = np.dtype([(name, np.int64) for name in ("nodeid", "value")])
 table_dtype = np.dtype(
     [
         ("slots", slot_dtype, (NR_SLOTS,)),
+        ("forms", form_dtype, (NR_SLOTS,)),
         ("files", file_dtype, (NR_FILES,)),
         ("texts", text_dtype, (NR_TEXTS,)),
         ("stores", store_dtype, (NR_STORES,)),
         ("nr_settled", np.int64),
+        ("nr_others_set", np.int64),  # Changes.stores as of the last store that may have changed others' values
+        ("nr_rendering", np.int64),  # threads that make a text
         ("free_file", np.int64),
         ("nr_taken", np.int64),
         ("far_out", np.int64),
+        ("nr_values_set_at", np.int64),  # address
         ("owner_uid", np.int64),
         ("turn", np.int64, (16,)),  # a pthread_mutex_t has 5 to 6 words; zeros are one that nobody holds
         ("guard", np.int64, (16,)),
@@ -63,6 +71,7 @@ REQUEST_AT, NOTIFY_AT = MAX_TEXT + 64, MAX_TEXT + 16
 _BODY, REPLY_BODY = abi.IN_HEADER.size, abi.OUT_HEADER.size
 MAX_DIGITS = 10
 """Bytes of a write that are looked at."""
+FORM_AT = REQUEST_AT + MAX_REQUEST
 NR_NOTIFY = REPLY_BODY + abi.NOTIFY_STORE_OUT.size + 1
 _FIELDS = {
     "reply_bytes": ("i4", 0),
@@ -87,15 +96,17 @@ _FIELDS = {
     "offset": ("i8", REQUEST_AT + _BODY + 8),
     "size": ("i4", REQUEST_AT + _BODY + 16),
     "octets": (f"({MAX_DIGITS},)u1", REQUEST_AT + _BODY + abi.WRITE_IN.size),
+    "form": (form_dtype, FORM_AT),
 }
-"""Of a thread's buffer: of the reply, of a NOTIFY_STORE of one byte, of the request (see fuse_abi.py)."""
+"""Of a thread's buffer: of the reply, of a NOTIFY_STORE of one byte, of the request (see fuse_abi.py); and the form of
+the text that it makes."""
 
 Table: TypeAlias = Any
 """Array of one `table_dtype`."""
 Buffer: TypeAlias = Any
 """Array of one record of _FIELDS."""
 Counts: TypeAlias = NDArray[np.int64]
-"""Changes.counts: turns, names, stores, turns of memory."""
+"""Changes.counts: turns, names, stores, turns of memory, ended."""
 
 
 def make_table(owner_uid: int, far_out: int) -> Table:
@@ -110,7 +121,7 @@ def make_table(owner_uid: int, far_out: int) -> Table:
 def make_buffer() -> tuple[Buffer, memoryview, memoryview]:
     """A thread's, and where in it Python finds the request and puts the reply."""
     formats, offsets = zip(*_FIELDS.values(), strict=True)
-    fields = {"names": list(_FIELDS), "formats": formats, "offsets": offsets, "itemsize": REQUEST_AT + MAX_REQUEST}
+    fields = {"names": list(_FIELDS), "formats": formats, "offsets": offsets, "itemsize": FORM_AT + form_dtype.itemsize}
     dtype: np.dtype[Any] = np.dtype(fields)  # type: ignore[call-overload]
     # calloc(3) would clear recycled memory, and so have all of it
     memory = mmap.mmap(-1, dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -18,7 +18,12 @@ Theory of operation
     A slot holds until its file goes or gets another mode, its text as long as no turn of the machine began in which it
     could have changed (kernelsim.attr.Changes). A turn is counted before anything is changed in it, and nobody hears
     of a change before the turn in which it was made has begun; so who reads after he was told of a change gets a text
-    from after it. Who reads meanwhile gets the old one or the new one.
+    from after it. Who reads meanwhile gets the old one or the new one. A text that is just a value holds as long as
+    nobody set any (kernelsim.attr.nr_values_set), so those who read a sysctl do not wait for a long turn.
+
+    A text that is numbers of the machine (kernelsim/seq_counters.py) is made here, too, while nobody has the machine:
+    by a seqlock whose sequence is the turns. If none is under way before, and none began until the text is there, it
+    is of one moment. Else Python asks for the machine.
 
     Texts of the kernel's memory hold until such a turn is over, before which nobody hears of its changes either. Those
     that were read a short while ago are made anew then by whoever had the turn: who reads them does not wait for those
@@ -35,18 +40,19 @@ Theory of operation
 import errno
 import os
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numba import types
-from numpy.typing import NDArray
 
 from fs import fuse_abi as abi
 from fs.fuse_abi import Opcode
 from fs.fuse_layout import (
+    FORM_AT,
     HIDES_SIZE,
     MAX_DIGITS,
+    MAX_REQUEST,
+    MAX_TEXT,
     NOTIFY_AT,
     NR_FILES,
     NR_NOTIFY,
@@ -58,6 +64,7 @@ from fs.fuse_layout import (
     QUICK,
     REPLY_BODY,
     REQUEST_AT,
+    SETS_OTHERS,
     SHOWS_ITSELF,
     SHOWS_MEMORY,
     TRUNCATABLE,
@@ -67,11 +74,32 @@ from fs.fuse_layout import (
     make_buffer,
     make_table,
 )
+from fs.fuse_rows import (
+    close,
+    close_row,
+    enter,
+    forget,
+    free_text,
+    hand_over,
+    lock,
+    next_far_out,
+    njit_brief,
+    own_text,
+    put_form,
+    put_text,
+    renew_text,
+    take_row,
+    take_stores,
+    unlock,
+    use,
+)
 from fs.slices import be_ready, set_to_work
-from kernelsim.attr import Changes
-from kernelsim.jit import F, i64, njit
+from kernelsim.attr import NR_COUNTS, Changes
+from kernelsim.jit import i64, njit
+from kernelsim.raw_memory import load as load_word
+from kernelsim.seq_counters import form_dtype, render
 
-_TURNS, _STORES, _MEMORY_TURNS = Changes.TURNS, Changes.STORES, Changes.MEMORY_TURNS
+_TURNS, _STORES, _MEMORY_TURNS, _ENDED = Changes.TURNS, Changes.STORES, Changes.MEMORY_TURNS, Changes.ENDED
 _PAGE = 4096
 READ, WRITE = 4, 2
 _ACCMODE, _O_RDONLY, _O_WRONLY, _O_TRUNC, _O_APPEND = (
@@ -92,6 +120,8 @@ _c_read: Callable[..., int] = types.ExternalFunction("read", types.intp(types.in
 _c_write: Callable[..., int] = types.ExternalFunction("write", types.intp(types.int32, _address, _size))
 _c_memcpy = types.ExternalFunction("memcpy", types.uintp(_address, _address, _size))
 _c_errno: Callable[[], int] = types.ExternalFunction("__errno_location", types.uintp())
+_c_malloc: Callable[[int], int] = types.ExternalFunction("malloc", types.uintp(_size))
+_c_free = types.ExternalFunction("free", types.void(_address))
 _c_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(_address))
 _c_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(_address))
 
@@ -115,7 +145,7 @@ def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool,
             return BAD_REPLY
     be_ready(buffer, table)
     while True:
-        nr = _c_read(fd, reply + REQUEST_AT, buffer.itemsize - REQUEST_AT)
+        nr = _c_read(fd, reply + REQUEST_AT, MAX_REQUEST)
         if nr < 0:
             _c_memcpy(reply + REQUEST_AT, _c_errno(), 4)
             nr = -int(buffer[0].errno)
@@ -134,25 +164,10 @@ def take_turn(table: Table) -> None:
     _c_lock(table[0].turn.ctypes.data)
 
 
-def njit_brief(function: F) -> F:
-    """For what Python calls and is over before the interpreter's lock could be dropped and had again: it is kept."""
-    return cast(F, numba.njit(cache=True, _nrt=False)(function))
-
-
 @njit_brief
 def give_turn(table: Table) -> None:
     """Let another thread have the turn."""
     _c_unlock(table[0].turn.ctypes.data)
-
-
-@njit
-def _lock(table: Table) -> None:
-    _c_lock(table[0].guard.ctypes.data)
-
-
-@njit
-def _unlock(table: Table) -> None:
-    _c_unlock(table[0].guard.ctypes.data)
 
 
 @njit
@@ -191,54 +206,88 @@ def _open(fd: int, buffer: Buffer, table: Table) -> int:
     access = READ if accmode == _O_RDONLY else WRITE if accmode == _O_WRONLY else READ | WRITE
     index = nodeid & (NR_SLOTS - 1)
     slot = table[0].slots[index]
-    _lock(table)
+    lock(table)
     known = slot.nodeid == nodeid and slot.is_known and _has_room(buffer[0].uid, table)
     truncates = flags & _O_TRUNC and slot.traits & TRUNCATABLE
     if not known or access & ~_access(buffer[0].uid, slot, table) or truncates:
-        _unlock(table)
+        unlock(table)
         return 0
-    buffer[0].reply_handle = QUICK | _take_row(table, index, flags)
+    buffer[0].reply_handle = QUICK | take_row(table, index, flags)
     buffer[0].reply_flags = _OPEN_FLAGS
     table[0].far_out += _PAGE
     buffer[0].notify_nodeid, buffer[0].notify_position = nodeid, table[0].far_out
-    _unlock(table)
+    unlock(table)
     if access & READ and slot.traits & HIDES_SIZE:
         _c_write(fd, buffer.ctypes.data + NOTIFY_AT, NR_NOTIFY)  # fuse_dev.py says why
     return REPLY_BODY + _NR_OPEN_OUT
 
 
 @njit
-def _take_row(table: Table, index: int, flags: int) -> int:
-    """A row for an open file of a slot; there is one."""
-    row: int = table[0].free_file
-    file, slot = table[0].files[row], table[0].slots[index]
-    table[0].free_file = file.next
-    table[0].nr_taken += 1
-    file.slot, file.text, file.open_flags, file.is_quick = index, -1, flags, 1
-    slot.nr_open += 1
-    if (flags & _ACCMODE) != _O_WRONLY and slot.traits & HIDES_SIZE:
-        slot.nr_readers += 1
-    return row
-
-
-@njit
 def _read(buffer: Buffer, table: Table, counts: Counts) -> int:
-    handle, offset, size = buffer[0].handle, buffer[0].offset, buffer[0].size
+    handle, offset = buffer[0].handle, buffer[0].offset
     if not handle & QUICK or buffer[0].length < _NR_READ or offset < 0:
         return 0
-    file = table[0].files[handle & (NR_FILES - 1)]
-    _lock(table)
+    row = handle & (NR_FILES - 1)
+    file = table[0].files[row]
+    lock(table)
     slot = table[0].slots[file.slot]
-    nr_reply = 0
+    nr_reply, turn = 0, -1
     if file.is_quick and _access(buffer[0].uid, slot, table) & READ:
         if offset and slot.traits & ONE_POSITION:
             nr_reply = REPLY_BODY
         elif _has_text(file, slot, table, counts, offset):
-            text = table[0].texts[file.text]
-            nr = max(min(size, text.nr_bytes - offset), 0)
-            _c_memcpy(buffer.ctypes.data + REPLY_BODY, text.address + offset, nr)
-            nr_reply = REPLY_BODY + nr
-    _unlock(table)
+            nr_reply = _put_part(buffer, table, file)
+        elif slot.has_form and slot.is_known:
+            turn = _begin_rendering(buffer, table, counts, file.slot)
+    unlock(table)
+    return _render(buffer, table, counts, row, turn) if turn >= 0 else nr_reply
+
+
+@njit
+def _put_part(buffer: Buffer, table: Table, file: Any) -> int:
+    """Answer with what was asked for of the text that a reader is at."""
+    text, offset = table[0].texts[file.text], buffer[0].offset
+    nr = max(min(buffer[0].size, text.nr_bytes - offset), 0)
+    _c_memcpy(buffer.ctypes.data + REPLY_BODY, text.address + offset, nr)
+    return i64(REPLY_BODY + nr)
+
+
+@njit
+def _begin_rendering(buffer: Buffer, table: Table, counts: Counts, slot: int) -> int:
+    """Take the form of a slot's text -> the turn that was the last one; -1: somebody has the machine, or is to."""
+    turn: int = counts[_TURNS]
+    if counts[_ENDED] != turn or counts[_STORES] != table[0].nr_settled:
+        return -1
+    nr_bytes = table[0].forms.itemsize
+    _c_memcpy(buffer.ctypes.data + FORM_AT, table[0].forms.ctypes.data + slot * nr_bytes, nr_bytes)
+    table[0].nr_rendering += 1
+    return turn
+
+
+@njit
+def _render(buffer: Buffer, table: Table, counts: Counts, row: int, turn: int) -> int:
+    """Make the text of an open file, and answer with it if nobody has had the machine since `turn`; else 0."""
+    form = buffer[0].form
+    room = _c_malloc(form.text_bytes + 8 * form.nr_values)
+    nr_bytes = render(form, i64(room)) if room else -1
+    file, nr_reply = table[0].files[row], 0
+    lock(table)
+    slot = table[0].slots[file.slot]
+    table[0].nr_rendering -= 1
+    is_whole = nr_bytes >= 0 and counts[_TURNS] == turn and counts[_STORES] == table[0].nr_settled
+    if is_whole and file.is_quick:
+        text = free_text(table)
+        made = table[0].texts[text]
+        made.address, made.nr_bytes, made.is_own = room, nr_bytes, 1
+        use(file, table, text)
+        use(slot, table, text)
+        # No turn of memory has ended since either, or another would have begun.
+        slot.turns = counts[_MEMORY_TURNS] if slot.traits & SHOWS_MEMORY else turn
+        slot.stores, slot.read_at = counts[_STORES], counts[_MEMORY_TURNS]
+        nr_reply = _put_part(buffer, table, file)
+    unlock(table)
+    if not nr_reply:
+        _c_free(room)
     return nr_reply
 
 
@@ -247,38 +296,19 @@ def _has_text(file: Any, slot: Any, table: Table, counts: Counts, offset: int) -
     """Does an open file have the text to read from? From its start that is the slot's, if it still holds."""
     if offset and file.text >= 0:
         return True
-    if slot.text < 0 or not slot.is_known or slot.turns != counts[_turns_of(slot)]:
+    if slot.text < 0 or not slot.is_known:
         return False
-    if slot.stores != counts[_STORES] and not slot.traits & (SHOWS_ITSELF | SHOWS_MEMORY):  # it may go by one of them
+    if slot.traits & SHOWS_ITSELF:
+        holds = slot.sets == load_word(table[0].nr_values_set_at) and slot.stores >= table[0].nr_others_set
+    elif slot.traits & SHOWS_MEMORY:
+        holds = slot.turns == counts[_MEMORY_TURNS]
+    else:
+        holds = slot.turns == counts[_TURNS] and slot.stores == counts[_STORES]  # it may go by one of them
+    if not holds:
         return False
-    _use(file, table, slot.text)
+    use(file, table, slot.text)
     slot.read_at = counts[_MEMORY_TURNS]
     return True
-
-
-@njit
-def _spare_text(table: Table) -> int:
-    """A row without users; there are as many as there can be users."""
-    text = 0
-    while table[0].texts[text].nr_users:
-        text += 1
-    return text
-
-
-@njit
-def _turns_of(slot: Any) -> int:
-    """Which turns may change its text: a place in Changes.counts."""
-    return _MEMORY_TURNS if slot.traits & SHOWS_MEMORY else _TURNS
-
-
-@njit
-def _use(user: Any, table: Table, text: int) -> None:
-    """Let a slot or a file point at another text, or with -1 at none."""
-    if text >= 0:
-        table[0].texts[text].nr_users += 1
-    if user.text >= 0:
-        table[0].texts[user.text].nr_users -= 1
-    user.text = text
 
 
 @njit
@@ -290,7 +320,7 @@ def _write(buffer: Buffer, table: Table, counts: Counts) -> int:
     if value < 0:
         return 0
     file = table[0].files[handle & (NR_FILES - 1)]
-    _lock(table)
+    lock(table)
     slot = table[0].slots[file.slot]
     is_taken = (
         file.is_quick
@@ -305,8 +335,10 @@ def _write(buffer: Buffer, table: Table, counts: Counts) -> int:
         store = table[0].stores[counts[_STORES] & (NR_STORES - 1)]
         store.nodeid, store.value = slot.nodeid, value
         counts[_STORES] += 1
-        _use(slot, table, -1)
-    _unlock(table)
+        if slot.traits & SETS_OTHERS:
+            table[0].nr_others_set = counts[_STORES]
+        use(slot, table, -1)
+    unlock(table)
     buffer[0].reply_handle = nr_bytes
     return REPLY_BODY + _NR_WRITE_OUT if is_taken else 0
 
@@ -333,143 +365,17 @@ def _release(buffer: Buffer, table: Table) -> int:
     if not handle & QUICK:
         return 0
     row = handle & (NR_FILES - 1)
-    _lock(table)
+    lock(table)
     is_quick = table[0].files[row].is_quick
     if is_quick:
-        _close(table, row)
-    _unlock(table)
+        close_row(table, row)
+    unlock(table)
     return REPLY_BODY if is_quick else 0
-
-
-@njit
-def _close(table: Table, row: int) -> None:
-    file = table[0].files[row]
-    slot = table[0].slots[file.slot]
-    _use(file, table, -1)
-    slot.nr_open -= 1
-    if (file.open_flags & _ACCMODE) != _O_WRONLY and slot.traits & HIDES_SIZE:
-        slot.nr_readers -= 1
-    table[0].nr_taken -= 1
-    file.next, file.is_quick = table[0].free_file, 0
-    table[0].free_file = row
-
-
-# What Python does to the table, with the turn.
-
-
-@njit_brief
-def enter(table: Table, nodeid: int, by_owner: int, by_anyone: int, traits: int, lo: int, hi: int, flags: int) -> int:
-    """A file is opened, and its next opens shall be answered here -> the row of this one.
-
-    -1: another file is in its place and open, or all rows are taken.
-    """
-    index, row = nodeid & (NR_SLOTS - 1), -1
-    slot = table[0].slots[index]
-    _lock(table)
-    if (slot.nodeid == nodeid or not slot.nr_open) and table[0].free_file >= 0:
-        if slot.nodeid != nodeid:
-            _use(slot, table, -1)
-        slot.nodeid, slot.is_known, slot.by_owner, slot.by_anyone = nodeid, 1, by_owner, by_anyone
-        slot.traits, slot.lo, slot.hi = traits, lo, hi
-        row = _take_row(table, index, flags)
-    _unlock(table)
-    return row
-
-
-@njit_brief
-def forget(table: Table, nodeid: int) -> None:
-    """A file went, or got another mode."""
-    slot = table[0].slots[nodeid & (NR_SLOTS - 1)]
-    _lock(table)
-    if slot.nodeid == nodeid:
-        slot.is_known = 0
-        _use(slot, table, -1)
-    _unlock(table)
-
-
-@njit_brief
-def put_text(
-    table: Table, counts: Counts, row: int, turns: int, stores: int, content: NDArray[np.uint8], nr_bytes: int
-) -> int:
-    """A reader was given a text, which is the file's as of `turns` and `stores` if these still are the counts -> the
-    text's row.
-
-    `content` has to stay where it is until another text gets that row.
-    """
-    file = table[0].files[row]
-    slot = table[0].slots[file.slot]
-    _lock(table)
-    text = _spare_text(table)
-    table[0].texts[text].address, table[0].texts[text].nr_bytes = content.ctypes.data, nr_bytes
-    _use(file, table, text)
-    _use(slot, table, text)
-    is_fresh = stores == counts[_STORES] or slot.traits & SHOWS_MEMORY
-    slot.turns, slot.stores = turns if is_fresh else -1, stores
-    slot.read_at = counts[_MEMORY_TURNS]
-    _unlock(table)
-    return text
-
-
-@njit_brief
-def renew_text(table: Table, counts: Counts, nodeid: int, content: NDArray[np.uint8], nr_bytes: int) -> int:
-    """What a file's text will be when the turn of memory that is just ending is over -> the text's row, as `put_text`.
-
-    -1: the file is not known here.
-    """
-    slot = table[0].slots[nodeid & (NR_SLOTS - 1)]
-    _lock(table)
-    text = -1
-    if slot.nodeid == nodeid and slot.is_known:
-        text = _spare_text(table)
-        table[0].texts[text].address, table[0].texts[text].nr_bytes = content.ctypes.data, nr_bytes
-        _use(slot, table, text)
-        slot.turns, slot.stores = counts[_MEMORY_TURNS] + 1, counts[_STORES]
-    _unlock(table)
-    return text
-
-
-@njit_brief
-def take_stores(table: Table, counts: Counts, into: NDArray[np.int64]) -> int:
-    """Move what was stored and is not set yet, (nodeid, value) in its order -> how many."""
-    _lock(table)
-    first, nr = table[0].nr_settled, counts[_STORES] - table[0].nr_settled
-    for at in range(nr):
-        store = table[0].stores[(first + at) & (NR_STORES - 1)]
-        into[at, 0], into[at, 1] = store.nodeid, store.value
-    table[0].nr_settled = counts[_STORES]
-    _unlock(table)
-    return i64(nr)
-
-
-@njit_brief
-def hand_over(table: Table, row: int) -> None:
-    """From now on an open file is Python's; its row stays taken."""
-    _lock(table)
-    table[0].files[row].is_quick = 0
-    _unlock(table)
-
-
-@njit_brief
-def close(table: Table, row: int) -> None:
-    """The end of one that was handed over."""
-    _lock(table)
-    _close(table, row)
-    _unlock(table)
-
-
-@njit_brief
-def next_far_out(table: Table) -> int:
-    """A position beyond all that were taken before."""
-    _lock(table)
-    table[0].far_out += _PAGE
-    position: int = table[0].far_out
-    _unlock(table)
-    return position
 
 
 def load() -> None:
     """Have all of this compiled, or loaded from where it was kept."""
-    table, (buffer, _, _), counts = make_table(0, 0), make_buffer(), np.zeros(4, dtype=np.int64)
+    table, (buffer, _, _), counts = make_table(0, 0), make_buffer(), np.zeros(NR_COUNTS, dtype=np.int64)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     serve(null, buffer, table, counts, False, 0)  # finds the end of the file
     os.close(null)
@@ -477,8 +383,10 @@ def load() -> None:
     take_turn(table)
     row = enter(table, abi.ROOT_ID, READ, READ, 0, 0, 0, 0)
     forget(table, abi.ROOT_ID)
-    put_text(table, counts, row, 0, 0, np.frombuffer(b"text", dtype=np.uint8), 4)
+    put_text(table, counts, row, 0, 0, 0, np.frombuffer(b"text", dtype=np.uint8), 4)
     renew_text(table, counts, abi.ROOT_ID, np.frombuffer(b"text", dtype=np.uint8), 4)
+    put_form(table, row, np.zeros(1, dtype=form_dtype))
+    own_text(table, row, np.zeros(MAX_TEXT, dtype=np.uint8))
     take_stores(table, counts, np.zeros((NR_STORES, 2), dtype=np.int64))
     hand_over(table, row)
     close(table, row)

@@ -94,6 +94,7 @@ class Performer:
 
 
 def _read(file: File, _request: Request, _user: Any) -> Operation[bytes]:
+    file.counter_text = file.attr.counter_text(file.kobj)
     return file.attr.read_text(file.kobj)
 
 

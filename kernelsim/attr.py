@@ -27,10 +27,13 @@ Invariants
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast, overload
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast, overload
 
 from kernelsim.attr_check import problem_of
+from kernelsim.attr_hooks import Hooks
+from kernelsim.attr_node import NR_COUNTS as NR_COUNTS
 from kernelsim.attr_node import Changes as Changes
+from kernelsim.attr_node import CounterText as CounterText
 from kernelsim.attr_node import Dir as Dir
 from kernelsim.attr_node import File as File
 from kernelsim.attr_node import Guard as Guard
@@ -66,7 +69,11 @@ R = TypeVar("R")
 K = TypeVar("K", bound="Kobject")
 
 
-class Attr(Generic[T]):
+nr_values_set = memoryview(bytearray(8)).cast("Q")
+"""How many values were set so far, by whomever: until then a text that is just a value holds. Read by compiled code."""
+
+
+class Attr(Hooks[T]):
     """One pseudo-file. On an instance it is the stored value; on the class it is this declaration.
 
     kind      what values it takes and how it prints them
@@ -76,6 +83,7 @@ class Attr(Generic[T]):
     name      file name, where Python cannot spell it
     kept      its show hook goes by nothing that changes while nobody holds the machine, as the time; "memory": by
               nothing but the kernel's pages and what counts them, so not by a plain number either
+    late      its stored hook only sets other values, by the last number written, and never fails: it may come late
     guard     what it asks of who opens it beside the mode
     mode      permission bits; else 0644 with a default or both directions, 0200 or 0444 with one hook
     """
@@ -90,8 +98,10 @@ class Attr(Generic[T]):
         name: str | None = None,
         mode: int | None = None,
         kept: bool | Literal["memory"] = False,
+        late: bool = False,
         guard: Guard = Guard.NOTHING,
     ) -> None:
+        super().__init__()
         self.kind = kind
         self.is_stream = isinstance(kind, Stream)
         self.default = default
@@ -101,19 +111,8 @@ class Attr(Generic[T]):
         self.name = name or ""
         self._mode = mode
         self._kept = kept
+        self._late = late
         self._key = ""
-        self._show: Callable[[Any], Any] | None = None
-        self._store: Callable[[Any, T], Any] | None = None
-        self._stored: Callable[[Any, T, T], Any] | None = None
-        self._read: Callable[[Any, int, int, bool], Any] | None = None
-        self._write: Callable[[Any, bytes], Any] | None = None
-        self._write_at: Callable[[Any, int, bytes], Any] | None = None
-        self._size: Callable[[Any], int] | None = None
-        self._truncate: Callable[[Any], Any] | None = None
-        self._open: Callable[[Any, Opener], Any] | None = None
-        self._release: Callable[[Any, Any], object] | None = None
-        self._poll: Callable[[Any, int], WaitQueue | None] | None = None
-        self._skipped: Callable[[Any], Any] | None = None
 
     # The descriptor: the value lives in the instance's own dictionary.
 
@@ -131,69 +130,8 @@ class Attr(Generic[T]):
         return cast(T, kobj.__dict__.get(self._key, self.default))
 
     def __set__(self, kobj: "Kobject", value: T) -> None:
+        nr_values_set[0] += 1
         kobj.__dict__[self._key] = value
-
-    # Hooks. Each decorator gives the method back unchanged, so it stays callable as what it is.
-
-    def show(self, hook: Callable[[K], R]) -> Callable[[K], R]:
-        """`(self) -> value or finished text`, instead of the stored value; may be an operation."""
-        self._show = hook
-        return hook
-
-    def store(self, hook: Callable[[K, T], R]) -> Callable[[K, T], R]:
-        """`(self, value)`, instead of storing a valid value; may be an operation."""
-        self._store = hook
-        return hook
-
-    def stored(self, hook: Callable[[K, T, T], R]) -> Callable[[K, T, T], R]:
-        """`(self, old, new)` after a valid value was stored; may be an operation. OSError takes it back."""
-        self._stored = hook
-        return hook
-
-    def read(self, hook: Callable[[K, int, int, bool], R]) -> Callable[[K, int, int, bool], R]:
-        """Stream: `(self, pos, size, nonblock) -> bytes`, or an operation that yields while it waits."""
-        self._read = hook
-        return hook
-
-    def write(self, hook: Callable[[K, bytes], R]) -> Callable[[K, bytes], R]:
-        """Stream: `(self, data)` for each write(2); may be an operation."""
-        self._write = hook
-        return hook
-
-    def write_at(self, hook: Callable[[K, int, bytes], R]) -> Callable[[K, int, bytes], R]:
-        """Bytes: `(self, pos, data) -> bytes taken` for each write(2); may be an operation."""
-        self._write_at = hook
-        return hook
-
-    def size(self, hook: Callable[[K], int]) -> Callable[[K], int]:
-        """Stream: `(self) -> bytes in the stream so far`, shown as the file's size."""
-        self._size = hook
-        return hook
-
-    def truncate(self, hook: Callable[[K], R]) -> Callable[[K], R]:
-        """`(self)` when the file is opened with O_TRUNC or truncated; without it nothing happens then."""
-        self._truncate = hook
-        return hook
-
-    def open(self, hook: Callable[[K, "Opener"], R]) -> Callable[[K, "Opener"], R]:
-        """Stream: `(self, opener) -> user` at each open(2), which it may refuse; write hooks then take `user` too."""
-        self._open = hook
-        return hook
-
-    def release(self, hook: Callable[[K, Any], R]) -> Callable[[K, Any], R]:
-        """Stream: `(self, user)` when the last descriptor of an open file is closed."""
-        self._release = hook
-        return hook
-
-    def poll(self, hook: Callable[[K, int], WaitQueue | None]) -> Callable[[K, int], WaitQueue | None]:
-        """Stream: `(self, pos) -> None` if a read at `pos` would not wait, else the queue it would wait on."""
-        self._poll = hook
-        return hook
-
-    def skipped(self, hook: Callable[[K], R]) -> Callable[[K], R]:
-        """Sysctl: `(self)` for a write beyond position 0, whose data are ignored; may be an operation."""
-        self._skipped = hook
-        return hook
 
     # What the file can do.
 
@@ -204,12 +142,17 @@ class Attr(Generic[T]):
     @property
     def kept(self) -> bool:
         """Does a text hold until somebody has held the machine? A stored value does."""
-        return bool(self._kept) or self.shows_itself
+        return bool(self._kept) or self.counts or self.shows_itself
 
     @property
     def shows_memory(self) -> bool:
         """Does a text hold until the kernel's memory may have changed?"""
         return self._kept == "memory"
+
+    @property
+    def counts(self) -> bool:
+        """Is its text numbers of the machine (Hooks.counters)?"""
+        return self._counters is not None
 
     @property
     def shows_itself(self) -> bool:
@@ -218,8 +161,14 @@ class Attr(Generic[T]):
 
     @property
     def plain(self) -> bool:
-        """Is it a whole number of which nobody is told that it was written? It can be set just before anybody looks."""
-        return type(self.kind) in (Int, Bool) and self.shows_itself and not (self._store or self._stored)
+        """Is it a whole number that can be set just before anybody looks? Who is told, if anybody, may be told late."""
+        is_number = type(self.kind) in (Int, Bool) and self.shows_itself
+        return is_number and not self._store and (self._late or not self._stored)
+
+    @property
+    def sets_others(self) -> bool:
+        """May others change their values as this one is written?"""
+        return self._stored is not None
 
     @property
     def has_users(self) -> bool:
@@ -227,7 +176,7 @@ class Attr(Generic[T]):
 
     @property
     def readable(self) -> bool:
-        return self.default is not None or self._show is not None or self._read is not None
+        return self.default is not None or any((self._show, self._counters, self._read))
 
     @property
     def writable(self) -> bool:
@@ -246,6 +195,8 @@ class Attr(Generic[T]):
 
     def read_text(self, kobj: "Kobject") -> Operation[bytes]:
         """The text of the file now."""
+        if self._counters is not None:
+            return self._counters(kobj).text()
         shown: Any = self.__get__(kobj, type(kobj))
         if self._show is not None:
             shown = yield from outcome(self._show(kobj))
@@ -276,6 +227,20 @@ class Attr(Generic[T]):
                 self.__set__(kobj, old)
                 raise
         return nr_taken
+
+    def settle(self, kobj: "Kobject", value: T) -> None:
+        """Set what was written while nobody held the machine; `plain` says whether that may be.
+
+        It is not counted as set now: texts do not hold any more since it was written.
+        """
+        old = self.__get__(kobj, type(kobj))
+        kobj.__dict__[self._key] = value
+        if self._stored is not None:
+            self._stored(kobj, old, value)
+
+    def counter_text(self, kobj: "Kobject") -> "CounterText | None":
+        """What its text is made of, if that is numbers of the machine."""
+        return None if self._counters is None else self._counters(kobj)
 
     def read_stream(self, kobj: "Kobject", pos: int, size: int, nonblock: bool) -> Operation[bytes]:
         """The record at byte offset `pos`, or what the stream gives for it; b"" at its end. May raise StreamOverrun."""

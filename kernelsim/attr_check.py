@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from kernelsim.attr import Attr
 
 
+_CO_GENERATOR = 0x20
+
 _sound: set["Attr[Any]"] = set()
 """Declarations that were looked at before: many directories are of one class."""
 
@@ -32,10 +34,14 @@ def _problem_of(attr: "Attr[Any]") -> str | None:
         return "read, write, size and open hooks are for streams"
     if (attr._write if isinstance(attr.kind, Bytes) else attr._write_at) is not None:
         return "streams have write hooks, bytes have write_at hooks"
-    if attr.is_stream and (attr._show or attr._store or attr._stored or attr.default is not None):
+    if attr.is_stream and (attr._show or attr._counters or attr._store or attr._stored or attr.default is not None):
         return "a stream has read and write hooks only"
     if attr._stored and (attr._store or attr.default is None):
         return "a stored hook needs a default and no store hook"
+    if attr._late and (not attr._stored or attr._stored.__code__.co_flags & _CO_GENERATOR):
+        return "late is about a stored hook, one that does not take long"
+    if attr._counters and (attr._show or attr.default is not None):
+        return "counters are instead of a show hook"
     if attr.mode & ~0o777 or not attr.mode:
         return f"bad mode 0{attr.mode:o}"
     if (attr.mode & 0o222 and not attr.writable) or (attr.mode & 0o444 and not attr.readable):

@@ -6,12 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kernelsim.kinds import Flavour
 
 if TYPE_CHECKING:
     from kernelsim.attr import Attr, Kobject
+
+
+NR_COUNTS = 5
 
 
 class Changes:
@@ -23,14 +26,15 @@ class Changes:
             were set. Who gets the machine calls `settle`, which sets the others, before he looks at anything
     memory  turns that are over, but for those of who keeps apart from the kernel's memory (Kobject.apart): until then
             nobody has been told of a change. Who ends one calls `renew` before it is counted
+    ended   turns that are over. While that is as many as have begun, the machine rests
     """
 
-    TURNS, NAMES, STORES, MEMORY_TURNS = range(4)
+    TURNS, NAMES, STORES, MEMORY_TURNS, ENDED = range(NR_COUNTS)
     """Places in `counts`."""
 
     def __init__(self) -> None:
-        self.counts = memoryview(bytearray(32)).cast("Q")
-        """turns, names, stores, memory: shared with compiled code."""
+        self.counts = memoryview(bytearray(8 * NR_COUNTS)).cast("Q")
+        """turns, names, stores, memory, ended: shared with compiled code."""
         self.nr_settled = 0
         self.settle: Callable[[], object] = lambda: None
         self.forget: Callable[[int], object] = lambda ino: None
@@ -43,6 +47,10 @@ class Changes:
         self.renew()
         self.counts[self.MEMORY_TURNS] += 1
 
+    def end_turn(self) -> None:
+        """By whoever holds the machine, be it that his turn was counted or not."""
+        self.counts[self.ENDED] = self.counts[self.TURNS]
+
     def tell(self) -> None:
         """Somebody is going to be told of a change before its turn is over."""
         self.counts[self.MEMORY_TURNS] += 1
@@ -52,6 +60,24 @@ class Changes:
         self.counts[self.NAMES] += 1
         if ino:
             self.forget(ino)
+
+
+class CounterText(Protocol):
+    """A text that is numbers of the machine in a form that stays (seq_counters.py)."""
+
+    @property
+    def form(self) -> Any:
+        """Array of one record that describes it to compiled code."""
+        ...
+
+    @property
+    def room_bytes(self) -> int:
+        """What it takes to make it."""
+        ...
+
+    def text(self) -> bytes:
+        """As of now; for whoever holds the machine."""
+        ...
 
 
 class Guard(Enum):
@@ -95,6 +121,8 @@ class File(Node):
     attr: Attr[Any] = field(kw_only=True)
     mode: int = field(kw_only=True)
     """Permission bits now: the declared ones until a chmod(2)."""
+    counter_text: CounterText | None = field(kw_only=True, default=None)
+    """What its text was last made of, if that was numbers of the machine."""
 
 
 @dataclass(eq=False, slots=True)

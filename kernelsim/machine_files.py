@@ -64,10 +64,7 @@ def machine_files(machine: Machine) -> Files:
 def _proc(machine: Machine) -> Files:
     yield "/proc", VmstatFiles(machine.mem, machine.vm.events, machine.config.kconfig)
     yield "/proc", PageMonitor(machine.mem)
-    yield (
-        "/proc",
-        Zoneinfo(machine.mem, machine.vm.nr_cpus, machine.config.kconfig, lambda nid: machine.kswapds[nid].hopeless),
-    )
+    yield "/proc", Zoneinfo(machine.mem, machine.vm.nr_cpus, machine.config.kconfig, machine.reclaim.failures)
     yield "/proc", Meminfo(machine.mem, machine.vm.overcommit, _hugetlb(machine), machine.has("TRANSPARENT_HUGEPAGE"))
     yield "/proc", IkConfig(machine.config.kconfig)
     btime_s = partial(getattr, machine, "btime_s")

@@ -10,8 +10,9 @@ from kernelsim.bitmap import format_list, format_mask
 from kernelsim.hugetlb import HugetlbPool
 from kernelsim.kconfig import Kconfig
 from kernelsim.meminfo import node_meminfo
-from kernelsim.mmzone import ZONE_NORMAL, Mem
-from kernelsim.vmstat import format_items, node_items, zone_items
+from kernelsim.mmzone import ZONE_NORMAL, Mem, zone_dtype
+from kernelsim.seq_counters import CounterFile, CounterText, Words, number
+from kernelsim.vmstat import counter_lines, node_items, word, zone_items
 
 
 class Nodes(Kobject):
@@ -57,7 +58,7 @@ class Node(Kobject):
 
     cpulist = Attr(Text(), doc="The node's CPUs as a list.", kept=True)
     cpumap = Attr(Text(), doc="The node's CPUs as a bit mask.", kept=True)
-    distance = Attr(Text(), doc="Distance to each node; 10 is local.", kept=True)
+    distance = Attr(Text(), doc="Distance to each node; 10 is local.", kept="memory")
     meminfo = Attr(Text(), doc="The node's memory in kB by use.", kept="memory")
     numastat = Attr(Text(), doc="Allocations by whether the node was the intended one.", kept="memory")
     vmstat = Attr(Text(), doc="The node's page counters.", kept="memory")
@@ -71,6 +72,8 @@ class Node(Kobject):
         self.cpus = cpus
         self.nr_cpus = nr_cpus
         self.kconfig = kconfig
+        self._distance_now = CounterFile(self._describe_distance)
+        self._numastat_now, self._vmstat_now = CounterFile(self._describe_numastat), CounterFile(self._describe_vmstat)
 
     @cpulist.show
     def _cpulist(self) -> str:
@@ -80,26 +83,41 @@ class Node(Kobject):
     def _cpumap(self) -> str:
         return format_mask(self.cpus, self.nr_cpus)
 
-    @distance.show
-    def _distance(self) -> str:
-        return " ".join(str(int(d)) for d in self.mem.distance[self.nid])
+    @distance.counters
+    def _distance(self) -> CounterText:
+        return self._distance_now.now()
+
+    def _describe_distance(self) -> CounterText:
+        nids, distances = range(self.mem.nr_nodes), Words(self.mem.distance[self.nid])
+        return CounterText(
+            " ".join(["%d"] * len(nids)) + "\n", [number([distances.at(nid, 0)]) for nid in nids], (), (distances,)
+        )
 
     @meminfo.show
     def _meminfo(self) -> str:
         thp = self.kconfig.IS_ENABLED("CONFIG_TRANSPARENT_HUGEPAGE")
         return node_meminfo(self.mem, self.hugetlb, self.nid, thp)
 
-    @numastat.show
-    def _numastat(self) -> str:
-        zones = self.mem.zones[self.mem.zones["node"] == self.nid]
-        hit, miss, foreign = (int(zones[name].sum()) for name in ("numa_hit", "numa_miss", "numa_foreign"))
-        # there is no interleaving policy, and a process runs on its home node
-        counts = {"numa_hit": hit, "numa_miss": miss, "numa_foreign": foreign, "interleave_hit": 0}
-        counts |= {"local_node": hit, "other_node": miss}
-        return "".join(f"{name} {value}\n" for name, value in counts.items())
+    @numastat.counters
+    def _numastat(self) -> CounterText:
+        return self._numastat_now.now()
 
-    @vmstat.show
-    def _vmstat(self) -> str:
-        zones = self.mem.zones[self.mem.zones["node"] == self.nid]
-        node = self.mem.nodes[self.nid : self.nid + 1]
-        return format_items(self.kconfig, [*zone_items(zones), *node_items(node)])
+    def _describe_numastat(self) -> CounterText:
+        zones, rows = Words(self.mem.zones), self.mem.zones_of(self.nid)
+        hit, miss, foreign = (
+            number([zones.at(row, word(zone_dtype, name)) for row in rows])
+            for name in ("numa_hit", "numa_miss", "numa_foreign")
+        )
+        # there is no interleaving policy, and a process runs on its home node
+        items = {"numa_hit": hit, "numa_miss": miss, "numa_foreign": foreign, "interleave_hit": number(())}
+        items |= {"local_node": hit, "other_node": miss}
+        return CounterText("".join([f"{name} %d\n" for name in items]), list(items.values()), (), (zones,))
+
+    @vmstat.counters
+    def _vmstat(self) -> CounterText:
+        return self._vmstat_now.now()
+
+    def _describe_vmstat(self) -> CounterText:
+        zones, nodes = Words(self.mem.zones), Words(self.mem.nodes)
+        items = [*zone_items(zones, self.mem.zones_of(self.nid)), *node_items(nodes, [self.nid])]
+        return counter_lines(self.kconfig, items, (zones, nodes))

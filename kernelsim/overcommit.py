@@ -32,8 +32,10 @@ class Overcommit(Kobject):
     """Limits on address space, and what counts against them."""
 
     overcommit_memory = Attr(Int(0, 2), 0, doc="0: refuse the absurd only; 1: nothing; 2: keep the commit limit.")
-    overcommit_ratio = Attr(_INT, 50, doc="Percent of memory that overcommit_memory=2 lets be promised.")
-    overcommit_kbytes = Attr(_ULONG, 0, doc="The same in kB, instead of the ratio; setting one sets the other to 0.")
+    overcommit_ratio = Attr(_INT, 50, doc="Percent of memory that overcommit_memory=2 lets be promised.", late=True)
+    overcommit_kbytes = Attr(
+        _ULONG, 0, doc="The same in kB, instead of the ratio; setting one sets the other to 0.", late=True
+    )
     user_reserve_kbytes = Attr(_ULONG, doc="kB below the commit limit that a large process has to leave.")
     max_map_count = Attr(Int(), DEFAULT_MAX_MAP_COUNT, doc="Mappings that one process may have.")
 

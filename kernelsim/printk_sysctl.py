@@ -21,14 +21,15 @@ class PrintkSysctl(Kobject):
         Int(INT_MIN // HZ, INT_MAX // HZ),
         5,
         doc="Seconds in which a burst of recurring messages may be logged; 0: any number.",
+        late=True,
     )
-    printk_ratelimit_burst = Attr(Int(INT_MIN, INT_MAX), 10, doc="How many recurring messages are a burst.")
+    printk_ratelimit_burst = Attr(Int(INT_MIN, INT_MAX), 10, doc="How many recurring messages are a burst.", late=True)
     printk_devkmsg = Attr(
         Word(DEVKMSG_ON, DEVKMSG_OFF, DEVKMSG_RATELIMIT),
         DEVKMSG_RATELIMIT,
         doc="What users may write to /dev/kmsg: everything, nothing, or 10 lines in 5 s for each open file.",
     )
-    dmesg_restrict = Attr(Bool(), 0, doc="1: only root may open /dev/kmsg for reading.")
+    dmesg_restrict = Attr(Bool(), 0, doc="1: only root may open /dev/kmsg for reading.", late=True)
 
     def __init__(self, log: Printk) -> None:
         self.log = log

@@ -110,7 +110,7 @@ class FtraceFiles(Kobject):
 class FtraceSysctl(Kobject):
     """/proc/sys/kernel."""
 
-    ftrace_enabled = Attr(Bool(), 1, doc="0: no function is traced, whatever the tracer.")
+    ftrace_enabled = Attr(Bool(), 1, doc="0: no function is traced, whatever the tracer.", late=True)
 
     def __init__(self, ftrace: Ftrace) -> None:
         self._ftrace = ftrace

@@ -6,7 +6,7 @@ up when shown. Only counters that something here moves are listed, and of those 
 those of the kernel come in its order and the dpu_* events, this project's own, last.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,7 +27,7 @@ from kernelsim.mmzone import (
     zone_names,
 )
 from kernelsim.page import PG_nopage
-from kernelsim.seq_printf import Template
+from kernelsim.seq_counters import CounterFile, CounterText, Number, Words, number
 
 Events: TypeAlias = Any
 """Record array [1] of `events_dtype`."""
@@ -121,10 +121,15 @@ def unlisted(kconfig: Kconfig) -> tuple[str, ...]:
     return tuple(prefix for prefix, option in _OPTION_OF.items() if not kconfig.IS_ENABLED(option))
 
 
-def format_items(kconfig: Kconfig, items: Iterable[tuple[str, int]]) -> str:
+Item: TypeAlias = tuple[str, Number]
+"""A counter's name, and what it is."""
+
+
+def counter_lines(kconfig: Kconfig, items: Iterable[Item], arrays: Sequence[Words]) -> CounterText:
     """`name value` lines."""
     absent = unlisted(kconfig)
-    return "".join([f"{name} {value}\n" for name, value in items if not name.startswith(absent)])
+    listed = [item for item in items if not item[0].startswith(absent)]
+    return CounterText("".join([f"{name} %d\n" for name, _ in listed]), [of for _, of in listed], (), arrays)
 
 
 def alloc_events() -> Events:
@@ -138,14 +143,8 @@ def nr_free_pages_blocks(zones: Any) -> int:
     return int((blocks * sizes).sum())
 
 
-def total_words(records: Any) -> list[int]:
-    """Zone or node records added up, word by word: one numpy call, where one for each counter took most of a read."""
-    words: list[int] = records.view(np.int64).reshape(len(records), -1).sum(axis=0).tolist()
-    return words
-
-
 def word(dtype: Any, field: str, index: int = 0) -> int:
-    """Where total_words() has a field, or element `index` of it."""
+    """Which word of a record a field is, or element `index` of it."""
     return int(dtype.fields[field][1]) // 8 + index
 
 
@@ -172,35 +171,44 @@ NODE_ITEMS = [
 """Name, word, and how far it is shifted to be shown."""
 
 
-def zone_items(zones: Any) -> Iterator[tuple[str, int]]:
-    """Zone counters of /proc/vmstat, node*/vmstat and /proc/zoneinfo, summed over `zones`, a slice of the records."""
-    words = total_words(zones)
-    yield "nr_free_pages", words[_FREE_PAGES]
-    yield "nr_free_pages_blocks", sum([words[at] * size for at, size in BLOCKS])
+def zone_items(zones: Words, rows: Sequence[int]) -> Iterator[Item]:
+    """Zone counters of /proc/vmstat, node*/vmstat and /proc/zoneinfo, summed over some zones."""
+    yield "nr_free_pages", number([zones.at(row, _FREE_PAGES) for row in rows])
+    yield "nr_free_pages_blocks", Number([(zones.at(row, at), size) for row in rows for at, size in BLOCKS])
     for name, at in ZONE_ITEMS:
-        yield name, words[at]
+        yield name, number([zones.at(row, at) for row in rows])
 
 
-def node_items(nodes: Any) -> Iterator[tuple[str, int]]:
-    words = total_words(nodes)
+def node_items(nodes: Words, nids: Sequence[int]) -> Iterator[Item]:
     for name, at, shift in NODE_ITEMS:
-        yield name, words[at] >> shift
+        yield name, number([nodes.at(nid, at) for nid in nids], shift)
 
 
-def event_items(mem: Mem, events: Events) -> Iterator[tuple[str, int]]:
-    zones = mem.zones
-    types, pgalloc = zones["type"].tolist(), zones["pgalloc"].tolist()
+def _event_items(mem: Mem, zones: Words, events: Words) -> Iterator[Item]:
+    types = mem.zones["type"].tolist()
     for zone_type, name in enumerate(zone_names):
-        yield f"pgalloc_{name.lower()}", sum([nr for nr, of in zip(pgalloc, types, strict=True) if of == zone_type])
-    values = events.view(np.int64).tolist()
-    yield from zip(allocstall_names, values[len(event_names) :], strict=True)
-    yield "pgfree", sum(zones["pgfree"].tolist())
-    for name, value in zip(event_names, values, strict=False):
+        rows = [row for row, of in enumerate(types) if of == zone_type]
+        yield f"pgalloc_{name.lower()}", number([zones.at(row, word(zone_dtype, "pgalloc")) for row in rows])
+    for name in allocstall_names:
+        yield name, number([events.at(0, word(events_dtype, name))])
+    yield "pgfree", number([zones.at(row, word(zone_dtype, "pgfree")) for row in range(len(types))])
+    for name in event_names:
         if mem.has_cma or not name.startswith("cma_"):
-            yield name, value
+            yield name, number([events.at(0, word(events_dtype, name))])
 
 
 _BUDDYINFO = "%6d " * NR_PAGE_ORDERS + "\n"
+
+
+def _of_order(zones: Words, row: int, order: int) -> list[int]:
+    """Where the lengths of a zone's free lists of one order are."""
+    return [zones.at(row, word(zone_dtype, "nr_free", order * MIGRATE_TYPES + kind)) for kind in range(MIGRATE_TYPES)]
+
+
+def populated(zones: Words, present: Iterable[bool]) -> Iterator[tuple[int, bool]]:
+    """The conditions of a text in whose form it matters which zones have pages."""
+    for row, is_populated in enumerate(present):
+        yield zones.at(row, word(zone_dtype, "present")), is_populated
 
 
 class VmstatFiles(Kobject):
@@ -216,29 +224,43 @@ class VmstatFiles(Kobject):
         self.mem = mem
         self.events = events
         self.kconfig = kconfig
-        self._shown_form = b"", Template("")
+        self._buddyinfo_now, self._vmstat_now = (
+            CounterFile(self._describe_buddyinfo),
+            CounterFile(self._describe_vmstat),
+        )
 
-    @buddyinfo.show
-    def _buddyinfo(self) -> bytes:
-        zones = self.mem.zones
-        is_populated = zones["present"] > 0
-        populated, rows = self._shown_form
-        if populated != is_populated.tobytes():
-            zones_shown = np.flatnonzero(is_populated).tolist()
-            rows = Template("".join([f"{self._zone(zone)} {_BUDDYINFO}" for zone in zones_shown]))
-            self._shown_form = is_populated.tobytes(), rows
-        return rows.fill(zones["nr_free"].sum(axis=2)[is_populated].ravel())
+    @buddyinfo.counters
+    def _buddyinfo(self) -> CounterText:
+        return self._buddyinfo_now.now()
+
+    def _describe_buddyinfo(self) -> CounterText:
+        words, present = Words(self.mem.zones), (self.mem.zones["present"] > 0).tolist()
+        rows = [row for row, is_populated in enumerate(present) if is_populated]
+        return CounterText(
+            "".join([f"{self._zone(row)} {_BUDDYINFO}" for row in rows]),
+            [number(_of_order(words, row, order)) for row in rows for order in range(NR_PAGE_ORDERS)],
+            populated(words, present),
+            (words,),
+        )
 
     @pagetypeinfo.show
     def _pagetypeinfo(self) -> str:
         head = f"Page block order: {pageblock_order}\nPages per block:  {pageblock_nr_pages}\n\n"
         return head + "".join(self._pagetypes(nid) for nid in range(self.mem.nr_nodes))
 
-    @vmstat.show
-    def _vmstat(self) -> str:
+    @vmstat.counters
+    def _vmstat(self) -> CounterText:
+        return self._vmstat_now.now()
+
+    def _describe_vmstat(self) -> CounterText:
         mem = self.mem
-        items = [*zone_items(mem.zones), *node_items(mem.nodes), *event_items(mem, self.events)]
-        return format_items(self.kconfig, items)
+        arrays = zones, nodes, events = Words(mem.zones), Words(mem.nodes), Words(self.events)
+        items = [
+            *zone_items(zones, range(len(mem.zones))),
+            *node_items(nodes, range(mem.nr_nodes)),
+            *_event_items(mem, zones, events),
+        ]
+        return counter_lines(self.kconfig, items, arrays)
 
     def _populated(self, nid: int | None = None) -> Iterator[tuple[int, Any]]:
         for zone, record in enumerate(self.mem.zones):

@@ -9,18 +9,17 @@ A machine without per-CPU page lists (pcp.py) shows for each CPU what a kernel h
 hold nothing: high 0, batch 1.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernelsim.attr import Attr, Kobject, Text
 from kernelsim.kconfig import Kconfig
-from kernelsim.mmzone import MAX_NR_ZONES, ZONE_MOVABLE, Mem, node_dtype, pageset_dtype, zone_dtype, zone_names
-from kernelsim.seq_printf import Template
-from kernelsim.vmstat import BLOCKS, NODE_ITEMS, ZONE_ITEMS, unlisted, word
+from kernelsim.kswapd import MAX_RECLAIM_RETRIES
+from kernelsim.mmzone import MAX_NR_ZONES, ZONE_MOVABLE, Mem, pageset_dtype, zone_dtype, zone_names
+from kernelsim.seq_counters import CounterFile, CounterText, Number, Words, number
+from kernelsim.vmstat import Item, node_items, populated, unlisted, word, zone_items
 
 _STAT_THRESHOLD = 0
 _MIN_MOVABLE_WMARK = 32  # SWAP_CLUSTER_MAX, also of a zone without pages
@@ -32,167 +31,104 @@ _PAGESET_LINES = "".join(
 )
 _BOOT_PAGESET = (0, 0, 1, 0, 0)
 
-_NR_ZONE_WORDS, _NR_NODE_WORDS, _NR_PAGESET_WORDS = (
-    dtype.itemsize // 8 for dtype in (zone_dtype, node_dtype, pageset_dtype)
-)
-_SPANNED, _FREE_BLOCKS = _NR_ZONE_WORDS, _NR_ZONE_WORDS + 1
-"""Where a zone's words go on with what has to be computed."""
-_BLOCK_WORDS, _BLOCK_SIZES = np.array(BLOCKS, dtype=np.int64).T.copy()
-_START, _END, _FREE = (word(zone_dtype, field) for field in ("start_pfn", "end_pfn", "free_pages"))
-_SIZES = (
-    *((name, word(zone_dtype, "watermark", mark)) for mark, name in enumerate(("min", "low", "high", "promo"))),
-    ("spanned", _SPANNED),
-    ("present", word(zone_dtype, "present")),
-    ("managed", word(zone_dtype, "managed")),
-    ("cma", word(zone_dtype, "cma_pages")),
-)
+_MARKS, _SIZES = ("min", "low", "high", "promo"), ("spanned", "present", "managed", "cma")
 _SIZE_LINES = "".join(
     ["  pages free     %d\n", "        boost    0\n"]  # nothing boosts watermarks here
-    + [f"        {name:<8s} %d\n" for name, _ in _SIZES]
+    + [f"        {name:<8s} %d\n" for name in (*_MARKS, *_SIZES)]
     + [f"        protection: ({', '.join(['%d'] * MAX_NR_ZONES)})\n"]
 )
-_SIZE_WORDS = (_FREE, *(at for _, at in _SIZES), *(word(zone_dtype, "reserve", above) for above in range(MAX_NR_ZONES)))
+_PAGESET_WORDS = [word(pageset_dtype, name) for name in _PAGESET]
 
-Piece = tuple[str, Sequence[int]]
-"""Part of the text, and which of the values go into it."""
-
-
-class _Values:
-    """All numbers of the machine that the text may have, one after the other: records word by word."""
-
-    def __init__(self, mem: Mem) -> None:
-        self._mem = mem
-        self._nr_cpus = mem.pagesets.shape[1]
-        shapes = (
-            (len(mem.zones), _NR_ZONE_WORDS + 2),
-            (len(mem.nodes), _NR_NODE_WORDS),
-            (len(mem.zones) * self._nr_cpus, _NR_PAGESET_WORDS),
-            (len(mem.nodes), 1),
-        )
-        starts = np.cumsum([0, *(rows * columns for rows, columns in shapes)]).tolist()
-        self.now = np.zeros(starts[-1], dtype=np.int64)
-        self._zones, self._nodes, self._pagesets, self._hopeless = (
-            self.now[start:end].reshape(shape)
-            for start, end, shape in zip(starts[:-1], starts[1:], shapes, strict=True)
-        )
-        self._starts = starts
-
-    def of_zone(self, zone: int, words: Sequence[int]) -> list[int]:
-        return [zone * (_NR_ZONE_WORDS + 2) + at for at in words]
-
-    def of_node(self, nid: int, words: Sequence[int]) -> list[int]:
-        return [self._starts[1] + nid * _NR_NODE_WORDS + at for at in words]
-
-    def of_pageset(self, zone: int, cpu: int) -> list[int]:
-        start = self._starts[2] + (zone * self._nr_cpus + cpu) * _NR_PAGESET_WORDS
-        return [start + word(pageset_dtype, name) for name in _PAGESET]
-
-    def hopeless(self, nid: int) -> int:
-        return int(self._starts[3]) + nid
-
-    def look(self, hopeless: Sequence[bool]) -> None:
-        mem, zones = self._mem, self._zones
-        zones[:, :_NR_ZONE_WORDS] = _words(mem.zones)
-        zones[:, _SPANNED] = zones[:, _END] - zones[:, _START]
-        zones[:, _FREE_BLOCKS] = zones[:, _BLOCK_WORDS] @ _BLOCK_SIZES
-        self._nodes[:] = _words(mem.nodes)
-        self._hopeless[:, 0] = hopeless
-        if self._nr_cpus:
-            self._pagesets[:] = _words(mem.pagesets.reshape(-1))
-
-
-@dataclass(frozen=True)
-class _Form:
-    """The text for the zones that have pages."""
-
-    populated: bytes
-    template: Template
-    at: NDArray[np.int64]
-    """Where the words are that go into it."""
-    shifts: NDArray[np.int64]
+Piece = tuple[str, Sequence[Number]]
+"""Part of the text, and the numbers that go into it."""
 
 
 class Zoneinfo(Kobject):
-    """The file. `hopeless(nid)`: kswapd has given up on the node.
+    """The file. `failures`, int64[nid]: rounds of kswapd that freed nothing; after so many it has given up on the node.
 
-    The text is one template, made when it is first seen which zones have pages, and filled from the words of all
-    records at once: monitors read this file often.
+    Monitors read this file often: it is described once for the zones that have pages (seq_counters.py).
     """
 
     zoneinfo = Attr(Text(), doc="Size, watermarks, counters and per-CPU lists of each zone.", kept="memory")
 
-    def __init__(self, mem: Mem, nr_cpus: int, kconfig: Kconfig, hopeless: Callable[[int], bool]) -> None:
+    def __init__(self, mem: Mem, nr_cpus: int, kconfig: Kconfig, failures: NDArray[np.int64]) -> None:
         self.mem = mem
         self.nr_cpus = nr_cpus
-        self.hopeless = hopeless
-        absent = unlisted(kconfig)
-        zone_items = [("nr_free_pages", _FREE, 0), ("nr_free_pages_blocks", _FREE_BLOCKS, 0)]
-        zone_items += [(name, at, 0) for name, at in ZONE_ITEMS]
-        self._zone_items = [item for item in zone_items if not item[0].startswith(absent)]
-        self._node_items = [item for item in NODE_ITEMS if not item[0].startswith(absent)]
-        self._shown_values = _Values(mem)
-        self._shown_form: _Form | None = None
+        self.kconfig = kconfig
+        self.failures = failures
+        self._now = CounterFile(self._describe)
 
-    @zoneinfo.show
-    def _zoneinfo(self) -> bytes:
-        populated = (self.mem.zones["present"] > 0).tobytes()
-        form, values = self._shown_form, self._shown_values
-        if form is None or form.populated != populated:
-            form = self._shown_form = self._make_form(populated)
-        values.look([self.hopeless(nid) for nid in range(self.mem.nr_nodes)])
-        return form.template.fill(values.now[form.at] >> form.shifts)
+    @zoneinfo.counters
+    def _zoneinfo(self) -> CounterText:
+        return self._now.now()
 
-    def _make_form(self, populated: bytes) -> _Form:
+    def _describe(self) -> CounterText:
+        return _Description(self.mem, self.nr_cpus, unlisted(self.kconfig), self.failures).text()
+
+
+class _Description:
+    """What the text is made of, for the zones that have pages now."""
+
+    def __init__(self, mem: Mem, nr_cpus: int, absent: tuple[str, ...], failures: NDArray[np.int64]) -> None:
+        self._mem, self._nr_cpus, self._absent = mem, nr_cpus, absent
+        self._zones, self._nodes, self._pagesets = Words(mem.zones), Words(mem.nodes), Words(mem.pagesets)
+        self._failures = Words(failures)
+
+    def text(self) -> CounterText:
         pieces = list(self._pieces())
-        at = [at for _, ats in pieces for at in ats]
-        of_node, nids = self._shown_values.of_node, range(self.mem.nr_nodes)
-        shift_of = {of_node(nid, [at])[0]: shift for nid in nids for _, at, shift in NODE_ITEMS}
-        template = Template("".join(text for text, _ in pieces))
-        shifts = [shift_of.get(word, 0) for word in at]
-        return _Form(populated, template, np.array(at, np.int64), np.array(shifts, np.int64))
+        conditions = populated(self._zones, (self._mem.zones["present"] > 0).tolist())
+        arrays = self._zones, self._nodes, self._pagesets, self._failures
+        form, numbers = "".join([text for text, _ in pieces]), [each for _, numbers in pieces for each in numbers]
+        return CounterText(form, numbers, conditions, arrays)
 
     def _pieces(self) -> Iterator[Piece]:
-        zones = self.mem.zones
+        zones = self._mem.zones
         columns = zip(zones["node"].tolist(), zones["type"].tolist(), zones["present"].tolist(), strict=True)
-        populated = {(node, of_type): zone for zone, (node, of_type, present) in enumerate(columns) if present}
-        for nid in range(self.mem.nr_nodes):
+        zone_of = {(node, of_type): zone for zone, (node, of_type, present) in enumerate(columns) if present}
+        for nid in range(self._mem.nr_nodes):
             node_shown = False
             for zone_type, name in enumerate(zone_names):
                 yield f"Node {nid}, zone {name:>8s}\n", ()
-                zone = populated.get((nid, zone_type))
+                zone = zone_of.get((nid, zone_type))
                 if zone is None:
                     yield _EMPTY[zone_type], ()
                     continue
                 if not node_shown:
-                    yield (
-                        "  per-node stats\n" + _lines(self._node_items),
-                        self._shown_values.of_node(nid, [at for _, at, _ in self._node_items]),
-                    )
+                    yield "  per-node stats\n", ()
+                    yield self._lines(node_items(self._nodes, [nid]))
                     node_shown = True
                 yield from self._zone(nid, zone)
 
     def _zone(self, nid: int, zone: int) -> Iterator[Piece]:
-        values, counters = self._shown_values, [at for _, at, _ in self._zone_items]
-        yield _SIZE_LINES + _lines(self._zone_items), values.of_zone(zone, [*_SIZE_WORDS, *counters])
+        yield _SIZE_LINES, list(self._sizes(zone))
+        yield self._lines(zone_items(self._zones, [zone]))
         yield "  pagesets\n", ()
-        for cpu in range(self.nr_cpus):
+        nr_pagesets = self._mem.pagesets.shape[1]
+        for cpu in range(self._nr_cpus):
             lines = _PAGESET_LINES.replace("%d", str(cpu), 1)
-            if cpu < self.mem.pagesets.shape[1]:
-                yield lines, values.of_pageset(zone, cpu)
+            if cpu < nr_pagesets:
+                row = zone * nr_pagesets + cpu
+                yield lines, [number([self._pagesets.at(row, at)]) for at in _PAGESET_WORDS]
             else:
                 yield lines % _BOOT_PAGESET, ()
-        yield "  node_unreclaimable:  %d\n", [values.hopeless(nid)]
-        yield "  start_pfn:           %d\n", values.of_zone(zone, [_START])
+        yield "  node_unreclaimable:  %d\n", [number([self._failures.at(nid, 0)], limit=MAX_RECLAIM_RETRIES)]
+        yield "  start_pfn:           %d\n", [self._of_zone(zone, "start_pfn")]
 
+    def _of_zone(self, zone: int, name: str, index: int = 0) -> Number:
+        return number([self._zones.at(zone, word(zone_dtype, name, index))])
 
-def _lines(items: Sequence[tuple[str, int, int]]) -> str:
-    return "".join([f"      {name:<12s} %d\n" for name, _, _ in items])
+    def _sizes(self, zone: int) -> Iterator[Number]:
+        """What goes into _SIZE_LINES."""
+        start, end = (self._zones.at(zone, word(zone_dtype, name)) for name in ("start_pfn", "end_pfn"))
+        yield self._of_zone(zone, "free_pages")
+        yield from [self._of_zone(zone, "watermark", mark) for mark in range(len(_MARKS))]
+        yield Number([(end, 1), (start, -1)])
+        yield from [self._of_zone(zone, name) for name in ("present", "managed", "cma_pages")]
+        yield from [self._of_zone(zone, "reserve", above) for above in range(MAX_NR_ZONES)]
 
-
-def _words(records: Any) -> NDArray[np.int64]:
-    """The 64-bit words of each record."""
-    words: NDArray[np.int64] = records.view("i8").reshape(len(records), -1)
-    return words
+    def _lines(self, items: Iterator[Item]) -> Piece:
+        listed = [item for item in items if not item[0].startswith(self._absent)]
+        return "".join([f"      {name:<12s} %d\n" for name, _ in listed]), [of for _, of in listed]
 
 
 def _empty_zone(zone_type: int) -> str:

@@ -21,15 +21,19 @@ CORE_MAY_IMPORT = """
 """
 MAY_IMPORT = {
     "kernelsim/attr.py": tuple(
-        f"kernelsim.{name}" for name in ("attr_check", "attr_node", "kinds", "operation", "wait")
+        f"kernelsim.{name}" for name in ("attr_check", "attr_hooks", "attr_node", "kinds", "operation", "wait")
     ),
     "kernelsim/attr_check.py": ("kernelsim.attr", "kernelsim.kinds"),
+    "kernelsim/attr_hooks.py": ("kernelsim.attr", "kernelsim.attr_node", "kernelsim.wait"),
     "kernelsim/attr_node.py": ("kernelsim.attr", "kernelsim.kinds"),
     "kernelsim/kinds.py": (),
     "kernelsim/operation.py": ("kernelsim.wait",),
     "kernelsim/wait.py": (),
     "kernelsim": ("kernelsim",),
-    "fs": ("fs", "kernelsim.attr", "kernelsim.kinds", "kernelsim.operation", "kernelsim.jit"),
+    "fs": (
+        "fs",
+        *(f"kernelsim.{name}" for name in ("attr", "kinds", "operation", "jit", "raw_memory", "seq_counters")),
+    ),
     "dpud/gpu": (
         "dpud.gpu",
         "dpud.errors",

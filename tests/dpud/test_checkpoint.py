@@ -411,6 +411,23 @@ def test_an_idle_machine_with_a_gpu_writes_next_to_nothing(tmp_path: Path) -> No
         assert cat(again, position) != first
 
 
+def test_texts_of_counters_are_of_the_machine_that_came_back(tmp_path: Path) -> None:
+    """What they are made of is where this process has its arrays."""
+    files = ("/proc/buddyinfo", "/proc/zoneinfo", "/sys/devices/system/node/node0/numastat")
+    with alive(configured(tmp_path / "a")) as live:
+        before = [cat(live, path) for path in files]
+        echo(live, f"{VM}/nr_hugepages", "2")
+        live.pacer.stop()
+        texts = [cat(live, path) for path in files]
+        keeper_of(live).make()
+        killed(live, tmp_path / "a", tmp_path / "b")
+    assert all(text != old for text, old in zip(texts, before, strict=True))
+    with alive(configured(tmp_path / "b")) as live:
+        assert [cat(live, path) for path in files] == texts
+        echo(live, f"{VM}/nr_hugepages", "0")
+        assert all(cat(live, path) != text for path, text in zip(files[:2], texts, strict=False))
+
+
 def test_what_is_the_process_s_own(tmp_path: Path) -> None:
     """Of what else the boot makes a checkpoint has the contents. A generator or an iterator would lose its place."""
     with alive(configured(tmp_path / "a")) as live:

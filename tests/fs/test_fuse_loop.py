@@ -4,6 +4,7 @@
 import errno
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -149,6 +150,46 @@ def test_more_numbers_than_the_list_holds(side: OtherSide, lab: Lab, owner: Owne
         side.echo(str(number), KNOB)
     assert 0 < len(came) <= 2
     assert owner.look(lab.registry.read, KNOB) == b"%d\n" % (layout.NR_STORES * 2 + 9)
+
+
+def test_who_reads_a_value_does_not_wait_for_a_turn(
+    side: OtherSide, lab: Lab, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds until some value is set, be it by a turn or by a write."""
+    assert side.cat(KNOB) == b"500\n"
+    ino, begun, goes_on = lab.registry.nodes[KNOB].ino, threading.Event(), threading.Event()
+    monkeypatch.setattr(side, "lookup", lambda path: ino)
+    long_turn = threading.Thread(target=owner.call, args=(lambda: (begun.set(), goes_on.wait()),))
+    long_turn.start()
+    begun.wait()
+    assert [side.cat(KNOB) for _ in range(2)] == [b"500\n"] * 2
+    goes_on.set()
+    long_turn.join()
+    owner.call(setattr, lab.machine.compaction_sysctl, "extfrag_threshold", 7)
+    assert [side.cat(KNOB) for _ in range(2)] == [b"7\n"] * 2
+    side.echo("0x8", KNOB)
+    assert [side.cat(KNOB) for _ in range(2)] == [b"8\n"] * 2
+
+
+def test_numbers_that_set_others_are_taken_without_python(side: OtherSide, lab: Lab, owner: Owner) -> None:
+    ratio, kbytes = f"{VM}/overcommit_ratio", f"{VM}/overcommit_kbytes"
+    twin = Lab((32, 32))
+    for path in (ratio, kbytes):
+        side.echo("5", path)
+        twin.registry.write(path, "5")
+    for path, value in ((ratio, "7"), (kbytes, "8"), (kbytes, "9"), (ratio, "0"), (ratio, "3"), (kbytes, "4")):
+        side.echo(value, path)
+        twin.registry.write(path, value)
+        for name in (ratio, kbytes):
+            assert side.cat(name) == twin.registry.read(name), (path, value)
+    handle = side.open(ratio, os.O_WRONLY)
+    came, answer = [], side.session._one_request
+    side.session._one_request = lambda nr, reply: came.append(nr) or answer(nr, reply)
+    for value in range(20):
+        side.write(handle, b"%d\n" % value)
+    assert not came
+    assert owner.look(lab.registry.read, ratio) == b"19\n"
+    assert owner.look(lab.registry.read, kbytes) == b"0\n"
 
 
 class Percent(Kobject):

@@ -206,6 +206,29 @@ def test_each_sort_of_stream_has_its_own_write_hook(kind: Stream, hook: str) -> 
         Registry().add("/sys/x", bad(attr)())
 
 
+def test_only_a_short_stored_hook_may_come_late() -> None:
+    def long(_self: Kobject, _old: int, _new: int) -> Operation[None]:
+        yield None
+
+    for hook in (None, long):
+        attr = Attr(Int(), 1, doc="", name="soon", late=True)
+        if hook is not None:
+            attr.stored(hook)
+        with pytest.raises(ValueError, match="late is about"):
+            attr.validate()
+    attr.stored(lambda _self, _old, _new: None)
+    attr.validate()
+    assert attr.plain
+
+
+def test_counters_are_instead_of_a_show_hook() -> None:
+    attr = Attr(Int(), doc="", name="shown")
+    attr.counters(lambda _self: None)  # type: ignore[arg-type, return-value]
+    attr.show(lambda _self: 1)
+    with pytest.raises(ValueError, match="counters are instead"):
+        attr.validate()
+
+
 def test_hooks_of_the_wrong_sort_are_refused() -> None:
     for hook in ("_read", "_stored"):
         attr = Attr(Int(), doc="")

@@ -237,6 +237,7 @@ def test_a_pin_of_what_is_not_allocated(gpu: Gpu) -> None:
     assert errno_of(gpu.write, "pins", "0x1000 4096 nic") == errno.EFAULT
 
 
+@pytest.mark.slow
 def test_the_map_shows_what_is_in_use_and_pinned() -> None:
     gpu = Gpu()
     rows = gpu.map()

@@ -235,6 +235,7 @@ def test_nth_strikes_once() -> None:
     assert gpu.read("fail_word/nth") == "0"
 
 
+@pytest.mark.slow
 def test_scrub() -> None:
     gpu = Gpu()
     gpu.write("inject", "bit nr=20 seed=3")
@@ -284,6 +285,7 @@ def guide_commands() -> list[str]:
     return [line for line in lines if line]
 
 
+@pytest.mark.slow
 def test_the_guide_s_commands_run() -> None:
     gpu, folder, nr_run = Gpu(), "", 0
     for line in guide_commands():

@@ -227,6 +227,7 @@ def test_another_client_is_granted_a_buffer(gpu: Gpu) -> None:
     assert gpu.read("grant") == ""
 
 
+@pytest.mark.slow
 def test_advice_and_locations_over_two_devices() -> None:
     gpu = Gpu(GpuConfig(2, 8 * MIB, 8 * MIB, 32 * MIB))
     assert gpu.tree.readlink(f"{CLASS_PATH}/gpu1/address_space") == "../gpu0/address_space"
@@ -244,6 +245,7 @@ def test_advice_and_locations_over_two_devices() -> None:
     assert [errno_of(gpu.write, name, text) for name, text in wrong] == [errno.EINVAL] * 4
 
 
+@pytest.mark.slow
 def test_rmdir_frees(gpu: Gpu) -> None:
     gpu.write("size", "4M")
     gpu.data().write(b"\5" * 4 * MIB, 0)
@@ -254,6 +256,7 @@ def test_rmdir_frees(gpu: Gpu) -> None:
     assert [errno_of(gpu.tree.mkdir, f"{CLIENTS}/{name}") for name in ("a b", ".x", "x" * 65)] == [errno.EINVAL] * 3
 
 
+@pytest.mark.slow
 def test_the_reclaimer_keeps_the_watermarks(gpu: Gpu) -> None:
     woken: list[int] = []
     operation = reclaimer(gpu.memory, WaitQueue(), lambda: woken.append(1))

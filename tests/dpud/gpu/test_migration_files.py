@@ -121,6 +121,7 @@ def test_every_device_has_the_same_migration(empty: Daemon) -> None:
 DATA = np.random.default_rng(3).bytes(2 * MIB)
 
 
+@pytest.mark.slow
 def test_to_another_device_while_the_file_is_written() -> None:
     daemon = Daemon()
     daemon.client("a", DATA)
@@ -182,6 +183,7 @@ def test_to_another_daemon_by_its_socket(tmp_path: Path, strategy: str) -> None:
         there.close()
 
 
+@pytest.mark.slow
 def test_a_client_that_was_here_before_is_shown_where_it_was(tmp_path: Path) -> None:
     """It had gone from its second device to another daemon, and comes back, where the first device has more room."""
     here, there = Daemon("h"), Daemon("t")
@@ -209,6 +211,7 @@ def test_a_client_that_was_here_before_is_shown_where_it_was(tmp_path: Path) -> 
         there.close()
 
 
+@pytest.mark.slow
 def test_nobody_listens(tmp_path: Path) -> None:
     daemon = Daemon()
     daemon.client("a", DATA)

@@ -105,6 +105,7 @@ def test_wiring() -> None:
     run_all(case for case in cases if "/levels/3" not in case.path)
 
 
+@pytest.mark.slow
 def test_a_limit_paces_dd() -> None:
     gpu = Gpu()
     gpu.promise("c", "limit", "1M")
@@ -140,6 +141,7 @@ def test_a_client_that_goes_gives_its_reservation_back() -> None:
     gpu.promise("b", "reservation", "100M")
 
 
+@pytest.mark.slow
 def test_who_waits_holds_nobody_up() -> None:
     """In the daemon: one client has to wait for a second, the other is served at once; the queue shows who waits."""
     gpu = Gpu("slow", "quick", clock=PacedClock())
@@ -172,6 +174,7 @@ def test_a_promise_that_changes_wakes_who_waits() -> None:
     assert gpu.traffic()["slow", "access"] == 256 * KIB
 
 
+@pytest.mark.slow
 def test_charges_of_programs_that_move_bytes_themselves() -> None:
     gpu = Gpu()
     gpu.promise("c", "limit", "100M")

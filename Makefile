@@ -15,6 +15,9 @@ DPUD ?= $(abspath $(BIN)/dpud)
 DESTDIR ?=
 PREFIX ?= /usr/local
 
+# Workers import the same tests, and hundreds of daemons the same code: it is compiled to bytecode once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo test lint docs bench clean system warm install-system uninstall-system deb
 
 install: system $(INSTALLED) warm

@@ -60,9 +60,12 @@ def run(
     parent: int | None,
 ) -> None:
     """Serve the emulated files in the foreground, until SIGTERM or Ctrl-C."""
-    from dpud import daemon
-    from dpud import scenario as scenarios
-    from dpud.config import combine, with_place
+    from dpud import startup
+
+    with startup.quick():
+        from dpud import daemon
+        from dpud import scenario as scenarios
+        from dpud.config import combine, with_place
 
     read = scenarios.sources(config, scenario)
     options = daemon.RunOptions(combine(read), source, mountpoint, ready_fd, parent, recover)

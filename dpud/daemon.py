@@ -21,8 +21,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
-
 from dpud import claim, namespace, service, state, state_keeping, state_kobject, workload
 from dpud.capture import CaptureError, read_capture, read_host
 from dpud.checkpoint import Whole, emptied
@@ -345,6 +343,8 @@ def _read_image(options: RunOptions) -> HostImage:
         raise UserError('memory.bytes: an imported machine always has "stamp"')
     if options.source != "host":
         return read_capture(Path(options.source or ""))
+    from rich.console import Console  # which takes long to import, and only this rare case needs it
+
     with Console(stderr=True).status("Reading this host's memory"):
         return read_host(HOST_ATTEMPTS)
 

@@ -231,9 +231,9 @@ class QuickFiles:
 
     @property
     def now(self) -> Now:
-        return Now(
-            *(self._counts[at] for at in (Changes.TURNS, Changes.MEMORY_TURNS, Changes.STORES)), nr_values_set[0]
-        )
+        counts = self._counts
+        turns, memory_turns, stores = counts[Changes.TURNS], counts[Changes.MEMORY_TURNS], counts[Changes.STORES]
+        return Now(turns, memory_turns, stores, nr_values_set[0])
 
     def far_out(self) -> int:
         """A position beyond all that were taken before: only such a byte moves the end."""

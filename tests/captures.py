@@ -53,9 +53,9 @@ class Machine:
     def _free_in(self, zone: Zone) -> Iterator[tuple[int, int]]:
         left = {pfn for pfn in range(zone.start, zone.end) if self.flags[pfn] & BUDDY}
         for order in reversed(ORDERS):
-            for pfn in sorted(left):
+            for pfn in sorted(pfn for pfn in left if pfn % (1 << order) == 0):
                 block = range(pfn, pfn + (1 << order))
-                if pfn % (1 << order) == 0 and left.issuperset(block) and not (order == 10 and self._split(pfn)):
+                if left.issuperset(block) and not (order == 10 and self._split(pfn)):
                     left.difference_update(block)
                     yield pfn, order
 

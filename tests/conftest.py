@@ -6,25 +6,47 @@ imported here, from the repository, so that a folder of tests is never taken for
 """
 
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import hypothesis
 import pytest
+from effort import QUICK
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 import dpud
 import fs
 import kernelsim
+from dpud import startup
 
 assert all(package.__file__ for package in (dpud, fs, kernelsim)), "a test folder stands for a package"
+
+pytest.register_assert_rewrite("wiring")  # which has asserts and is not a test module
 
 # No timing decides a test: the first call of a loop may have to compile it.
 hypothesis.settings.register_profile("dpud", deadline=None)
 # What lands is not up to a draw: `make test` tries the same examples every time, plain `pytest` others every time.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("dpud")
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=QUICK)
+
+# Plain `pytest` is run again and again: the tests' bytecode is kept, whatever is done with other code's.
+sys.dont_write_bytecode = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests made from examples have fewer of them in the inner loop, which is what is run without a choice (-m)."""
+    if config.getoption("--hypothesis-profile") is None:
+        is_inner_loop = config.getoption("-m") in config.getini("addopts")
+        hypothesis.settings.load_profile("quick" if is_inner_loop else "dpud")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """The tests' imports, as the daemon does its own."""
+    with startup.quick():
+        return (yield)
 
 
 class OneWorkerPerFile(LoadScopeScheduling):  # type: ignore[misc]

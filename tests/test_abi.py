@@ -6,9 +6,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import pytest
 from machines import Lab
-from wiring import errno_of, wiring_cases
+from wiring import errno_of, for_each, run_all, wiring_cases
 
 CPUS = range(4)
 PAGE_FAULTS = ("page_busy", "page_dirtied", "page_forked", "page_freed", "page_pinned")
@@ -34,29 +33,24 @@ def expanded_facts_of(table: str) -> dict[str, dict[str, Any]]:
 
 
 FACTS = facts_of("linux.toml") | expanded_facts_of("tracefs.toml")
-LAB = Lab((32, 32))
-
-
-def modes() -> dict[str, int]:
-    return {path: attr.mode for path, _, attr in LAB.registry.walk()}
 
 
 def test_the_tree_has_these_files_and_no_others() -> None:
-    assert set(modes()) == set(FACTS)
+    modes = {path: oct(attr.mode) for path, _, attr in Lab((32, 32)).registry.walk()}
+    assert modes == {path: oct(facts["mode"]) for path, facts in FACTS.items()}
 
 
-@pytest.mark.parametrize("path", FACTS)
-def test_mode(path: str) -> None:
-    assert oct(modes()[path]) == oct(FACTS[path]["mode"])
+def test_defaults() -> None:
+    lab = Lab((32, 32))
+    wanted = {path: facts["default"] + "\n" for path, facts in FACTS.items() if "default" in facts}
+    assert {path: lab.read(path) for path in wanted} == wanted
 
 
-@pytest.mark.parametrize("path", [path for path, facts in FACTS.items() if "default" in facts])
-def test_default(path: str) -> None:
-    assert Lab((32, 32)).read(path) == FACTS[path]["default"] + "\n"
+def test_ranges() -> None:
+    for_each([path for path, facts in FACTS.items() if "range" in facts], check_range)
 
 
-@pytest.mark.parametrize("path", [path for path, facts in FACTS.items() if "range" in facts])
-def test_range(path: str) -> None:
+def check_range(path: str) -> None:
     lab = Lab((32,))
     low, high = FACTS[path]["range"]
     for value in (low, high):
@@ -67,9 +61,8 @@ def test_range(path: str) -> None:
         assert lab.read(path) == f"{high}\n"
 
 
-@pytest.mark.parametrize("case", wiring_cases(Lab((32, 32)).registry), ids=str)
-def test_wiring(case: Any) -> None:
-    case.run()
+def test_wiring() -> None:
+    run_all(wiring_cases(Lab((32, 32)).registry))
 
 
 # What a kernel with CONFIG_CMA has beyond that.
@@ -86,11 +79,8 @@ def test_cma_areas_bring_these_files() -> None:
             assert lab.read(path) == facts["default"] + "\n"
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in wiring_cases(Lab((32,), cma=4).registry) if "/cma/" in case.path], ids=str
-)
-def test_cma_wiring(case: Any) -> None:
-    case.run()
+def test_cma_wiring() -> None:
+    run_all(case for case in wiring_cases(Lab((32,), cma=4).registry) if "/cma/" in case.path)
 
 
 # What a process brings.
@@ -119,8 +109,5 @@ def test_a_process_has_these_files() -> None:
             assert lab.read(path) == f"{value}\n"
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in wiring_cases(with_a_process().registry) if case.path.startswith("/proc/100/")], ids=str
-)
-def test_process_wiring(case: Any) -> None:
-    case.run()
+def test_process_wiring() -> None:
+    run_all(case for case in wiring_cases(with_a_process().registry) if case.path.startswith("/proc/100/"))

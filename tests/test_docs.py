@@ -141,6 +141,7 @@ def test_the_guide_s_bandwidth_commands_do_what_they_say() -> None:
     assert done.stdout.endswith(f"{500 << 20}\n2\n{200 << 20}\n100\n")
 
 
+@pytest.mark.slow
 def test_the_guide_s_bandwidth_program_runs(capsys: pytest.CaptureFixture[str]) -> None:
     text = GUIDE.read_text().split("## Bandwidth of GPU clients\n")[1]
     program = re.search(r"waiting takes none:\n\n((?:    .*\n)+)", text)
@@ -201,6 +202,7 @@ def test_the_guide_knows_every_file_and_strategy_of_migration() -> None:
     assert all(f"`{each.value}`" in section for each in Strategy)
 
 
+@pytest.mark.slow
 def test_the_guide_s_fuzz_command_runs() -> None:
     (line,) = re.findall(r"^    dpud bench fuzz (.*)$", GUIDE.read_text(), re.MULTILINE)
     words = line.split()

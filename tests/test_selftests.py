@@ -75,6 +75,7 @@ def test_selftest_in_c(built: Path, source: Path) -> None:
     run_selftest(str(built / source.stem))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", PROGRAMS, ids=lambda path: path.name)
 def test_on_a_kernel_without_it_a_program_is_skipped(built: Path, source: Path) -> None:
     """The real kernel has no DPU compaction."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Tests made from the declarations: every file of a registry behaves as it was declared.
 
-    @pytest.mark.parametrize("case", wiring_cases(machine().registry), ids=str)
-    def test_wiring(case): case.run()
+    def test_wiring():
+        run_all(wiring_cases(machine().registry))
 
 They find a file that is wired up wrongly, not a declaration that is wrong: the facts themselves (modes,
 ranges, defaults) have to be typed in once more elsewhere.
@@ -11,12 +11,16 @@ ranges, defaults) have to be typed in once more elsewhere.
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
+
+import pytest
 
 from fs.kernfs import Cred, Tree
 from kernelsim.attr import File, Flavour, Registry
 
+T = TypeVar("T")
 NOBODY = Cred(65534, 65534)
 CHECKS_METHODS = (Flavour.SYSFS, Flavour.CONFIGFS)
 TRACED = re.compile(r"/proc/\d+/(maps|smaps|smaps_rollup|numa_maps|pagemap)")
@@ -35,15 +39,40 @@ class Case:
         return f"{self.path}-{self.what}"
 
 
+def for_each(items: Iterable[T], check: Callable[[T], object]) -> None:
+    """Check every one, and fail then, with all that was wrong and what it was wrong with.
+
+    For the many that are small: a test of its own takes pytest longer than it takes to check one.
+    """
+    failures: list[BaseException] = []
+    nr_items = 0
+    for item in items:
+        nr_items += 1
+        try:
+            check(item)
+        except (Exception, pytest.fail.Exception) as error:
+            error.add_note(f"of {item}")
+            failures.append(error)
+    assert nr_items, "there is nothing to check"
+    if failures:
+        raise BaseExceptionGroup(f"{len(failures)} of {nr_items} are wrong", failures)
+
+
+def run_all(cases: Iterable[Case]) -> None:
+    """Every property of every file; a failure names all that do not hold."""
+    for_each(cases, lambda case: case.run())
+
+
 def wiring_cases(registry: Registry) -> list[Case]:
     """Cases for every file there is now. Hooks that replace a store are only given values they never see."""
     files = [registry.nodes[path] for path, _kobj, _attr in registry.walk()]
-    return [case for file in files if isinstance(file, File) for case in _cases(registry, file)]
+    tree = Tree(registry)
+    return [case for file in files if isinstance(file, File) for case in _cases(registry, tree, file)]
 
 
-def _cases(registry: Registry, file: File) -> Iterator[Case]:
+def _cases(registry: Registry, tree: Tree, file: File) -> Iterator[Case]:
     attr, kind = file.attr, file.attr.kind
-    yield Case(file.path, "mode", lambda: _check_mode(registry, file))
+    yield Case(file.path, "mode", lambda: _check_mode(tree, file))
     if attr.is_stream:
         return
     is_plain = attr.default is not None and attr._show is None and attr._store is None
@@ -98,9 +127,9 @@ def _check_illegal(registry: Registry, file: File, text: str) -> None:
     assert before is None or registry.read(file.path) == before
 
 
-def _check_mode(registry: Registry, file: File) -> None:
+def _check_mode(tree: Tree, file: File) -> None:
     """Who may open it for what: root, and a user who is neither owner nor in the group."""
-    mode, tree = file.mode, Tree(registry)
+    mode = file.mode
     assert tree.getattr(file.path).st_mode & 0o777 == mode
     for cred, shift in ((Cred(0, 0), 6), (NOBODY, 0)):
         for flags, bit in ((os.O_RDONLY, 4), (os.O_WRONLY, 2)):

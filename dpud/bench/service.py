@@ -41,7 +41,7 @@ def _started(folder: Path) -> Iterator[Started]:
         channel.settimeout(_TIMEOUT_S)
         command = [sys.executable, "-P", "-m", "dpud", "run", "--mount", str(folder / "mnt")]
         begin = time.perf_counter()
-        process = subprocess.Popen(command, env=os.environ | {"NOTIFY_SOCKET": address}, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=_environment(address), stderr=subprocess.DEVNULL)
         try:
             _wait_until_ready(channel)
             yield Started(process, time.perf_counter() - begin, _cpu_ns(process.pid) / 1e9)
@@ -49,6 +49,12 @@ def _started(folder: Path) -> Iterator[Started]:
             process.terminate()
             process.wait(_TIMEOUT_S)
             os.unlink(address)
+
+
+def _environment(address: str) -> dict[str, str]:
+    """Ours, but bytecode is kept: a service has it, for what installs dpud makes it."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"NOTIFY_SOCKET": address}
 
 
 def _wait_until_ready(channel: socket.socket) -> None:
@@ -81,7 +87,7 @@ def run() -> Report:
     report = Report(
         "service",
         "a daemon as a service: the default machine",
-        f"Start: from exec to READY=1 (files can be read), compiled loops cached; medians of {NR_STARTS}. "
+        f"Start: from exec to READY=1 (files can be read), bytecode and compiled loops cached; medians of {NR_STARTS}. "
         f"Idle: {IDLE_S:.0f} s in which nobody asks anything.",
     )
     with tempfile.TemporaryDirectory(prefix="dpud-bench-") as folder:

@@ -15,6 +15,7 @@ def page() -> str:
     return abidoc.page()
 
 
+@pytest.mark.slow
 def test_the_page_is_up_to_date(page: str) -> None:
     assert PAGE.read_text() == page, "run: python -m dpud.abidoc > docs/abi.md"
 

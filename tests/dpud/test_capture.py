@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import zstandard
 from captures import Machine, machine
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ def read_real(name: str) -> HostImage:
     return read_capture(REAL[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_free_counts_of_a_real_machine(name: str) -> None:
     """DMA and DMA32 to the byte; Normal moved while it was read: each count within 3 % (or half the
@@ -46,6 +48,7 @@ def test_free_counts_of_a_real_machine(name: str) -> None:
         assert min(a, b) - slack <= nr <= max(a, b) + slack
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_pageblock_types_of_a_real_machine(name: str) -> None:
     """Totals as in pagetypeinfo, and kernel pages lie where they belong."""
@@ -78,6 +81,7 @@ def built() -> Machine:
     return machine(3, nr_blocks=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_capture_comes_back(built: Machine, tmp_path: Path, compressed: bool) -> None:
     image = read_capture(built.write(tmp_path / "c", compressed))
@@ -161,6 +165,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("message", BROKEN)
 def test_a_broken_capture_is_one_clear_line(built: Machine, tmp_path: Path, message: str) -> None:
     folder = built.write(tmp_path)
@@ -249,7 +254,8 @@ def small_files() -> dict[str, bytes]:
     return files
 
 
-@settings(max_examples=80, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=examples(80), deadline=None)
 @given(damages=st.lists(damage(), min_size=1, max_size=3))
 def test_damage_ends_in_an_image_or_a_capture_error(small_files: dict[str, bytes], damages) -> None:  # type: ignore[no-untyped-def]
     files = dict(small_files)

@@ -11,6 +11,8 @@ from kept import VM, alive, cat, configured, echo, hash_of, keeper_of, killed, s
 from dpud import checkpoint_file, state
 from dpud.errors import UserError
 
+pytestmark = pytest.mark.slow  # each is about checkpoints that only a whole machine makes
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:

@@ -18,6 +18,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "dpud", *words], capture_output=True, text=True, timeout=60, cwd="/")
 
 
+@pytest.mark.slow
 def test_help_lists_every_command() -> None:
     done = command("--help")
     assert done.returncode == 0
@@ -40,6 +41,7 @@ def test_help_lists_every_command() -> None:
         assert f" {name} " in done.stdout
 
 
+@pytest.mark.slow
 def test_help_does_not_wait_for_numba_or_numpy() -> None:
     script = "import sys; sys.argv[1:] = ['exec', '--help']; from dpud.cli import main\n"
     script += "try: main()\nfinally: print([name for name in ('numba', 'numpy', 'fuse') if name in sys.modules])"

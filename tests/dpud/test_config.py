@@ -70,6 +70,7 @@ def test_every_key_is_taken() -> None:
     assert [config.kernel.IS_ENABLED(name) for name in asked] == [True, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -177,6 +178,7 @@ def test_a_size_reads_back_what_it_prints(value: int) -> None:
     assert parse_size(str(Size(value))) == value
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60))
 def test_any_text_is_a_config_or_a_config_error(text: str) -> None:
     with suppress(ConfigError):

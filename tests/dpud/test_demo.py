@@ -94,6 +94,7 @@ def test_a_row_is_2_gib_and_rows_without_memory_are_left_out() -> None:
     assert len(rows[0].plain) == 8 + 64
 
 
+@pytest.mark.slow
 def test_the_map_of_a_machine_counts_what_buddyinfo_counts() -> None:
     machine = Machine(MachineConfig(nodes=(NodeConfig(64 << 20, 1),), bytes="stamp"))
     machine.registry.write("/proc/sys/vm/nr_hugepages", "3")

@@ -85,6 +85,7 @@ def test_old_folders_go(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept == {f"jit-{name}" for name in "cdefghij"}
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_stays_however_old_it_is(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a daemon, a test run, that loads a loop late would have to compile it."""
     monkeypatch.setattr(jitcache, "_KEEP", 1)

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,8 +56,9 @@ def test_room_that_was_taken_and_not_used_is_no_record(tmp_path: Path) -> None:
     assert reader.end.problem is None
 
 
+@pytest.mark.slow
 @given(payloads, st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_a_file_cut_anywhere_gives_the_records_before_and_never_another(
     records: list[bytes], data: st.DataObject
 ) -> None:
@@ -72,7 +74,7 @@ def test_a_file_cut_anywhere_gives_the_records_before_and_never_another(
 
 
 @given(payloads, st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @pytest.mark.slow
 def test_a_flipped_bit_is_found_and_told_from_a_torn_end(records: list[bytes], data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as scratch:
@@ -107,6 +109,7 @@ def test_it_goes_on_where_the_whole_records_end(tmp_path: Path) -> None:
     assert [payload for _, payload in Reader(path)] == [b"one", b"other"]
 
 
+@pytest.mark.slow
 def test_no_room_is_known_before_anything_is_written(tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk: both are among the errors that say so."""
     code = f"""

@@ -168,6 +168,7 @@ def wait_until(so: Callable[[], bool]) -> None:
     raise AssertionError("it never came")
 
 
+@pytest.mark.slow
 def test_who_was_waiting_is_interrupted_and_what_was_acknowledged_is_there(tmp_path: Path) -> None:
     """Killed in the middle of a request that has to be undone."""
     with alive(configured(tmp_path / "a")) as live:
@@ -259,6 +260,7 @@ def test_without_room_requests_fail_and_change_nothing_and_time_stands_still(
         assert hash_of(again) == before
 
 
+@pytest.mark.slow
 def test_an_idle_machine_writes_next_to_nothing(tmp_path: Path) -> None:
     """And comes back as it was all the same. With a timer that was due 40 times, on a clock of the test's."""
     with alive(configured(tmp_path / "a")) as live:

@@ -63,6 +63,7 @@ def shell(tree: Path, script: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_real_paths_show_the_emulated_files(tree: Path) -> None:
     paths = "/proc/sys/vm/swappiness /proc/buddyinfo /dev/kmsg /sys/kernel/debug/dpu_compact/stats"
     paths += " /sys/kernel/config/kernelsim/mm/readme /sys/class/dpu_rank/dpu_rank0/nr_dpus"
@@ -70,6 +71,7 @@ def test_real_paths_show_the_emulated_files(tree: Path) -> None:
     assert shell(tree, f"cat {paths}") == expected
 
 
+@pytest.mark.slow
 def test_tracing_is_the_emulated_kernels_for_those_who_look_for_a_tracefs(tree: Path) -> None:
     """libtracefs takes the first mount of that type, or makes one; what it finds must still be the emulated one."""
     (tree / "sys/kernel/debug/tracing").symlink_to("../tracing")
@@ -88,6 +90,7 @@ def test_writes_reach_the_emulated_files(tree: Path) -> None:
     assert (tree / "sys/devices/system/node/node0/compact_dpu").read_text() == "1\n"
 
 
+@pytest.mark.slow
 def test_the_rest_of_the_real_tree_stays(tree: Path) -> None:
     """Shared directories keep their other entries, also the ones that had to be rebuilt."""
     for directory in ("/sys/kernel", "/sys/class", "/sys/devices/system", "/dev"):
@@ -97,6 +100,7 @@ def test_the_rest_of_the_real_tree_stays(tree: Path) -> None:
     assert shell(tree, f"cat /proc/{os.getpid()}/comm") == Path(f"/proc/{os.getpid()}/comm").read_text()
 
 
+@pytest.mark.slow
 def test_no_memory_management_but_the_emulated_can_be_reached(tree: Path) -> None:
     """Or whoever tries KSM in there would set the host's going."""
     assert shell(tree, "ls -A /sys/kernel/mm /proc/sys/vm /sys/devices/system/node").split() == [
@@ -106,6 +110,7 @@ def test_no_memory_management_but_the_emulated_can_be_reached(tree: Path) -> Non
     ]
 
 
+@pytest.mark.slow
 def test_the_load_is_that_of_the_processes_to_be_seen(tree: Path) -> None:
     nr_tasks = shell(tree, "cat /proc/loadavg").split()[3]
     assert int(nr_tasks.split("/")[1]) >= 1
@@ -117,6 +122,7 @@ def mounts_over_the_kernels() -> str:
     return "\n".join(line for line in lines if line.split()[1].startswith(("/proc", "/sys", "/dev")))
 
 
+@pytest.mark.slow
 def test_nothing_shows_outside(tree: Path) -> None:
     """Other tests mount their own folders meanwhile."""
     before = mounts_over_the_kernels()
@@ -126,10 +132,12 @@ def test_nothing_shows_outside(tree: Path) -> None:
     assert Path("/proc/sys/vm/swappiness").read_text() != "77\n"
 
 
+@pytest.mark.slow
 def test_the_mount_point_is_in_the_environment(tree: Path) -> None:
     assert shell(tree, "cat $DPUD_MOUNT/proc/not_in_a_real_kernel") == "x\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "code"),
     [
@@ -147,6 +155,7 @@ def test_exit_code_is_what_a_shell_gives(tree: Path, command: list[str], code: i
     assert done.stderr.count("\n") == (code in (126, 127)), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_are_passed_on_to_the_command(tree: Path, signum: int) -> None:
     script = f"trap 'echo caught; exit 5' {signum}; echo ready; while :; do sleep 0.01; done"
@@ -160,11 +169,13 @@ def test_signals_are_passed_on_to_the_command(tree: Path, signum: int) -> None:
     assert process.returncode == 5
 
 
+@pytest.mark.slow
 def test_without_a_daemon_there_is_one_clear_line(tmp_path: Path) -> None:
     done = dpud_exec(tmp_path, "true")
     assert done.stderr == f"dpud: no dpud answers at {tmp_path}: No such file or directory\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become someone else")
 def test_an_ordinary_user_gets_a_user_namespace(tree: Path) -> None:
     for directory in (tree, *tree.parents):

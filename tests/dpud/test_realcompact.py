@@ -61,6 +61,7 @@ def result_of(folder: Path) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in (folder / "result.txt").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_the_folder_has_the_host_before_and_after_and_what_happened(host: Path, tmp_path: Path) -> None:
     affinity = os.sched_getaffinity(0)
     report = snapshot_compact(tmp_path / "case")
@@ -78,6 +79,7 @@ def test_the_folder_has_the_host_before_and_after_and_what_happened(host: Path, 
     assert read_case(tmp_path / "case").result == result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_is", [False, True])
 def test_the_host_is_prepared_unless_it_is_to_be_as_it_is(
     host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_is: bool
@@ -112,6 +114,7 @@ def test_a_kernel_that_cannot_compact_is_one_line_and_leaves_nothing(host: Path,
     assert not (tmp_path / "case").exists()
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_leaves_nothing(host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: realcompact._Compactor) -> None:
         raise OSError(5, "Input/output error", "/proc/sys/vm/compact_memory")
@@ -180,6 +183,7 @@ def entries_of(pid: int, mb: int) -> np.ndarray:
     raise AssertionError("no such mapping")
 
 
+@pytest.mark.slow
 def test_a_fragmenter_dies_with_who_wanted_it(tmp_path: Path) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom dpud.fragment import fragmented\n"

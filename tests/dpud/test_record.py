@@ -60,6 +60,7 @@ def dpud(*words: str, **how: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "dpud", *words], capture_output=True, text=True, timeout=300, **how)
 
 
+@pytest.mark.slow
 def test_a_trace_that_undoes_itself_ends_where_it_began(recording: Recording) -> None:
     """Blocks of order 4, which no per-CPU list holds back."""
     frames = range(NORMAL + 1536, NORMAL + 2048, 16)  # a free pageblock
@@ -73,6 +74,7 @@ def test_a_trace_that_undoes_itself_ends_where_it_began(recording: Recording) ->
     assert outcome.counts["alloc_pages"] == outcome.counts["free_pages"] == 512
 
 
+@pytest.mark.slow
 def test_samples_follow_the_free_memory(recording: Recording) -> None:
     """One order-4 block every 10 ms: each line of the report has 16 pages less for each that it counts."""
     for pfn in [first + 16 * i for first in (NORMAL + 1536, NORMAL + 3584) for i in range(32)]:  # free pageblocks
@@ -157,6 +159,7 @@ def test_the_report_and_the_json_say_the_same(recording: Recording, tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 def test_a_trace_with_a_capture(recording: Recording) -> None:
     recording.alloc(NORMAL + 1536)
     folder = recording.write()

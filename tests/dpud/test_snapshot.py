@@ -60,6 +60,7 @@ def test_a_target_with_files_in_it_is_refused(made_up: LiveCapture, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["no/parent", "file"])
 def test_an_impossible_target_is_one_line(made_up: LiveCapture, tmp_path: Path, target: str) -> None:
     (tmp_path / "file").write_text("")

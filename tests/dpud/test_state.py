@@ -86,6 +86,7 @@ def test_the_prefix_gives_the_state_of_then(tmp_path: Path) -> None:
             assert hash_of(again) == expected
 
 
+@pytest.mark.slow
 def test_damage_before_the_end_is_refused_with_place_and_way_out(directory: Path) -> None:
     offset = writes(directory)[4]
     damage(directory / "journal", offset + HEADER_BYTES + 3)
@@ -95,6 +96,7 @@ def test_damage_before_the_end_is_refused_with_place_and_way_out(directory: Path
     assert sorted(path.name for path in directory.iterdir()) == ["journal"]
 
 
+@pytest.mark.slow
 def test_recover_goes_on_before_the_damage_and_keeps_the_file(directory: Path) -> None:
     bad = damage(directory / "journal", writes(directory)[4] + HEADER_BYTES + 3)
     with alive(configured(directory), recover=True) as live:
@@ -105,6 +107,7 @@ def test_recover_goes_on_before_the_damage_and_keeps_the_file(directory: Path) -
         assert threshold(again) == 44
 
 
+@pytest.mark.slow
 def test_a_journal_without_its_beginning_is_no_fresh_start(directory: Path) -> None:
     (directory / "journal").write_bytes(b"")
     assert "it has no beginning" in refused(directory)
@@ -112,6 +115,7 @@ def test_a_journal_without_its_beginning_is_no_fresh_start(directory: Path) -> N
     assert "it has no beginning" in refused(directory)
 
 
+@pytest.mark.slow
 def test_a_turn_that_comes_to_something_else_is_noticed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with code that has changed: here writing 5 is not legal any more."""
     offset = writes(directory)[4]
@@ -137,6 +141,7 @@ def test_another_configuration_is_refused_by_key(directory: Path, more: str, key
     assert refused(directory, more).endswith(f"the machine was begun with another configuration: {key}")
 
 
+@pytest.mark.slow
 def test_where_it_is_mounted_may_change(directory: Path) -> None:
     with still(configured(directory, '[mount]\npath = "/elsewhere"')) as live:
         assert threshold(live) == 9
@@ -155,6 +160,7 @@ def test_a_build_is_known_by_every_file(tmp_path: Path) -> None:
     assert state.build_of.__wrapped__(tmp_path) != before
 
 
+@pytest.mark.slow
 def test_two_daemons_do_not_share_it(directory: Path) -> None:
     with still(configured(directory)):
         assert refused(directory).endswith("another dpud uses it")

@@ -107,6 +107,7 @@ def lines(draw: Any) -> tuple[str, tuple[int, ...]]:
     return line, said
 
 
+@pytest.mark.slow
 @given(lines())
 def test_both_readers_read_what_was_printed(case: tuple[str, tuple[int, ...]]) -> None:
     """The scanner may leave a line to the other reader; what it reads, it reads right."""
@@ -136,6 +137,7 @@ def test_the_scanner_reads_the_usual_lines_itself() -> None:
 LINE = " sh-7 [001] .....   3.000005: mm_page_alloc: page=0000abcd pfn=0x1f order=2 migratetype=1 gfp_flags=GFP_USER"
 
 
+@pytest.mark.slow
 @given(st.integers(0, len(LINE) - 1), st.booleans())
 def test_a_line_that_is_cut_off(at: int, last: bool) -> None:
     """At the end of a file it is left out, or is an event in what is left of it; in the middle it may be an error."""
@@ -195,6 +197,7 @@ def test_what_is_no_event_is_passed_over(trace: Any) -> None:
     assert len(trace(noise + LINE + "\n" + noise)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -223,6 +226,7 @@ def test_a_bad_trace_is_one_line(trace: Any, tmp_path: Path, text: bytes, proble
     assert "\n" not in str(failed.value)
 
 
+@pytest.mark.slow
 @given(st.lists(st.one_of(st.binary(max_size=200), lines().map(lambda case: case[0].encode())), max_size=5))
 def test_any_bytes_are_events_or_an_error(parts: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:

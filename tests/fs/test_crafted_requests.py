@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from other_side import OtherSide, served
@@ -53,7 +54,7 @@ names = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     opcode=st.sampled_from([int(op) for op in Opcode if op not in (Opcode.INIT, Opcode.DESTROY)])
     | st.integers(0, 2**32 - 1).filter(lambda number: number != Opcode.INIT),
@@ -69,7 +70,7 @@ def test_any_request(side: OtherSide, opcode: int, nodeid: int, body: bytes, uid
     goes_on(side)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(min_size=1, max_size=120))
 def test_any_bytes(side: OtherSide, request: bytes) -> None:
     crafted = bytearray(request)
@@ -78,7 +79,7 @@ def test_any_bytes(side: OtherSide, request: bytes) -> None:
     goes_on(side)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=numbers, offset=numbers, size=st.sampled_from(EDGES).filter(lambda n: n < 2**32), is_read=st.booleans())
 def test_handles_and_positions_that_are_not_there(
     side: OtherSide, row: int, offset: int, size: int, is_read: bool

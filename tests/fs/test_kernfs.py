@@ -41,6 +41,7 @@ def access(tree: Tree, path: str, cred: Cred = ROOT) -> str:
     return " ".join(name for name, error in errors.items() if not error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "mode", "size", "blksize", "nlink"),
     [
@@ -180,6 +181,7 @@ def test_proc_writes_without_a_store_are_eio(tree: Tree) -> None:
     raises(errno.EIO, tree.open("/proc/buddyinfo", os.O_WRONLY).write, b"1", 0)
 
 
+@pytest.mark.slow
 def test_long_text_arrives_whole(tree: Tree) -> None:
     file = tree.open("/proc/big", os.O_RDONLY)
     assert b"".join(file.read(131072, at) for at in range(0, 400_000, 131072)).count(b"\n") == 40_000

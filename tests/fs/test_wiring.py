@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The generated tests, on the toy registry, and a check that they catch faults."""
 
+import traceback
+
 import pytest
 from toy import Toy
-from wiring import Case, wiring_cases
+from wiring import run_all, wiring_cases
 
 from kernelsim.attr import Attr, Flavour, Int, Kobject, Operation, Registry
 
-TOY = Toy()
 
-
-@pytest.mark.parametrize("case", [c for c in wiring_cases(TOY.registry) if "broken" not in c.path], ids=str)
-def test_toy(case: Case) -> None:
-    case.run()
+def test_toy() -> None:
+    run_all(case for case in wiring_cases(Toy().registry) if "broken" not in case.path)
 
 
 class _Deaf(Attr[int]):
@@ -57,3 +56,24 @@ def test_a_fault_is_caught(attr: Attr[int], what: str) -> None:
             except (AssertionError, pytest.fail.Exception):
                 caught += 1
     assert caught
+
+
+def test_a_failure_names_all_that_failed() -> None:
+    class Mixed(Kobject):
+        deaf = _Deaf(Int(0, 9), 5, doc="")
+        good = Attr(Int(0, 9), 5, doc="")
+        careless = Attr(_Careless(0, 9), 5, doc="")
+
+    registry = Registry()
+    registry.add("/sys/x", Mixed())
+    with pytest.raises(ExceptionGroup) as failure:
+        run_all(wiring_cases(registry))
+    text = "".join(traceback.format_exception(failure.value))
+    assert "/sys/x/deaf-takes" in text
+    assert "/sys/x/careless-refuses" in text
+    assert "/sys/x/good" not in text
+
+
+def test_a_check_of_nothing_fails() -> None:
+    with pytest.raises(AssertionError, match="nothing"):
+        run_all([])

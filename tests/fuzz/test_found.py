@@ -30,6 +30,7 @@ TRACING = "/sys/kernel/tracing"
 MIB = 1 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -170,6 +171,7 @@ def written(folder: Path, label: Label, **changes: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -209,6 +211,7 @@ def migration() -> MigrationModule:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -225,6 +228,7 @@ def test_promises_that_make_no_sense_are_einval(tmp_path: Path, text: bytes) -> 
     assert module.journal_folder == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [b"[" * 5000, b"\xff", b"5", b'{"id":[],"step":"begun"}', b'{"id":"m"}'])
 def test_lines_that_are_no_promises_are_cut_off(tmp_path: Path, text: bytes) -> None:
     good = promise(b'{"id":"m","step":"abandoned"}')

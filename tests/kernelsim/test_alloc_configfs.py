@@ -55,6 +55,7 @@ def test_enomem_only_if_there_was_nothing() -> None:
     assert errno_of(lab.write, f"{path}/alloc", "1") == errno.ENOMEM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attr", "text"),
     [("order", "11"), ("order", "-1"), ("gfp", "GFP_NONE"), ("gfp", ""), ("node", "1"), ("count", "0"), ("alloc", "0")],

@@ -62,6 +62,7 @@ def ask(lab: Lab, gfp: str, order: int) -> AllocContext:
 R, A, C = "reclaim", "compact_async", "compact"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gfp", "order", "result", "steps", "prios"),
     [
@@ -86,6 +87,7 @@ def test_steps_of_a_costly_request(gfp: str, order: int, result: int, steps: lis
     assert fake.prios == prios
 
 
+@pytest.mark.slow
 def test_a_small_movable_request_reclaims_before_it_compacts() -> None:
     """Order 1 to 3: asynchronous compaction comes first only for what is not movable."""
     for gfp, first in (("GFP_HIGHUSER_MOVABLE|__GFP_NORETRY", R), ("GFP_KERNEL|__GFP_NORETRY", A)):
@@ -105,6 +107,7 @@ def test_retry_mayfail_tries_a_successful_compaction_four_times_more() -> None:
     assert fake.prios == [ASYNC] + [SYNC_LIGHT] * 5
 
 
+@pytest.mark.slow
 def test_a_small_order_tries_harder_up_to_sync_full() -> None:
     lab = Lab((32,), nr_ranks=None)
     lab.alloc(lab.allocator("all", gfp="GFP_NOWAIT", count="10000"))
@@ -162,6 +165,7 @@ def test_the_dpu_comes_first() -> None:
     assert lab.machine.check() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["disabled", "no device", "no rank"])
 def test_without_a_dpu_the_scanners_serve(how: str) -> None:
     lab = drained(fragmented(nr_ranks=None if how == "no device" else 1))
@@ -192,6 +196,7 @@ def test_small_orders_do_not_go_to_the_dpu() -> None:
     assert lab.stats()["regions"] == before["regions"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gfp", ["GFP_ATOMIC", "GFP_NOWAIT", "GFP_TRANSHUGE_LIGHT"])
 def test_who_may_not_block_never_compacts(gfp: str) -> None:
     lab = fragmented()
@@ -201,6 +206,7 @@ def test_who_may_not_block_never_compacts(gfp: str) -> None:
     assert set(counted.values()) == {0}
 
 
+@pytest.mark.slow
 def test_a_failing_device_leaves_it_to_the_scanners() -> None:
     lab = drained(fragmented(words="full"))  # type: ignore[arg-type]
     for kind in (FaultKind.DPU_FAULT, FaultKind.TIMEOUT):
@@ -211,6 +217,7 @@ def test_a_failing_device_leaves_it_to_the_scanners() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_a_zone_that_did_not_help_is_passed_by() -> None:
     """Everything pinned: the DPU can do nothing there, and is not asked for the next 1, 3, 7, ... requests."""
     lab = drained(fragmented(anon="48M"))
@@ -258,6 +265,7 @@ def test_the_log_is_not_flooded() -> None:
     assert "warn_alloc: 15 callbacks suppressed" in lab.machine.printk.lines()
 
 
+@pytest.mark.slow
 def test_nofail_waits_for_memory() -> None:
     lab = Lab((32,), nr_ranks=None)
     hog = lab.allocator("hog", gfp="GFP_NOWAIT", count="10000")
@@ -273,6 +281,7 @@ def test_nofail_waits_for_memory() -> None:
 # Interrupted.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nr_ranks", [1, None])
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 5, 8, 13])
 def test_an_interrupted_request_leaves_nothing_behind(nr_ranks: int | None, after: int) -> None:
@@ -286,6 +295,7 @@ def test_an_interrupted_request_leaves_nothing_behind(nr_ranks: int | None, afte
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_requests_that_take_turns() -> None:
     """Two who allocate, a compaction by hand and a process, all at once."""
     lab = fragmented()

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -108,6 +109,7 @@ def test_an_area_lies_in_one_zone() -> None:
 # Who may use the area meanwhile.
 
 
+@pytest.mark.slow
 def test_only_movable_pages_get_in() -> None:
     lab = Lab((64,), cma=16)
     for migratetype in (UNMOVABLE, RECLAIMABLE):
@@ -172,6 +174,7 @@ def test_compaction_fills_cma_blocks_too() -> None:
 # Allocating and freeing.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["stamp", "full"])
 @pytest.mark.parametrize("enabled", [1, 0], ids=["dpu", "cpu"])
 def test_a_process_that_lives_in_the_area_is_moved_away(words: str, enabled: int) -> None:
@@ -231,6 +234,7 @@ def test_the_number_is_an_int() -> None:
     assert figure(lab, "used") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "-1", "abc", "1 2", "1.5", str(2**64)])
 def test_what_is_no_number_is_einval(text: str) -> None:
     lab = Lab((64,), cma=8)
@@ -269,6 +273,7 @@ def short_pins(lab: Lab, every: int) -> NDArray[np.int64]:
     return mapped[::every]
 
 
+@pytest.mark.slow
 def test_pinned_pages_make_it_ebusy_in_the_log_and_enomem_in_the_shell() -> None:
     lab = Lab((64,), cma=16)
     lab.spawn("a", anon="40M")
@@ -285,6 +290,7 @@ def test_pinned_pages_make_it_ebusy_in_the_log_and_enomem_in_the_shell() -> None
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_a_busy_place_is_passed_over() -> None:
     """The second place is behind the pinned page, and is had."""
     lab = Lab((64,), cma=16)
@@ -299,6 +305,7 @@ def test_a_busy_place_is_passed_over() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FaultKind)
 def test_a_failing_device_does_not_matter(kind: FaultKind) -> None:
     lab = Lab((64,), "full", cma=16)
@@ -326,6 +333,7 @@ def test_a_movable_block_that_does_not_move_is_in_the_way() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_two_at_once_get_different_pages() -> None:
     patch = small_slices(50)
     try:
@@ -339,6 +347,7 @@ def test_two_at_once_get_different_pages() -> None:
         patch.undo()
 
 
+@pytest.mark.slow
 def test_an_interrupted_one_holds_nothing() -> None:
     patch = small_slices(50)
     try:
@@ -428,12 +437,12 @@ class CmaUsers(RuleBasedStateMachine):
 
 
 class TestCmaUsers(CmaUsers.TestCase):
-    settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
+    settings = settings(max_examples=examples(8), stateful_step_count=20, deadline=None)
 
 
 @pytest.mark.slow
 class TestCmaUsersAtLength(CmaUsers.TestCase):
-    settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+    settings = settings(max_examples=examples(60), stateful_step_count=50, deadline=None)
 
 
 # Long-term pins do not stay in a CMA area (check_and_migrate_movable_pages).
@@ -445,6 +454,7 @@ def in_areas(lab: Lab, process: Process) -> int:
     return sum(int(((pinned >= area.base) & (pinned < area.base + area.nr_pages)).sum()) for area in lab.vm.cma_areas)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thp", ["0", "1"])
 @pytest.mark.parametrize("words", ["stamp", "full"])
 def test_what_is_pinned_for_long_leaves_the_area(words: str, thp: str) -> None:

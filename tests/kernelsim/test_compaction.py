@@ -39,6 +39,7 @@ def scattered(nr_blocks: int = 10) -> Board:
 # Suitability.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "free", "code"),
     [
@@ -67,6 +68,7 @@ def test_the_reserve_for_others_counts() -> None:
     assert board.compaction.suitability(0, 3, 2) == SKIPPED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threshold", "code"), [(249, CONTINUE), (250, NOT_SUITABLE_ZONE), (1000, NOT_SUITABLE_ZONE)])
 def test_fragmentation_must_be_the_trouble_not_memory(threshold: int, code: int) -> None:
     """4 free blocks of order 8 for order 9: 1000 - (1000 + 1024 * 1000 // 512) // 4 = 250."""
@@ -78,6 +80,7 @@ def test_fragmentation_must_be_the_trouble_not_memory(threshold: int, code: int)
     assert board.compaction.suitability(0, 3, 2) == CONTINUE  # small orders are not asked
 
 
+@pytest.mark.slow
 def test_a_block_that_is_free_needs_no_work() -> None:
     board = scattered()
     board.free(board.pfn(11), BLOCK)
@@ -146,6 +149,7 @@ def hopeless(nr_blocks: int = 8) -> Board:
     return board
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prio", "shift"), [(ASYNC, 0), (SYNC_LIGHT, 1), (SYNC_FULL, 1)])
 def test_a_run_that_fails_defers_the_next_unless_it_was_async(prio: int, shift: int) -> None:
     board = hopeless()
@@ -164,6 +168,7 @@ def test_a_deferred_zone_is_left_alone_except_at_full_priority() -> None:
     assert board.events("compact_migrate_scanned") > scanned
 
 
+@pytest.mark.slow
 def test_after_the_longest_deferral_skip_bits_are_forgotten_if_a_run_went_all_the_way() -> None:
     for flush in (0, 1):
         board = scattered()
@@ -196,6 +201,7 @@ def test_a_request_without_gfp_fs_leaves_file_pages(gfp: int, moves: bool) -> No
     board.assert_sound()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prio", [SYNC_LIGHT, SYNC_FULL])
 def test_the_block_that_was_emptied_is_captured(prio: int) -> None:
     """It is the request's: allocated, off the free lists, and nothing is left over."""
@@ -228,6 +234,7 @@ def test_a_large_block_gives_only_what_was_wanted() -> None:
     board.assert_sound()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "kind", "wanted", "caught"),
     [
@@ -251,6 +258,7 @@ def test_small_blocks_of_movable_pageblocks_are_captured_for_movable_requests_on
     board.assert_sound()
 
 
+@pytest.mark.slow
 def test_an_interrupted_request_keeps_nothing() -> None:
     patch = pytest.MonkeyPatch()
     patch.setattr(compaction, "SLICE_PAGES", 0)
@@ -327,6 +335,7 @@ def test_kcompactd_makes_a_block_and_counts_its_scans_twice() -> None:
     board.assert_sound()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defrag_mode", [0, 1])
 def test_in_defrag_mode_kcompactd_goes_on_until_the_high_watermark_is_free_in_blocks(defrag_mode: int) -> None:
     board = scattered(16)
@@ -354,6 +363,7 @@ def test_proactive_compaction_stops_at_the_low_mark() -> None:
     board.assert_sound()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("proactiveness", "low", "high"), [(20, 80, 90), (0, 100, 100), (100, 5, 15), (97, 5, 15)])
 def test_marks(proactiveness: int, low: int, high: int) -> None:
     board = Board(4)
@@ -398,6 +408,7 @@ def free_by_order(lab: Lab) -> Any:
     return lab.mem.zones["nr_free"].sum(axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["stamp", "full"])
 def test_a_node_is_compacted_zone_by_zone_and_the_other_left_alone(words: str) -> None:
     lab = fragmented_nodes(words)
@@ -426,6 +437,7 @@ def test_all_mappings_follow() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_locked_pages_stay_where_they_may_not_be_moved(allowed: int) -> None:
     lab = Lab((32,), nr_ranks=None)

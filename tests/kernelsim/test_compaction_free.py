@@ -51,6 +51,7 @@ def place(board: Board, cc: Any) -> float:
 # The scan.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "by_block"), [(SYNC, [512, 256, 128, 64, 32, 16, 16]), (ASYNC, [16, 16, 16, 16, 16, 16, 16])]
 )
@@ -102,6 +103,7 @@ def test_a_block_used_up_with_its_last_page_is_left_for_the_one_below() -> None:
     release(board, cc)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "first_free_order", "order", "taken"),
     [
@@ -245,6 +247,7 @@ def test_below_the_upper_half_the_scan_must_find_it(direct: int, goes_on_at: int
     release(board, cc)
 
 
+@pytest.mark.slow
 def test_orders_are_searched_downwards_from_the_last_hit() -> None:
     for search_order, order in ((9, 8), (8, 8), (5, 4), (4, 4), (3, 0), (0, 0)):
         board, cc = fast()

@@ -33,6 +33,7 @@ def block_of(board: Board, pfn: int) -> int:
 # By hand.
 
 
+@pytest.mark.slow
 def test_movable_pages_go_up_until_the_scanners_meet() -> None:
     """Half of the memory is in use, so they meet in the middle: free below, full above."""
     board = half_full(16)
@@ -107,6 +108,7 @@ def test_a_run_without_any_free_page_moves_nothing() -> None:
     board.assert_sound()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nr_blocks", [1, 2, 3])
 def test_a_zone_of_few_blocks(nr_blocks: int) -> None:
     """In a single pageblock the scanners have met before they begin."""
@@ -133,6 +135,7 @@ def moves(board: Board, cc: Any, slices: int = 1) -> list[int]:
     return np.diff(counts).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "rounds"),
     [
@@ -152,6 +155,7 @@ def test_a_block_met_twice_is_done_as_a_whole(order: int, rounds: list[int]) -> 
     assert moves(board, cc, len(rounds) + before)[before:] == rounds
 
 
+@pytest.mark.slow
 def test_after_a_failure_the_rest_of_the_block_is_done_at_once_and_skipped_later() -> None:
     """Unless SYNC, or skip bits do not count."""
     for mode, ignore, first in ((SYNC_LIGHT, 0, 199), (SYNC_LIGHT, 1, 31), (SYNC, 0, 31)):
@@ -172,6 +176,7 @@ def finished(board: Board, cc: Any) -> int:
     return int(compact_finished(board.arrays(), cc))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "kind", "wanted", "over"),
     [
@@ -210,6 +215,7 @@ def test_by_hand_a_free_block_is_no_reason_to_stop() -> None:
     assert finished(board, board.control()) == CONTINUE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("direct", "whole_zone"), [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_scanners_that_met_start_anew_at_the_ends(direct: int, whole_zone: int) -> None:
     """In the same pageblock is close enough. Only a direct compaction asks for skip bits to be cleared."""
@@ -288,6 +294,7 @@ def test_what_an_async_run_passed_a_sync_run_need_not_look_at_until_something_is
     assert seen[0] == seen[1] > board.pfn(0)
 
 
+@pytest.mark.slow
 def test_a_run_to_the_end_from_the_middle_has_skipped_a_part() -> None:
     board = half_full(12)
     board.zone["compact_cached_migrate_pfn"] = board.pfn(3)
@@ -302,6 +309,7 @@ def test_a_run_to_the_end_from_the_middle_has_skipped_a_part() -> None:
 # Per-CPU lists.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "merged"), [(-1, False), (5, True), (9, False)])
 def test_what_a_request_freed_leaves_the_per_cpu_list_with_its_chunk(order: int, merged: bool) -> None:
     """A run by hand lets it rest there, and one for a pageblock does until it is through with the pageblock."""

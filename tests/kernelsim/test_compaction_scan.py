@@ -53,6 +53,7 @@ def put_back(board: Board, cc: Any) -> None:
     board.assert_sound()
 
 
+@pytest.mark.slow
 def test_a_cluster_is_32_pages_then_the_rest_of_the_block() -> None:
     board = Board(2)
     start, end = board.pfn(0), board.pfn(1)
@@ -90,6 +91,7 @@ def test_every_page_and_every_free_page_costs_one() -> None:
     put_back(board, cc)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [3, 8])
 @pytest.mark.parametrize("wanted", [-1, 3, 4, 9])
 def test_compound_pages_as_large_as_the_wanted_order_are_stepped_over_whole(order: int, wanted: int) -> None:
@@ -104,6 +106,7 @@ def test_compound_pages_as_large_as_the_wanted_order_are_stepped_over_whole(orde
     put_back(board, cc)
 
 
+@pytest.mark.slow
 def test_hugetlb_pages_are_stepped_over_whole_whatever_is_wanted() -> None:
     board = Board(3)
     board.compound(board.pfn(0), 9, HUGE)
@@ -119,6 +122,7 @@ def test_hugetlb_pages_are_stepped_over_whole_whatever_is_wanted() -> None:
     put_back(board, by_hand)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "refcount", "settings", "taken"),
     [
@@ -232,6 +236,7 @@ def test_a_fully_scanned_block_moves_the_cached_position_only_if_empty_or_finish
 # Async direct compaction.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [UNMOVABLE, MOVABLE, RECLAIMABLE])
 @pytest.mark.parametrize("kind", [UNMOVABLE, MOVABLE, RECLAIMABLE])
 def test_async_direct_compaction_stays_within_the_type_of_the_request(kind: int, wanted: int) -> None:
@@ -299,6 +304,7 @@ def found(board: Board, cc: Any) -> int:
     return (int(fast_find_migrateblock(board.arrays(), cc)) - board.pfn(0)) // BLOCK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block", "goes_to"), [(3, 3), (15, 15), (16, 0), (30, 0)])
 def test_at_the_start_a_partly_free_block_in_the_lower_half_is_found(block: int, goes_to: int) -> None:
     """The scanners are at blocks 0 and 32."""
@@ -306,6 +312,7 @@ def test_at_the_start_a_partly_free_block_in_the_lower_half_is_found(block: int,
     assert found(board, board.control(9, SYNC_LIGHT, migratetype=MOVABLE, direct_compaction=1)) == goes_to
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block", "goes_to"), [(2, 2), (4, 4), (5, 1), (6, 1)])
 def test_later_only_the_next_eighth_is_looked_at(block: int, goes_to: int) -> None:
     """The scanners are at blocks 1 and 33."""
@@ -315,6 +322,7 @@ def test_later_only_the_next_eighth_is_looked_at(block: int, goes_to: int) -> No
     assert found(board, cc) == goes_to
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "fields", "searches"),
     [
@@ -341,6 +349,7 @@ def test_not_from_the_middle_of_a_block_nor_into_a_skipped_one() -> None:
     assert found(board, board.control(9, SYNC_LIGHT)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("failures", "depth"), [(0, 33), (1, 17), (4, 3), (9, 1)])
 def test_the_search_is_shallower_after_each_failure(failures: int, depth: int) -> None:
     """(32 >> failures) + 1 entries; what it has seen goes to the end of the list."""

@@ -45,6 +45,7 @@ def cached(emulated: Machine) -> int:
     return int((emulated.vm.i_pages >= 0).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buffers", [0, PRIVATE])
 def test_a_clean_folio_is_split_and_its_pages_move(buffers: int) -> None:
     emulated, head = imported(UPTODATE | LRU | buffers)

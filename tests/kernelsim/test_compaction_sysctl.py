@@ -25,6 +25,7 @@ def moved(lab: Lab) -> int:
     return lab.vmstat()["pgmigrate_success"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["0", "2", "-1", "+1", "abc", "", "\n", " ", "1.5", "01x", "0x2", "9" * 20])
 def test_compact_memory_takes_a_one_and_nothing_else(text: str) -> None:
     lab = fragmented()
@@ -32,6 +33,7 @@ def test_compact_memory_takes_a_one_and_nothing_else(text: str) -> None:
     assert (moved(lab), lab.vmstat()["compact_migrate_scanned"]) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["1", "1\n", " 1 \n", "0x1", "01"])
 def test_a_one_in_any_spelling_compacts_every_node(text: str) -> None:
     lab = fragmented()
@@ -43,6 +45,7 @@ def test_a_one_in_any_spelling_compacts_every_node(text: str) -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["1", "0", "abc", "\n", "-", "all of it"])
 def test_a_nodes_file_takes_any_text(text: str) -> None:
     lab = fragmented()
@@ -55,6 +58,7 @@ def test_a_nodes_file_takes_any_text(text: str) -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [f"{VM}/compact_memory", NODE.format(0)])
 def test_not_even_root_can_read_the_triggers(path: str) -> None:
     """Mode 0200: the kernel refuses to open it for reading."""
@@ -82,6 +86,7 @@ def test_by_hand_indices_deferral_and_skip_bits_do_not_count() -> None:
     assert moved(lab) > 1000
 
 
+@pytest.mark.slow
 def test_an_interrupted_write_stops_between_two_slices() -> None:
     patch = pytest.MonkeyPatch()
     patch.setattr(compaction, "SLICE_PAGES", 4096)
@@ -101,6 +106,7 @@ def test_an_interrupted_write_stops_between_two_slices() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_two_compactions_at_once_take_turns() -> None:
     """The second waits; together they leave what one would."""
     patch = pytest.MonkeyPatch()

@@ -8,6 +8,7 @@ take turns with other requests and may be interrupted between any two.
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
@@ -175,12 +176,12 @@ class Compactions(Requests):
 
 
 class TestCompactions(Compactions.TestCase):
-    settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
+    settings = settings(max_examples=examples(8), stateful_step_count=25, deadline=None)
 
 
 @pytest.mark.slow
 class TestCompactionsAtLength(Compactions.TestCase):
-    settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+    settings = settings(max_examples=examples(60), stateful_step_count=60, deadline=None)
 
 
 def soak(seed: int, nr_steps: int) -> CompactingWorld:

@@ -26,6 +26,7 @@ def busy(words: str) -> Lab:
     return lab
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", KINDS)
 def test_a_machine_works_with_each(words: str) -> None:
     lab = busy(words)
@@ -35,6 +36,7 @@ def test_a_machine_works_with_each(words: str) -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_without_contents_pages_go_where_they_go_with_them() -> None:
     """But for the fault that spoils bytes: there are none to spoil."""
     labs = [Lab((32,), words) for words in KINDS]

@@ -80,6 +80,7 @@ def test_a_range_is_emptied_and_given_back(enabled: int, words: str, nodes: tupl
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_pages_go_to_another_node_where_their_own_has_no_room() -> None:
     """Counters of both nodes and zones follow: debug_vm compares them with what is there."""
     lab = Lab((40, 40), "full")
@@ -93,6 +94,7 @@ def test_pages_go_to_another_node_where_their_own_has_no_room() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "nr"), [(3, 5), (511, 2), (512, 512), (700, 100), (100, 1500)])
 def test_exactly_the_range_is_taken(start: int, nr: int) -> None:
     lab = busy_lab()
@@ -125,6 +127,7 @@ def test_few_pages_go_by_cpu() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_a_pinned_page_makes_it_busy_and_is_counted() -> None:
     lab = busy_lab("full")
     start = used_range(lab)
@@ -147,6 +150,7 @@ def test_a_pinned_page_makes_it_busy_and_is_counted() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_a_pin_that_goes_away_in_time_does_no_harm() -> None:
     """Five tries, with a turn for others in between."""
     lab = busy_lab()
@@ -161,6 +165,7 @@ def test_a_pin_that_goes_away_in_time_does_no_harm() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_an_unmovable_page_refuses_at_once() -> None:
     lab = busy_lab()
     pfn = int(buddy.get_page_from_freelist(lab.mem.pages, lab.mem.zones, lab.mem.blocks, lab.mem.zonelist[0], 0, 0))
@@ -171,6 +176,7 @@ def test_an_unmovable_page_refuses_at_once() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_no_room_is_enomem_and_changes_nothing() -> None:
     lab = Lab((32,))
     lab.spawn("a", anon="27M")
@@ -203,6 +209,7 @@ def test_the_cpu_moves_what_a_failing_device_left(kind: FaultKind, late: int | N
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_a_lost_device_and_no_device() -> None:
     for nr_ranks in (0, None):
         lab = busy_lab(nr_ranks=nr_ranks)
@@ -213,6 +220,7 @@ def test_a_lost_device_and_no_device() -> None:
         lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_unused_huge_pages_are_replaced() -> None:
     lab = busy_lab()
     lab.sysctl(nr_hugepages=3)
@@ -262,6 +270,7 @@ def test_an_interrupted_one_leaves_nothing_behind(patience: int, nr_slices: int)
         patch.undo()
 
 
+@pytest.mark.slow
 def test_beside_compaction_fork_and_faults() -> None:
     """Whatever runs in between, the range is had in the end, and nothing is lost."""
     patch = small_slices(64)
@@ -287,6 +296,7 @@ def test_beside_compaction_fork_and_faults() -> None:
         patch.undo()
 
 
+@pytest.mark.slow
 def test_any_aligned_range_that_can_be_emptied_serves() -> None:
     lab = busy_lab()
     contig = lab.machine.contig
@@ -313,6 +323,7 @@ def test_the_other_node_serves_unless_told_not_to() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("enabled", [0, 1])
 def test_a_huge_page_goes_whole_and_stays_one(enabled: int) -> None:
     """Its PMD is counted besides its mappings (found by the soak)."""
@@ -339,6 +350,7 @@ def thp_lab(words: str = "stamp", size: int = 64) -> Lab:
     return lab
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("enabled", [1, 0], ids=["dpu", "cpu"])
 @pytest.mark.parametrize("words", ["stamp", "full"])
 def test_large_folios_move_whole(enabled: int, words: str) -> None:
@@ -379,6 +391,7 @@ def test_a_large_folio_is_split_where_no_room_of_its_size_is_left() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FaultKind)
 def test_a_device_that_fails_between_large_folios(kind: FaultKind) -> None:
     lab = thp_lab("full")

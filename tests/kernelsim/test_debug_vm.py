@@ -170,6 +170,7 @@ def lose_spare_table(lab: Lab) -> None:
     lab.mem.pages["index"][table] = lab.mem.pages["index"][lab.mem.pages["index"][table]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FOLIO_FAULTS)
 def test_a_fault_of_a_huge_page_is_found(fault: str) -> None:
     said, plant = FOLIO_FAULTS[fault]
@@ -271,6 +272,7 @@ HELD_FAULTS: dict[str, tuple[str, Callable[[Board, int], object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", HELD_FAULTS)
 def test_a_planted_fault_in_what_a_compaction_holds_is_found(fault: str) -> None:
     said, plant = HELD_FAULTS[fault]
@@ -321,6 +323,7 @@ PCP_FAULTS: dict[str, tuple[str, Callable[[Board, int], object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", PCP_FAULTS)
 def test_a_planted_fault_in_a_per_cpu_list_is_found(fault: str) -> None:
     said, plant = PCP_FAULTS[fault]
@@ -336,6 +339,7 @@ def imported() -> Machine:
     return Machine.from_image(build_host_image(zones, built.flags, built.counts))
 
 
+@pytest.mark.slow
 def test_an_overwritten_kernel_page_is_found() -> None:
     machine = imported()
     assert machine.check() == []

@@ -70,6 +70,7 @@ def busy_lab(words: str = "stamp", nr_ranks: int | None = 2, nodes: tuple[int, .
     return lab
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [9, 10, 13, 18])
 @pytest.mark.parametrize("enabled", [1, 0], ids=["dpu", "cpu"])
 def test_every_page_ends_where_the_model_puts_it(order: int, enabled: int) -> None:
@@ -82,6 +83,7 @@ def test_every_page_ends_where_the_model_puts_it(order: int, enabled: int) -> No
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nodes", [(32,), (32, 34)], ids=["one node", "two nodes"])
 def test_real_bytes_arrive_whole(nodes: tuple[int, ...]) -> None:
     lab = busy_lab("full", nodes=nodes)
@@ -113,6 +115,7 @@ def test_pinned_pages_stay_and_are_counted_locked_ones_move() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_only_movable_pageblocks_are_filled() -> None:
     """Movable pages leave other pageblocks but never enter them."""
     lab = busy_lab()
@@ -124,6 +127,7 @@ def test_only_movable_pageblocks_are_filled() -> None:
     assert {pfn for pfn in contents(lab) if pfn >> 9 in foreign} <= before
 
 
+@pytest.mark.slow
 def test_larger_regions_free_whole_pageblocks() -> None:
     """Packing 2 MiB regions makes no free 2 MiB block of a mixed one; packing the zone does."""
 
@@ -138,6 +142,7 @@ def test_larger_regions_free_whole_pageblocks() -> None:
     assert large_blocks(18) >= large_blocks(9) + 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("least", "batches"), [(1, True), (1024, False)])
 def test_a_region_with_few_fragments_goes_to_the_cpu(least: int, batches: bool) -> None:
     lab = Lab((32,))
@@ -211,6 +216,7 @@ def test_a_fault_in_mid_batch_loses_nothing(kind: FaultKind, move: int, words: s
     assert f", {move} of {stats['cpu_pages_moved'] + move} pages moved" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS, ids=str)
 def test_a_fault_is_told_in_the_words_of_the_sdk(kind: FaultKind) -> None:
     lab = Lab((32,))
@@ -223,6 +229,7 @@ def test_a_fault_is_told_in_the_words_of_the_sdk(kind: FaultKind) -> None:
     assert FAULTS[kind] in line.lower()
 
 
+@pytest.mark.slow
 def test_after_a_fault_the_device_is_used_again() -> None:
     lab = Lab((64,))
     lab.spawn("a", anon="40M", holes="50 seed=1")
@@ -233,6 +240,7 @@ def test_after_a_fault_the_device_is_used_again() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_a_lost_rank_leaves_the_work_to_the_cpu() -> None:
     lab = Lab((64,))
     lab.spawn("a", anon="40M", holes="50 seed=1")
@@ -275,6 +283,7 @@ def test_an_interrupted_compaction_leaves_nothing_behind(order: int, enabled: in
     pytest.fail("the compaction did not end")
 
 
+@pytest.mark.slow
 def test_two_compactions_run_one_after_the_other() -> None:
     patch = small_slices(300)
     try:
@@ -304,6 +313,7 @@ def test_who_needs_a_page_in_flight_waits_for_it() -> None:
         patch.undo()
 
 
+@pytest.mark.slow
 def test_memory_held_by_a_batch_is_waited_for() -> None:
     """No ENOMEM because of frames that a compaction keeps for a moment: by batch or by CPU."""
     for enabled in (1, 0):
@@ -317,6 +327,7 @@ def test_memory_held_by_a_batch_is_waited_for() -> None:
         lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nr_slices", [1, 4, 20])
 def test_pageblocks_claimed_between_slices_are_filled_no_more(nr_slices: int) -> None:
     """An unmovable allocation may turn a pageblock whose frames the CPU path holds."""

@@ -15,6 +15,7 @@ def cost(batch_ns: int, page_ns: int, sizes: tuple[int, ...] = (32, 200, 512, 10
     return result
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.integers(1, 10**5), st.lists(st.integers(1, 10**5), min_size=2, max_size=30))
 def test_a_straight_line_is_found(batch_ns: int, page_ns: int, sizes: list[int]) -> None:
     if max(sizes[-2:]) < 2 * min(sizes[-2:]):
@@ -76,6 +77,7 @@ def test_large_batches_go_to_the_engine_and_small_ones_to_the_cpu() -> None:
     assert "x takes 35000 ns + 909 ns/page" in world.news[0]
 
 
+@pytest.mark.slow
 def test_a_change_is_noticed_by_probing_and_told_once() -> None:
     world = World((0, 500), (0, 1000))
     paths = [world.region(512) for _ in range(10)]

@@ -108,6 +108,7 @@ def moved_to(line: str) -> tuple[int, int]:
     return int(old, 16), int(new, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["page_pinned", "page_dirtied"])
 @pytest.mark.parametrize("patience", [None, 0, 8])
 def test_who_wants_a_page_in_flight_gets_its_new_frame(kind: str, patience: int | None) -> None:
@@ -157,6 +158,7 @@ def test_shared_pages_meet_it_too() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PAGE_KINDS)
 def test_huge_pages_meet_it_too(kind: str) -> None:
     """Regions of 32 MiB, in which huge pages move whole."""
@@ -172,6 +174,7 @@ def test_huge_pages_meet_it_too(kind: str) -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_all_at_once_with_a_device_that_fails() -> None:
     lab = lab_with_faults("full", nr_ranks=2)
     for seed, kind in enumerate((*PAGE_KINDS, *DEVICE_KINDS)):
@@ -204,6 +207,7 @@ def test_an_interrupted_compaction_gives_up_the_calls_that_wait() -> None:
         patch.undo()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_machine() -> None:
     hashes = set()
     for _ in range(2):
@@ -215,6 +219,7 @@ def test_the_same_seed_gives_the_same_machine() -> None:
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 def test_last_failures_remembers_sixteen() -> None:
     lab = lab_with_faults()
     assert lab.read(f"{DEBUGFS}/last_failures") == "time reason address retired moves\n"

@@ -14,6 +14,7 @@ from kernelsim.dpu_compact_stats import NO_FOLIO, ClusterStep, Distribution, Ram
 from kernelsim.dpu_hw import BatchTimes
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 2**61), st.integers(1, 5)), min_size=1, max_size=50))
 def test_quantiles_are_at_most_a_sixteenth_too_high(samples: list[tuple[int, int]]) -> None:
     distribution = Distribution()
@@ -46,6 +47,7 @@ def test_small_values_are_exact_and_none_is_zero() -> None:
     assert [small.quantile(percent) for percent in (50, 100)] == [15, 31]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(1, 3000), st.integers(1, 3))
 def test_a_ramp_is_the_sum_of_its_values(first: int, last: int, nr: int, times: int) -> None:
     ramp = Ramp(first, (last - first) / nr, nr)

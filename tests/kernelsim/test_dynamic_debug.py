@@ -64,6 +64,7 @@ def test_sites_are_found_where_they_are() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
@@ -154,6 +155,7 @@ def test_messages_and_their_prefix() -> None:
 flag_words = st.builds(lambda op, letters: op + letters, st.sampled_from("+-="), st.text("pmfslt_", max_size=4))
 
 
+@pytest.mark.slow
 @given(st.lists(flag_words, max_size=6))
 def test_flags_are_a_set(words: list[str]) -> None:
     flags, model = "", set[str]()
@@ -177,6 +179,7 @@ def test_line_ranges(low: int, high: int, lineno: int) -> None:
 # The machine's own sites.
 
 
+@pytest.mark.slow
 def test_every_site_of_the_source_is_listed() -> None:
     """By another way than the module's: the text of the source."""
     in_source = set()
@@ -190,6 +193,7 @@ def test_every_site_of_the_source_is_listed() -> None:
     assert len(in_source) >= 25
 
 
+@pytest.mark.slow
 def test_file_dpu_compact_c() -> None:
     lab = Lab((64,))
     lab.spawn("a", anon="24M", holes="50 seed=1")

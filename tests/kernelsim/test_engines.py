@@ -77,6 +77,7 @@ def test_the_file_shows_the_choice_and_refuses_what_is_none() -> None:
     assert "[ideal]" in lab.read(ENGINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_configured_profile_is_the_first_engine(engine: str) -> None:
     assert f"[{engine}]" in Lab((32,), profile=engine).read(ENGINE)
@@ -95,6 +96,7 @@ def test_the_profile_says_what_its_constants_are_worth() -> None:
     assert Lab((32,), nr_ranks=None).read(f"{DEBUGFS}/profile").startswith("No model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nr_ranks", [None, 0], ids=["no device", "no rank"])
 def test_without_a_rank_there_are_the_cpu_s_engines(nr_ranks: int | None) -> None:
     lab = loaded_lab(nr_ranks=nr_ranks)
@@ -108,6 +110,7 @@ def test_without_a_rank_there_are_the_cpu_s_engines(nr_ranks: int | None) -> Non
     assert {line[3] for line in regions(lab)} == {"cpu-batched"}
 
 
+@pytest.mark.slow
 def test_batches_in_flight_end_on_the_engine_they_began_with() -> None:
     patch = small_slices(4096)
     try:
@@ -159,6 +162,7 @@ def test_the_modelled_time_of_a_region_is_the_sum_of_its_parts() -> None:
     assert int(total_ns) == pytest.approx(int(nr) * (714 + 4096 / 10.67) + 1200 + 30 * nr_scanned, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_in_a_batch_pages_wait_for_all_others_in_a_cluster_for_32() -> None:
     """Nobody waits for less than the device; in a cluster, 32 pages at 1098 ns and two flushes are the most."""
     batched, clusters = loaded_lab("cpu-batched"), loaded_lab("cpu")
@@ -195,6 +199,7 @@ def test_a_huge_page_that_moves_alone_is_away_for_one_unmapping_and_one_copy() -
     assert int(nr) < 512  # folios, not pages
 
 
+@pytest.mark.slow
 def test_a_fault_is_in_the_table_of_regions_and_the_cpu_behind_it() -> None:
     lab = loaded_lab(words="stamp")
     lab.arm(FaultKind.DPU_FAULT, 50)
@@ -245,6 +250,7 @@ def told(lab: Lab) -> list[str]:
     return [line for line in lab.machine.printk.lines() if " takes " in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ideal", "ptdma", "dsa"])
 def test_an_engine_that_gains_is_used(engine: str) -> None:
     lab = adaptive_lab(engine)
@@ -255,6 +261,7 @@ def test_an_engine_that_gains_is_used(engine: str) -> None:
     assert told(lab)[0].startswith(f"DPU: {engine} takes ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["upmem-v1a", "seed"])
 def test_an_engine_that_does_not_gain_is_left_alone_but_tried_again(engine: str) -> None:
     """2 MiB regions: several launches of 35 us each for 250 pages; 3.7 us a page."""
@@ -269,12 +276,14 @@ def test_an_engine_that_does_not_gain_is_left_alone_but_tried_again(engine: str)
     assert lab.stats()["adaptive_dpu"] > tried
 
 
+@pytest.mark.slow
 def test_the_adaptive_choice_is_the_same_each_time() -> None:
     first, second = (adaptive_lab("upmem-v1a", seed=8) for _ in range(2))
     assert told(first) == told(second)
     assert [line[:6] for line in regions(first)] == [line[:6] for line in regions(second)]
 
 
+@pytest.mark.slow
 def test_off_is_the_rule_of_min_fragments_alone() -> None:
     lab = Lab((64,))
     lab.write(ENGINE, "seed")

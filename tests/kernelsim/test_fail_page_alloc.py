@@ -19,6 +19,7 @@ def failed(lab: Lab, order: int, gfp: str) -> int:
     return lab.alloc(path)["failed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("order", "gfp", "knobs", "nr_failed"),
     [
@@ -53,6 +54,7 @@ def test_a_failure_is_logged_unless_told_not_to() -> None:
         assert not any("page allocation failure" in line for line in lines), "nothing was tried"
 
 
+@pytest.mark.slow
 def test_the_rate_of_log_lines() -> None:
     lab = lab_with(ignore_gfp_wait="N", verbose_ratelimit_interval_ms="1000", verbose_ratelimit_burst="2")
     assert failed(lab, 2, "GFP_KERNEL") == 4

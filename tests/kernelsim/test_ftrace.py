@@ -101,6 +101,7 @@ def test_calls_are_drawn_as_blocks() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ns", "mark"),
     [
@@ -265,6 +266,7 @@ def calls(lab: Lab) -> set[str]:
     return set(re.findall(r"(\w+)\(\)", lab.read(f"{T}/trace")))
 
 
+@pytest.mark.slow
 def test_the_first_recipe(lab: Lab) -> None:
     lab.write(f"{T}/events/compaction/enable", "1")
     lab.write(f"{T}/current_tracer", "function_graph\n")
@@ -319,6 +321,7 @@ def test_the_tracer_is_one_of_those_available(lab: Lab) -> None:
     assert " <-" not in lab.read(f"{T}/trace")
 
 
+@pytest.mark.slow
 def test_all_functions_at_once_while_batches_are_in_flight() -> None:
     """Every function, a device that is late, and work in slices: what goes in comes out, and it changes nothing."""
     hashes = []

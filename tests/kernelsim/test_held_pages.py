@@ -44,6 +44,7 @@ def holding(lab: Lab, compaction: Operation[object], least: int) -> Operation[ob
 BY = {"scanners": lambda lab: lab.start(COMPACT, "1"), "batches": lambda lab: lab.start_compact()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", BY)
 def test_a_fault_waits_for_frames_that_a_compaction_holds(scarce: Lab, by: str) -> None:
     scarce.spawn("b")
@@ -91,6 +92,7 @@ def test_mkdir_waits_too(scarce: Lab, by: str) -> None:
     scarce.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_what_nobody_holds_is_not_waited_for(scarce: Lab) -> None:
     drain(scarce)
     request = scarce.machine.slowpath.alloc_pages(parse_gfp("GFP_KERNEL"), 0, 0)

@@ -46,6 +46,7 @@ def free_blocks(image: HostImage) -> list[tuple[int, int]]:
     return list(zip(image.free_pfn.tolist(), image.free_order.tolist(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("nr_nodes", [1, 2])
 def test_free_blocks_and_types_are_recovered(seed: int, nr_nodes: int) -> None:
@@ -65,6 +66,7 @@ def test_a_run_of_free_pages_is_cut_at_zone_borders() -> None:
     assert not ((image.free_pfn < 2048) & (image.free_pfn + (1 << image.free_order.astype(int)) > 2048)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [HIGHATOMIC, ISOLATE])
 def test_a_pageblock_that_refuses_to_merge_is_found_in_the_counts(kind: int) -> None:
     built = machine(nr_blocks=8)
@@ -187,6 +189,7 @@ def test_the_order_of_frees_goes_by_blocks_of_the_largest_order() -> None:
 HELD = LRU | IDLE | PRIVATE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runs", "held"),
     [
@@ -210,6 +213,7 @@ def test_buffers_in_a_row_are_taken_to_be_held(runs: list[int], held: list[int])
     assert import_machine(built).pinned_pfn.tolist() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("used", "nr"), [(HELD | DIRTY, 16), (HELD & ~IDLE, 0), (HELD | REFERENCED, 0), (HELD | UPTODATE, 8)]
 )
@@ -254,6 +258,7 @@ def test_compound_pages_get_their_order() -> None:
     assert image.compound_order[at : at + 8].tolist() == [2, 0, 0, 0, 1, 0, 1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("offset", "pages"), [(0, [HEAD, TAIL, TAIL]), (1, [HEAD, TAIL]), (0, [TAIL, TAIL]), (2, [HEAD])]
 )
@@ -288,6 +293,7 @@ def test_mappings_of_pages_that_are_gone_are_left_out() -> None:
     assert any(note.startswith("3 of 4 page table entries") for note in image.notes)
 
 
+@pytest.mark.slow
 def test_totals_hold_when_the_evidence_contradicts_them() -> None:
     """As many pageblocks of each type as counted, although other blocks would look better."""
     built = machine(nr_blocks=12)

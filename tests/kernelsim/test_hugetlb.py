@@ -62,6 +62,7 @@ def test_a_node_gives_what_it_has_and_the_other_is_not_asked() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "-1", "abc", "1.5", "3 4", str(2**64)])
 def test_what_is_no_number_is_einval(text: str) -> None:
     lab = Lab((32,))
@@ -118,6 +119,7 @@ def test_a_gigantic_page_is_made_by_emptying_a_range(enabled: int) -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_no_more_gigantic_pages_than_there_are_ranges() -> None:
     """Of 2.5 GiB only the second one is whole and free of zone DMA, page 0 and the memory map."""
     lab = Lab((2560,))
@@ -133,6 +135,7 @@ def test_a_small_machine_has_the_file_but_no_page() -> None:
     assert nr(lab, POOL.format(KIB_1G)) == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_write_keeps_what_it_got() -> None:
     lab = gib_lab(patience=3)
     growing = lab.start(POOL.format(KIB_1G) + "/nr_hugepages", "1")

@@ -65,6 +65,7 @@ def head_of(machine: Machine, order: int) -> list[int]:
     return np.flatnonzero((pages["flags"] & np.uint32(HEAD) != 0) & (pages["order"] == order)).tolist()
 
 
+@pytest.mark.slow
 def test_folios_are_mapped_as_captured(machine: Machine) -> None:
     pages = machine.mem.pages
     huge = THP_BLOCK * PAGES
@@ -78,6 +79,7 @@ def test_folios_are_mapped_as_captured(machine: Machine) -> None:
     assert (pages["mapcount"][part], pages["flags"][part + 1] & PARTIALLY_MAPPED) == (20, PARTIALLY_MAPPED)
 
 
+@pytest.mark.slow
 def test_the_dpu_moves_them_whole(machine: Machine) -> None:
     machine.registry.write("/proc/sys/vm/dpu_compact_min_fragments", "1")
     machine.registry.write("/proc/sys/vm/dpu_compact_region_order", "18")
@@ -106,6 +108,7 @@ def test_linux_splits_what_finds_no_target_of_its_size(machine: Machine) -> None
     assert THP_BLOCK * PAGES in head_of(machine, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nr_mapped", [20, 32])
 @pytest.mark.parametrize("captured", [False, True], ids=["synthetic", "captured"])
 def test_linux_splits_what_is_mapped_in_part_before_it_moves_it(captured: bool, nr_mapped: int, tmp_path: Path) -> None:

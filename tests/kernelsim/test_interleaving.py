@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -141,12 +142,12 @@ class Requests(RuleBasedStateMachine):
 
 
 class TestRequests(Requests.TestCase):
-    settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+    settings = settings(max_examples=examples(15), stateful_step_count=25, deadline=None)
 
 
 @pytest.mark.slow
 class TestRequestsAtLength(Requests.TestCase):
-    settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+    settings = settings(max_examples=examples(60), stateful_step_count=60, deadline=None)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -187,11 +188,13 @@ def threaded(seed: int, nr_steps: int) -> None:
         world.patch.undo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_device_with_threads(seed: int) -> None:
     threaded(seed, 12)
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_run() -> None:
     def run() -> str:
         world, chance = World((32,), 2, 3, 100, eager=False), Chance(5)
@@ -256,6 +259,7 @@ def runs_on(operation: Operation[object], nr_slices: int = 20) -> bool:
     return not any(over for over, _ in (advance(operation) for _ in range(nr_slices)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["exit", "unmap"])
 def test_page_tables_and_rmap_stay_while_a_batch_is_in_flight(slow_lab: Lab, which: str) -> None:
     """The batch remembers where its PTEs are, and finds the others through the rmap chains."""
@@ -273,6 +277,7 @@ def test_page_tables_and_rmap_stay_while_a_batch_is_in_flight(slow_lab: Lab, whi
     slow_lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_a_child_gets_the_pages_in_flight_too(slow_lab: Lab) -> None:
     compaction = batch_in_flight(slow_lab)
     settle([slow_lab.start_set("a", "fork", "child"), compaction])
@@ -280,6 +285,7 @@ def test_a_child_gets_the_pages_in_flight_too(slow_lab: Lab) -> None:
     slow_lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_no_batch_begins_while_a_fork_copies(slow_lab: Lab) -> None:
     """So that an interrupted fork can take its half-made child down at once."""
     fork, compaction = slow_lab.start_set("a", "fork", "child"), slow_lab.start_compact()
@@ -314,6 +320,7 @@ def test_a_childs_name_is_taken_while_its_fork_goes_on(interrupted: bool) -> Non
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_a_cached_page_that_nobody_maps_is_not_mapped_while_in_flight(slow_lab: Lab) -> None:
     """No migration entry tells who faults it in that it is on the move (found by the soak: seed 1002)."""
     mm = slow_lab.machine.processes["a"].mm
@@ -331,6 +338,7 @@ def test_a_cached_page_that_nobody_maps_is_not_mapped_while_in_flight(slow_lab: 
     slow_lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_a_page_faulted_in_anew_is_not_taken_for_the_one_in_flight(slow_lab: Lab) -> None:
     """Freed while its batch is under way, touched again, and the new page is in a later batch: the first batch must
     leave the PTE alone when it ends."""
@@ -343,6 +351,7 @@ def test_a_page_faulted_in_anew_is_not_taken_for_the_one_in_flight(slow_lab: Lab
     slow_lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_a_file_that_was_unmapped_goes_later_if_the_request_is_interrupted(slow_lab: Lab) -> None:
     """An interrupted request must not wait for the batch in flight, and the page cache must not keep the file."""
     process = slow_lab.machine.processes["a"]

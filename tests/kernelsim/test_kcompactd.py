@@ -42,6 +42,7 @@ def daemon(lab: Lab) -> tuple[int, int]:
 # On its own initiative.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nr_ranks", [None, 1])
 def test_an_idle_fragmented_node_is_compacted_after_half_a_second(nr_ranks: int | None) -> None:
     lab = fragmented(nr_ranks=nr_ranks)
@@ -100,6 +101,7 @@ def test_kswapd_at_work_keeps_it_quiet() -> None:
 # Woken up.
 
 
+@pytest.mark.slow
 def test_a_request_that_may_not_compact_leaves_it_to_the_thread() -> None:
     """GFP_ATOMIC fails now; kswapd makes room, kcompactd makes blocks of it, and the next request gets one."""
     lab = fragmented(nr_ranks=None, reader="8M")
@@ -118,6 +120,7 @@ def test_a_request_that_may_not_compact_leaves_it_to_the_thread() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_the_dpu_is_asked_first() -> None:
     lab = fragmented()
     lab.sysctl(compaction_proactiveness=0)
@@ -128,6 +131,7 @@ def test_the_dpu_is_asked_first() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "woken"), [(0, False), (4, False), (9, True)])
 def test_wakeup_needs_an_order_and_a_suitable_zone(order: int, woken: bool) -> None:
     """Order 4: blocks of 64 KiB abound, so the fragmentation index speaks against it."""
@@ -173,6 +177,7 @@ def run_to_end(operation: LongOp) -> None:
     assert any(steps)
 
 
+@pytest.mark.slow
 def test_files_can_be_read_during_a_round() -> None:
     """The thread and a person with compact_memory take turns; reading does not wait for either."""
     lab = fragmented()

@@ -71,6 +71,7 @@ def test_the_impossible_is_refused(given: dict[str, str], problem: str) -> None:
         Kconfig(given)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(sorted(OPTIONS)), st.sampled_from("yn")))
 def test_a_kernel_is_as_asked_for_or_refused(given: dict[str, str]) -> None:
     """What was asked for is so, and no dependency is broken; or it is refused."""
@@ -157,6 +158,7 @@ def test_without_numa() -> None:
         MachineConfig(kconfig=Kconfig({"CONFIG_NUMA": "n"}))
 
 
+@pytest.mark.slow
 def test_cma_follows_from_the_areas_there_are() -> None:
     with_area = Lab((64,), cma=16)
     assert "CONFIG_CMA=y\n" in with_area.machine.config.kconfig.text()
@@ -188,6 +190,7 @@ def test_without_debugfs() -> None:
     assert {*DPU_SYSCTLS, f"{NODE0}/compact_dpu"} < paths(machine)
 
 
+@pytest.mark.slow
 def test_without_tracing() -> None:
     machine = lab(FTRACE="n")
     assert not [path for path in machine.registry.nodes if "tracing" in path or "ftrace" in path]
@@ -225,6 +228,7 @@ def no_dpu(request: pytest.FixtureRequest) -> Lab:
     return Lab((32,), "full", nr_ranks=request.param)
 
 
+@pytest.mark.slow
 def test_without_a_dpu_the_files_are_those_of_one_with(no_dpu: Lab) -> None:
     assert paths(no_dpu) == paths(lab())
     for value in "01":
@@ -232,6 +236,7 @@ def test_without_a_dpu_the_files_are_those_of_one_with(no_dpu: Lab) -> None:
         assert no_dpu.read(f"{VM}/dpu_compact_enabled") == f"{value}\n"
 
 
+@pytest.mark.slow
 def test_without_a_dpu_one_line_at_boot_says_so(no_dpu: Lab) -> None:
     found = [line for line in no_dpu.machine.printk.lines() if "DPU" in line]
     assert found == ["DPU Memory Compaction: no DPU found, compact_dpu does as compact"]
@@ -240,6 +245,7 @@ def test_without_a_dpu_one_line_at_boot_says_so(no_dpu: Lab) -> None:
     assert [line for line in no_dpu.machine.printk.lines() if "DPU" in line] == found
 
 
+@pytest.mark.slow
 def test_without_a_dpu_compact_dpu_compacts_all_the_same(no_dpu: Lab) -> None:
     no_dpu.sysctl(dpu_compact_region_order=12)
     no_dpu.spawn("a", anon="16M", holes="50 seed=1")

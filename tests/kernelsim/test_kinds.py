@@ -124,6 +124,7 @@ def test_trigger_takes_anything(data: bytes) -> None:
     assert Trigger().parse(data, Flavour.SYSFS)[1] == len(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Int(0, 1000), Int(-5, 5), Int(1, 2**63), Bool(), Size(), Choice("a", "b"), Text()])
 @pytest.mark.parametrize("flavour", Flavour)
 def test_samples_are_what_they_say(kind: Kind[object], flavour: Flavour) -> None:
@@ -160,6 +161,7 @@ def test_flavour_follows_from_the_path(path: str, flavour: Flavour) -> None:
 TEXTS = st.text(" \t\n\v\r\0+-0178xXabKG,.", max_size=26).map(str.encode) | st.binary(max_size=30)
 
 
+@pytest.mark.slow
 @given(TEXTS)
 def test_sysctl_grammar_is_the_kernels(data: bytes) -> None:
     """The regular expression against the kernel's steps, one after the other."""

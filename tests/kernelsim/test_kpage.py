@@ -160,6 +160,7 @@ def test_kpagecount_is_how_often_pagemaps_name_a_page(lab: Lab, flags: U64, coun
         assert int(lab.read(f"/proc/{pid}/statm").split()[1]) == pages
 
 
+@pytest.mark.slow
 def test_pieces_agree_with_the_whole(lab: Lab, flags: U64) -> None:
     """Whatever a piece begins in the middle of: a free block, a folio, memory that is not there."""
     for nr in (1, 7, 512, 4096, 10007):
@@ -212,6 +213,7 @@ def test_an_imported_machine_shows_the_captured_flags(demo: Machine) -> None:
     assert has(ours, "BUDDY").sum() == demo.mem.zones["free_pages"].sum()
 
 
+@pytest.mark.slow
 def test_an_imported_machine_shows_the_captured_counts(demo: Machine) -> None:
     """But of pages whose owners had gone when the flags were read."""
     ours, theirs = numbers(demo, "kpagecount"), captured("kpagecount")

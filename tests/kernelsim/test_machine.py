@@ -25,15 +25,18 @@ def script(seed: int = 7, words: str = "stamp", nr_ranks: int = 1) -> Lab:
     return lab
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["stamp", "full"])
 def test_the_same_inputs_bring_the_same_state(words: str) -> None:
     assert script(words=words).machine.state_hash() == script(words=words).machine.state_hash()
 
 
+@pytest.mark.slow
 def test_other_inputs_bring_another_state() -> None:
     assert script(seed=7).machine.state_hash() != script(seed=8).machine.state_hash()
 
 
+@pytest.mark.slow
 def test_one_bit_of_content_changes_the_hash() -> None:
     lab = script()
     before = lab.machine.state_hash()
@@ -202,6 +205,7 @@ def test_huge_pages_come_from_the_nodes_in_turn() -> None:
     assert lab.mem.nodes["nr_hugetlb"].tolist() == [3 * 512, 3 * 512]
 
 
+@pytest.mark.slow
 def test_compaction_makes_room_for_huge_pages() -> None:
     """The selftest's story: fragmented memory has few 2 MiB blocks, the DPU makes more."""
     lab = Lab((64,))

@@ -48,6 +48,7 @@ def test_bad_writes_are_einval_and_change_nothing(lab: Lab, attr: str, text: str
     assert lab.machine.state_hash() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attr", "text"), [("anon", "1G"), ("anon", "60M"), ("file", "70M"), ("anon", "4E")])
 def test_too_much_memory_is_enomem_and_the_old_stays(lab: Lab, attr: str, text: str) -> None:
     lab.set("a", file="64K")
@@ -58,6 +59,7 @@ def test_too_much_memory_is_enomem_and_the_old_stays(lab: Lab, attr: str, text: 
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "shown"), [("4M", 4 * MIB), ("4096K", 4 * MIB), ("1", 4096), ("5000", 8192), ("0x2000", 8192), ("0", 0)]
 )
@@ -91,6 +93,7 @@ def parse_amount_tuple(text: str) -> tuple[int, int, bool]:
     return percent, options.get("seed", 0), "runs" in flags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("percent", [0, 1, 10, 50, 90, 99, 100])
 @pytest.mark.parametrize("in_runs", [False, True])
 def test_choosing(percent: int, in_runs: bool) -> None:
@@ -177,6 +180,7 @@ def test_home_node_is_where_memory_comes_from(lab: Lab) -> None:
     assert int(lab.mem.nodes["nr_anon_pages"][0]) > 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", ".", "..", ".x", "a/b", "a b", "x" * 64, "ü"])
 def test_bad_names_make_no_process(lab: Lab, name: str) -> None:
     with pytest.raises(OSError, match="bad name") as caught:
@@ -222,6 +226,7 @@ def test_two_forks_of_one_name_make_one_child(lab: Lab) -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attr", "text"), [("anon", "12M"), ("file", "12M"), ("holes", "50"), ("touch", "100"), ("fork", "c"), ("pin", "9")]
 )
@@ -294,6 +299,7 @@ def slices(lab: Lab, operation: Operation[object]) -> int:
     return nr
 
 
+@pytest.mark.slow
 def test_exit_mlock_pins_and_files_go_slice_by_slice() -> None:
     """Slices of 100 pages, of 10 page tables, and of 2 MiB at least where huge pages may be."""
     patch = small_slices(100)
@@ -320,6 +326,7 @@ def test_exit_mlock_pins_and_files_go_slice_by_slice() -> None:
         patch.undo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["exit", "file"])
 def test_an_end_that_was_interrupted_is_brought_to_its_end_by_the_next(words: str) -> None:
     patch = small_slices(50)
@@ -340,6 +347,7 @@ def test_an_end_that_was_interrupted_is_brought_to_its_end_by_the_next(words: st
         patch.undo()
 
 
+@pytest.mark.slow
 def test_who_waits_for_an_exit_that_is_interrupted_finds_no_process() -> None:
     patch = small_slices(50)
     try:
@@ -362,6 +370,7 @@ def test_who_waits_for_an_exit_that_is_interrupted_finds_no_process() -> None:
         patch.undo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lock", ["100", "0"])
 def test_an_interrupted_mlock_has_done_the_lower_part(lock: str) -> None:
     patch = small_slices(100)
@@ -383,6 +392,7 @@ def test_an_interrupted_mlock_has_done_the_lower_part(lock: str) -> None:
         patch.undo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lock", ["100", "0"])
 def test_what_is_moved_or_split_while_it_is_being_locked_is_locked_once(lock: str) -> None:
     """Batches in flight, unmapping by another process, and an emptied range, between any two slices."""

@@ -62,6 +62,7 @@ def possible_min_free_kbytes(zones: list[RealZone]) -> list[int]:
     return list(range(4 * total, 4 * (total + len(zones))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ZONEINFOS, ids=lambda folder: "-".join(folder.parts[-2:]))
 def test_watermarks_and_reserves_are_the_real_kernels(folder: Path) -> None:
     real = real_zones(folder)

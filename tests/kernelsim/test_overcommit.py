@@ -165,6 +165,7 @@ def test_lowmem_reserve_ratio_takes_what_linux_takes() -> None:
         assert lab.read(path) == shown + "\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["node", "Node\n", "d", "D\n", "n extra", "zone", "xn"])
 def test_zonelists_go_by_node(text: str) -> None:
     lab = Lab((32,))

@@ -5,6 +5,7 @@ import errno
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -136,12 +137,12 @@ class Allocator(RuleBasedStateMachine):
 
 
 class TestAllocator(Allocator.TestCase):
-    settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+    settings = settings(max_examples=examples(15), stateful_step_count=20, deadline=None)
 
 
 @pytest.mark.slow
 class TestAllocatorAtLength(Allocator.TestCase):
-    settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+    settings = settings(max_examples=examples(80), stateful_step_count=50, deadline=None)
 
 
 def test_memory_at_boot_is_cut_into_the_largest_blocks() -> None:
@@ -175,6 +176,7 @@ def test_no_merging_across_a_zone_boundary() -> None:
     assert len(blocks) == 32
 
 
+@pytest.mark.slow
 def test_min_watermark_and_lowmem_reserve_are_kept() -> None:
     mem = small_mem(64)
     while alloc(mem, 0) >= 0:

@@ -5,6 +5,7 @@ import errno
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import Lab
@@ -167,7 +168,7 @@ def test_an_isolated_range_and_a_foreign_cma_area_refuse() -> None:
     assert lab.machine.check() == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     seed=st.integers(0, 99),
     holes=st.integers(0, 100),

@@ -171,6 +171,7 @@ def test_peaks_stay() -> None:
     assert kbytes(lab.read("/proc/100/status"))["VmHWM"] == 1024
 
 
+@pytest.mark.slow
 def test_numa_maps_says_which_node_has_the_pages() -> None:
     lab = Lab((32, 64))
     lab.spawn("a", anon="40M", file="1M")
@@ -237,6 +238,7 @@ def test_comm_is_cut_at_15_bytes() -> None:
     assert lab.read("/proc/100/stat").startswith("100 (ab) S 0 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "value"), [("5\n", 5), (" 7 ", 7), ("0x10", 16), ("010", 8), ("+4", 4), ("0" * 20 + "1", 0), ("-3", -3)]
 )
@@ -356,6 +358,7 @@ def test_lines_are_the_running_kernel_s(name: str) -> None:
     assert {key: ours[key] for key in sized} == {key: theirs[key] for key in sized}
 
 
+@pytest.mark.slow
 def test_page_faults_are_counted_for_who_had_them() -> None:
     """256 pages of anonymous memory, and as many that had to be read in from the file."""
     lab = Lab((32,))

@@ -65,6 +65,7 @@ def test_cpuinfo_and_the_cpu_tree_agree() -> None:
         assert os.path.normpath(f"{os.path.dirname(link)}/{node.target}") in made.registry.nodes  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mib", "block_mib"), [((512, 256), 128), ((32, 32), 32), ((34, 64), 2), ((4096,), 128)])
 def test_memory_blocks_add_up_to_the_machine(mib: tuple[int, ...], block_mib: int) -> None:
     made = machine(*mib)

@@ -234,6 +234,7 @@ def test_captures_free_lists(name: str) -> None:
     assert machine.check() == []
 
 
+@pytest.mark.slow
 def test_imported_totals_are_the_real_ones(demo: Machine) -> None:
     """MemTotal is zoneinfo's managed pages (that host's own meminfo counts memory it has not initialised yet).
     Anonymous and locked memory keep their amount, but for what changed while the files were read."""

@@ -4,6 +4,7 @@
 import errno
 
 import pytest
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -32,6 +33,7 @@ def run_threads(machine: Machine, rounds: int = 20) -> None:
     raise AssertionError("a kernel thread never rests")
 
 
+@pytest.mark.slow
 def test_a_process_pushes_another_one_s_files_out() -> None:
     """28 MiB of file pages in 32 MiB, and a process that wants 20 MiB: it gets them, and no byte is lost."""
     lab = Lab((32,), nr_ranks=None)
@@ -77,6 +79,7 @@ def test_a_page_that_was_used_gets_another_round() -> None:
     assert file_pages(lab) == 8 * MIB_PAGES
 
 
+@pytest.mark.slow
 def test_kswapd_brings_the_node_back_to_high() -> None:
     lab = Lab((64,), nr_ranks=None)
     lab.spawn("reader", file="30M")
@@ -111,6 +114,7 @@ def test_a_node_without_file_pages_is_hopeless_after_sixteen_rounds() -> None:
     assert lab.vmstat()["pageoutrun"] == nr
 
 
+@pytest.mark.slow
 def test_reclaim_stops_where_compaction_can_go_on() -> None:
     """A costly request with free memory in pieces compacts; it does not throw the page cache away."""
     lab = Lab((64,), nr_ranks=None)
@@ -237,4 +241,4 @@ class Pressure(RuleBasedStateMachine):
 
 
 TestPressure = Pressure.TestCase
-TestPressure.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+TestPressure.settings = settings(max_examples=examples(15), stateful_step_count=12, deadline=None)

@@ -79,6 +79,7 @@ def in_use(real: captures.Machine, pfn: int) -> bool:
     return not real.flags[pfn] & (captures.BUDDY | captures.NOPAGE)
 
 
+@pytest.mark.slow
 def test_the_captured_machine_is_taken_over_as_it_is(bench: Bench) -> None:
     assert bench.machine.check() == []
     assert bench.machine.registry.read("/proc/buddyinfo").decode() == bench.real.buddyinfo()
@@ -89,6 +90,7 @@ def test_the_captured_machine_is_taken_over_as_it_is(bench: Bench) -> None:
     assert sum(place >= 0 for place in places) == used - pcp
 
 
+@pytest.mark.slow
 def test_a_page_is_there_from_its_allocation_to_its_free(bench: Bench) -> None:
     pfn = next(bench.free_frames())
     before = bench.nr_free
@@ -120,6 +122,7 @@ def test_a_block_freed_in_pieces(bench: Bench, order: int, migratetype: int, gfp
     assert "free_unknown" not in bench.counts
 
 
+@pytest.mark.slow
 def test_captured_pages_can_be_freed(bench: Bench) -> None:
     """Anonymous, slab and page-table pages alike; the node's counts follow."""
     pages = [pfn for pfn in range(NORMAL, bench.mem.nr_pages) if bench.place(pfn) >= 0]
@@ -133,6 +136,7 @@ def test_captured_pages_can_be_freed(bench: Bench) -> None:
     assert int(bench.mem.nodes["nr_lru"].sum()) == 0
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_counted(bench: Bench) -> None:
     nowhere = bench.mem.nr_pages
     frames = list(bench.free_frames())
@@ -150,6 +154,7 @@ def test_what_does_not_fit_is_counted(bench: Bench) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_request_for_which_there_is_no_room(bench: Bench) -> None:
     """Every block of order 9 is taken, and more are asked for."""
     asked = range(0, bench.mem.nr_pages & ~511, 512)
@@ -166,6 +171,7 @@ def test_a_request_for_which_there_is_no_room(bench: Bench) -> None:
     assert bench.machine.check() == []
 
 
+@pytest.mark.slow
 def test_zones_and_nodes_are_the_real_request_s(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "capture", nr_nodes=2)
     zone_of = bench.mem.pages["zone"]
@@ -176,6 +182,7 @@ def test_zones_and_nodes_are_the_real_request_s(tmp_path: Path) -> None:
     assert [int(zone_of[bench.place(pfn)]) for pfn in (2, 3, second)] == [1, 0, 2]
 
 
+@pytest.mark.slow
 def test_single_pages_come_from_the_cpu_s_list(bench: Bench) -> None:
     """The page freed last is given out first, on the same CPU only; an empty list is filled with a batch of 7."""
     zone = 1
@@ -204,6 +211,7 @@ def test_a_fallback_is_counted_as_mm_page_alloc_extfrag_tells_it(bench: Bench) -
     assert types, "the capture leaves no type without free blocks"
 
 
+@pytest.mark.slow
 def test_time_and_help_stop_it(bench: Bench) -> None:
     events = [bench.event(ALLOC, NORMAL + i) for i in range(4)]
     rows = np.array(events, dtype=event_dtype).view(np.recarray)

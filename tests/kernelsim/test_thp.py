@@ -111,6 +111,7 @@ def test_the_ends_of_a_mapping_are_small_pages() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("enabled", "thp", "expected"),
     [("never", "1", 0), ("madvise", "1", 2), ("madvise", "0", 0), ("always", "0", 2), ("always", "1", 2)],
@@ -221,6 +222,7 @@ def test_a_shared_huge_page_is_unshared_before_it_is_pinned() -> None:
 # Splitting.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["stamp", "full"])
 def test_holes_split_pmd_and_page(words: str) -> None:
     lab = thp_lab(words, anon="4M")
@@ -244,6 +246,7 @@ def test_unmapped_whole_it_is_not_split() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slice_pages", [16, 100])
 def test_whatever_the_slices(slice_pages: int) -> None:
     patch = small_slices(slice_pages)
@@ -272,6 +275,7 @@ def partially_mapped(lab: Lab) -> tuple[Vma, int]:
     return vma, head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("enabled", [1, 0], ids=["dpu", "cpu"])
 def test_compaction_splits_what_is_mapped_in_part_and_cannot_move(enabled: int) -> None:
     """Not while it is pinned, and no other huge page."""
@@ -289,6 +293,7 @@ def test_compaction_splits_what_is_mapped_in_part_and_cannot_move(enabled: int) 
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("enabled", [1, 0], ids=["dpu", "cpu"])
 def test_what_is_mapped_in_part_but_can_move_moves_whole(enabled: int) -> None:
     lab = scattered()
@@ -304,6 +309,7 @@ def test_what_is_mapped_in_part_but_can_move_moves_whole(enabled: int) -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_locking_a_part_takes_the_mapping_apart_not_the_page() -> None:
     lab = thp_lab(anon="4M")
     lab.set("a", mlock="30")  # 307 pages: 2 MiB - 205
@@ -343,6 +349,7 @@ def scattered(words: str = "stamp", patience: int | None = None) -> Lab:
     return lab
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["stamp", "full"])
 @pytest.mark.parametrize("enabled", [1, 0], ids=["dpu", "cpu"])
 def test_huge_pages_move_whole(words: str, enabled: int) -> None:
@@ -362,6 +369,7 @@ def test_huge_pages_move_whole(words: str, enabled: int) -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_both_paths_lay_out_alike() -> None:
     layouts = []
     for enabled in (1, 0):
@@ -374,6 +382,7 @@ def test_both_paths_lay_out_alike() -> None:
     assert layouts[0] == layouts[1]
 
 
+@pytest.mark.slow
 def test_two_mebibyte_regions_leave_huge_pages_alone() -> None:
     lab = scattered()
     before = huge_pages(lab)
@@ -385,6 +394,7 @@ def test_two_mebibyte_regions_leave_huge_pages_alone() -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_a_pinned_huge_page_is_skipped_and_counted() -> None:
     lab = scattered()
     huge = lab.machine.processes["huge"]
@@ -417,6 +427,7 @@ def test_a_fault_in_mid_batch_loses_nothing(kind: FaultKind, words: str) -> None
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("enabled", [1, 0], ids=["dpu", "cpu"])
 def test_fork_trees_share_what_moves(enabled: int) -> None:
     """Three generations and sixteen children; some wrote, some unmapped a part."""
@@ -442,6 +453,7 @@ def test_fork_trees_share_what_moves(enabled: int) -> None:
     lab.assert_at_rest()
 
 
+@pytest.mark.slow
 def test_a_huge_page_unmapped_in_part_while_in_flight_is_split_later() -> None:
     """The batch holds it, so it arrives whole and mapped in part; the Linux-like compaction splits what it moves of it,
     the DPU's what it cannot move."""

@@ -4,6 +4,7 @@
 import errno
 
 import pytest
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -86,9 +87,9 @@ class HugePages(RuleBasedStateMachine):
 
 
 class TestHugePages(HugePages.TestCase):
-    settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+    settings = settings(max_examples=examples(15), stateful_step_count=15, deadline=None)
 
 
 @pytest.mark.slow
 class TestHugePagesAtLength(HugePages.TestCase):
-    settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+    settings = settings(max_examples=examples(80), stateful_step_count=50, deadline=None)

@@ -101,6 +101,7 @@ def test_compaction_tells_what_it_does(lab: Lab) -> None:
         assert before != "mm_compaction_isolate_freepages" or after in (before, "mm_compaction_migratepages")
 
 
+@pytest.mark.slow
 def test_what_is_traced_adds_up_to_the_counters(lab: Lab) -> None:
     lab.spawn("a", anon="8M", holes="50 seed=1")
     before = lab.vmstat()
@@ -124,6 +125,7 @@ def test_what_is_traced_adds_up_to_the_counters(lab: Lab) -> None:
         assert total(rf"mm_compaction_{scanner}: .* nr_scanned=(\d+)") == scanned
 
 
+@pytest.mark.slow
 def test_pages_that_a_process_takes_and_gives_back(lab: Lab) -> None:
     lab.spawn("a")
     lab.write(f"{EVENTS}/kmem/mm_page_alloc/enable", "1")

@@ -89,6 +89,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "code", "text"), REFUSED)
 def test_refused_as_a_kernel_does(source: str, code: int, text: str) -> None:
     with pytest.raises(FilterError) as refused:

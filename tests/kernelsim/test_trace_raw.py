@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,6 +100,7 @@ def test_the_page_is_one_and_says_how_much_of_it_counts() -> None:
     assert page_of() == b""
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 1 << 40), min_size=1, max_size=40))
 def test_times_of_any_distance(steps: list[int]) -> None:
     records, now = [], 0

@@ -102,6 +102,7 @@ def test_what_only_together_is_impossible_is_refused() -> None:
         combine([below, above])
 
 
+@pytest.mark.slow
 def test_the_command_prints_it(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text("[machine]\ncpus = 3\n")

@@ -65,6 +65,7 @@ def test_the_connection_is_found_by_its_name_and_only_by_whom_it_is_for(monkeypa
     assert service.inherited() is None
 
 
+@pytest.mark.slow
 def test_the_watchdog_is_fed_while_the_file_can_be_read(
     systemd: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

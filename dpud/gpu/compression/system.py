@@ -23,6 +23,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import chain, groupby, pairwise
 from typing import TypeAlias, TypeVar
 
@@ -258,9 +259,11 @@ def _remember(memory: Memory, done: Encoded, counts: Sequence[Count]) -> None:
         memory.streak = 0
 
 
+@cache
 def _keep_freed_memory() -> None:
     """Encoded pages come and go in batches, and glibc would give them back to the host and fault them in each time.
 
     It keeps twice as much as the largest block that was ever freed, so free a large one: mallopt(3), M_MMAP_THRESHOLD.
+    Once in a process: what it keeps by then, a second one would only fill with zeros.
     """
     bytes(_HEAP_BYTES)

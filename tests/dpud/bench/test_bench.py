@@ -119,6 +119,7 @@ def test_cat_and_echo(tmp_path):
     fuse.cat(str(file))
 
 
+@pytest.mark.slow
 def test_prober_reports_pairs_when_told_to_stop(tmp_path):
     file = tmp_path / "buddyinfo"
     file.write_text("Node 0\n")
@@ -139,12 +140,14 @@ def test_prober_keeps_whole_samples_only():
     assert samples.tolist() == [1, 2]
 
 
+@pytest.mark.slow
 def test_started_ends_the_process():
     with host.started(["sleep", "100"]) as process:
         assert process.poll() is None
     assert process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_micro_stages_are_measured(monkeypatch):
     monkeypatch.setattr(micro, "NR_PAGES", 64)
     figures = list(micro._figures("stamp", "stamp"))

@@ -43,6 +43,7 @@ def figures(folder: Path) -> dict[str, Comparison]:
     return {row.what: row for row in rows if isinstance(row, Comparison)}
 
 
+@pytest.mark.slow
 def test_counts_and_free_blocks_of_each_zone_are_compared(case: Path) -> None:
     found = figures(case)
     assert found["pages the migrate scanner looked at"].real == 4096
@@ -57,6 +58,7 @@ def test_counts_and_free_blocks_of_each_zone_are_compared(case: Path) -> None:
     assert "pages isolated" not in found  # hostfrag.c did not write it
 
 
+@pytest.mark.slow
 def test_the_machine_that_is_compacted_is_that_of_before(case: Path) -> None:
     """Our counts come from a compaction of it: they are those of a machine on which the same is done by hand."""
     from dpud.capture import read_capture
@@ -72,12 +74,14 @@ def test_the_machine_that_is_compacted_is_that_of_before(case: Path) -> None:
     assert found["pages the migrate scanner looked at"].ours == int(counters["compact_migrate_scanned"])
 
 
+@pytest.mark.slow
 def test_it_says_what_was_inferred(case: Path) -> None:
     notes = "\n".join(fidelity.run(str(case)).notes)
     for said in ("real run: pattern random, mb 64", "pageblocks have which type", "pinned", "ran on CPU 0", "LRU"):
         assert said in notes
 
 
+@pytest.mark.slow
 def test_the_cpu_of_the_real_run_is_taken_over(case: Path) -> None:
     (case / "result.txt").write_text(RESULT.format(0) + "cpu 0\n")
     notes = "\n".join(fidelity.run(str(case)).notes)
@@ -95,6 +99,7 @@ def test_the_verdict_is_a_relative_error_of_five_percent(real: int, ours: int, v
     assert Comparison("x", real, ours, judged=False).verdict == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["before", "after", "result.txt"])
 def test_a_folder_that_is_no_case_is_one_line(case: Path, gone: str) -> None:
     (case / gone).rename(case / "elsewhere")
@@ -115,6 +120,7 @@ def test_a_broken_result_is_one_line(text: str, said: str) -> None:
         parse_result(text)
 
 
+@pytest.mark.slow
 def test_binary_or_endless_files_are_one_line(case: Path) -> None:
     (case / "result.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(CaptureError, match=r"result\.txt: not text"):

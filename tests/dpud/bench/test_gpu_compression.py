@@ -23,6 +23,7 @@ def entropy(values: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> float:
     return -float(sum(share * math.log2(share) for share in shares if share))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_what_is_made_from_a_seed_is_always_the_same(name: str) -> None:
     made = CORPORA[name](MIB)
@@ -65,6 +66,7 @@ def test_rows_are_judged_by_zram_and_bf16_by_the_figure_too() -> None:
     assert compression._ratio_row("fp32 field", None, 1.3, 1.41).cells()[1:] == ("", "1.30", "1.41", "", "")
 
 
+@pytest.mark.slow
 def test_the_effective_ratio_counts_everything() -> None:
     assert 0.98 < compression.effective_ratio(np.random.default_rng(1).bytes(4 * MIB), 65536) < 1.0
 

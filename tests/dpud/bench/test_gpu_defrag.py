@@ -24,6 +24,7 @@ def test_an_rmm_log_is_read() -> None:
         read_log(["a,b", "1,2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [training, serving])
 def test_what_is_written_is_read_again(made: object) -> None:
     events = list(made(3))  # type: ignore[operator]
@@ -72,6 +73,7 @@ def test_the_exact_search_on_cases_done_by_hand() -> None:
     assert least_moved((10, 3, 5), (1, 2, 5), (False, False, False), 12, 4) == 3
 
 
+@pytest.mark.slow
 def test_small_cases_are_within_twice_the_least() -> None:
     pairs = [pair for seed in range(120) if (pair := small_case(seed)) is not None]
     assert len(pairs) > 10

@@ -11,6 +11,7 @@ from dpud.gpu.fault import secded
 from dpud.gpu.fault.streams import generate
 
 
+@pytest.mark.slow
 def test_all_of_72_and_all_of_2556() -> None:
     singles, doubles, speed = (row.cells() for row in fault.ecc([0x123456789ABCDEF0]))
     assert singles[1:] == ("72 of 72", "72 (target)", "1.00", "met")
@@ -18,6 +19,7 @@ def test_all_of_72_and_all_of_2556() -> None:
     assert float(speed[1].split()[0].replace(",", "")) > 0
 
 
+@pytest.mark.slow
 def test_a_weaker_code_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     positions = secded._POSITIONS.copy()
     positions[positions == 17] = secded.UNCORRECTABLE
@@ -60,6 +62,7 @@ def test_daly_s_interval_wastes_less_than_one_that_is_far_off(tmp_path: Path) ->
     assert fault_interval.MTBF_NS > best.interval_ns > best.cost_ns
 
 
+@pytest.mark.slow
 def test_scores_of_always_and_never() -> None:
     boards = fault.play(generate(9, 40, 40))
     assert boards["always"].recall >= boards["learnt"].recall
@@ -77,6 +80,7 @@ def test_a_poisoned_page_of_a_real_process(tmp_path: Path) -> None:
     assert outcome == (True, True)
 
 
+@pytest.mark.slow
 def test_a_campaign_follows_a_client_back(tmp_path: Path) -> None:
     """What is true after a lost device is what was true at the checkpoint."""
     campaign = fault_campaign.Campaign(3, tmp_path)

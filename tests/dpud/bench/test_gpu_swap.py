@@ -11,6 +11,7 @@ from dpud.bench.gpu.traces import TRACES
 from dpud.gpu.swap.prefetch import DensityTree
 
 
+@pytest.mark.slow
 def test_a_row_holds_ours_against_libcachesims() -> None:
     pytest.importorskip("libcachesim")
     line = policy_line("zipf", TRACES["zipf"](5000, 1000), 100, "10 %")

@@ -139,6 +139,7 @@ def test_reports_print_as_tables_and_markdown() -> None:
         assert report.markdown().count("## ") == 1 + len(report.parts)
 
 
+@pytest.mark.slow
 def test_every_engine_has_a_row_and_the_batched_cpu_lies_between() -> None:
     rows = {engine: engines.engine_row(engine, "60M").cells() for engine in ("cpu", "cpu-batched", "ideal")}
     per_page = {engine: int(cells[-2]) for engine, cells in rows.items()}

@@ -143,6 +143,7 @@ def test_the_simulator_has_ranks_of_one_dpu() -> None:
         assert (len(dpus), len(dpus.ranks())) == (64, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["argument", "UPMEM_PROFILE", "UPMEM_PROFILE_BASE"])
 @pytest.mark.parametrize(
     "bad", ["nrDpusPerCi=8", "foo=1", "disabledMask", "disabledMask=x", "chipId=1", "sgXferEnable=1", "mramSize=-8"]
@@ -244,6 +245,7 @@ def test_symbols_are_attributes() -> None:
         assert dpus.dpus()[0].value.double() == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "dst", "src", "size", "offset"),
     [
@@ -274,6 +276,7 @@ def test_lists_leave_dpus_out_and_stay_usable_after_an_error() -> None:
         dpus.copy(back, "page")  # no transfer is still set
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "bkp", "dma", "mem"),
     [
@@ -303,6 +306,7 @@ def test_faults_of_a_program(what: int, bkp: Any, dma: Any, mem: Any) -> None:
         assert (again.bkp_fault(), again.dma_fault(), again.mem_fault()) == (bkp, dma, mem)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_restores() -> None:
     with DpuSet(2, binary="toy") as dpus:
         first, second = dpus.dpus()

@@ -21,6 +21,7 @@ def machine() -> Iterator[Machine]:
     driver.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "text"),
     [

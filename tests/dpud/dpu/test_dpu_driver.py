@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -222,7 +223,7 @@ BATCHES = st.tuples(
 FAULTS = st.lists(st.tuples(st.sampled_from(FaultKind), st.integers(0, 20), st.integers(0, 600)), max_size=2)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(BATCHES, FAULTS, st.sampled_from([1, 3, 64]), st.sampled_from([1, 8]), st.integers(0, 2**32 - 1))
 @pytest.mark.slow
 def test_a_page_is_never_lost(
@@ -281,7 +282,7 @@ def folios_by_hand(base: int, folios: list[tuple[int, int]], runs: list[tuple[in
 FOLIOS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(FOLIOS, st.sets(st.integers(0, 40), max_size=8), st.sampled_from([None, *FaultKind]), st.integers(0, 14))
 @pytest.mark.slow
 def test_folios_move_whole_and_none_is_lost(

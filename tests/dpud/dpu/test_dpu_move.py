@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +35,7 @@ def test_waves(src: list[int], dst: list[int], nr_dpus: int, expected: tuple[int
     assert count_waves(addrs(src), addrs(dst), len(src), nr_dpus) == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.sets(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 8), st.data())
 def test_waves_match_their_definition(pages: set[int], nr_dpus: int, data: st.DataObject) -> None:
     src = sorted(pages)

@@ -5,6 +5,7 @@ import errno
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -102,7 +103,7 @@ def test_a_failing_device_says_how_far_it_came(kind: FaultKind) -> None:
     assert_moved(memory, before, moves, 7)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(seed=st.integers(0, 10**6), nr_dpus=st.sampled_from([1, 3, 64]), fail_at=st.integers(0, 60))
 def test_any_legal_list(seed: int, nr_dpus: int, fail_at: int) -> None:
     """Aligned slots of mixed orders, half of them sources."""

@@ -159,6 +159,7 @@ def test_a_timeout_there_is_one_here(package: ModuleType) -> None:
     assert (result.nr_retired, result.error) == (0, "result timeout")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [Compact, StopsEarly])
 def test_a_machine_compacts_with_it(package: ModuleType, program: type[Program]) -> None:
     lab = Lab((32,))

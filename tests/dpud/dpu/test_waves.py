@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +45,7 @@ def segments_by_hand(src: list[int], dst: list[int], smallest: int) -> list[tupl
 fragments = st.lists(st.integers(1, NR_PAGES - 1), min_size=8, max_size=100, unique=True).map(sorted)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(fragments, st.integers(1, 9))
 def test_segments_are_the_long_waves_and_what_is_between(src: list[int], nr_dpus: int) -> None:
@@ -66,7 +68,7 @@ def test_segments_are_the_long_waves_and_what_is_between(src: list[int], nr_dpus
     assert found == segments_by_hand(src, dst, 4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     fragments,
     st.sampled_from([None, *FaultKind]),

@@ -5,17 +5,22 @@ import random
 from collections.abc import Iterator
 from functools import cache
 
+import numpy as np
+
 from dpud.bench.gpu import corpora
 
 KIB = 1 << 10
 WORDS = ["page", "zone", "node", "order", "slab", "buddy", "folio", "pfn", "rmap", "lru", "swap", "zram"]
 
 
+NUMBERED = [f"{word}{number} " for word in WORDS for number in range(1000)]
+
+
 @cache
 def text(nr_bytes: int, seed: int = 1) -> bytes:
-    rng = random.Random(seed)
-    words = (f"{rng.choice(WORDS)}{rng.randrange(1000)} " for _ in range(nr_bytes // 4))
-    return "".join(words).encode()[:nr_bytes]
+    nr_words = nr_bytes // min(map(len, NUMBERED)) + 1
+    which = np.random.default_rng(seed).integers(len(NUMBERED), size=nr_words).tolist()
+    return "".join([NUMBERED[index] for index in which]).encode()[:nr_bytes]
 
 
 @cache

@@ -171,6 +171,7 @@ def test_a_pinned_page_stays_for_a_while() -> None:
     assert memory.evict(8 * KIB) == 8 * KIB
 
 
+@pytest.mark.slow
 def test_pinned_pages_are_no_reason_to_fail() -> None:
     memory = small_memory(256 * KIB, pool=HostPool(4 * MIB), thrash_guard=Guard("pin"))
     va, data = memory.allocate("a", MIB), RNG.bytes(MIB)
@@ -275,6 +276,7 @@ def test_a_tier_that_is_gone_is_eio_and_the_page_is_not_given_up() -> None:
     assert violations(memory) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nr_pages", [1, 40])
 def test_a_full_pool_hands_its_coldest_on_to_swap(nr_pages: int) -> None:
     swap = DictSwap(16 * MIB)

@@ -13,6 +13,7 @@ from pathlib import Path
 import compressible
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,12 +53,13 @@ pages = st.one_of(
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=lambda codec: codec.name)
 @given(page=pages, quality=st.sampled_from(Quality))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @pytest.mark.slow
 def test_round_trip_of_anything(codec: Codec, page: bytes, quality: Quality) -> None:
     assert decoded(encoded(codec, page, quality)) == page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("codec", "quality"), CASES)
 def test_round_trip_of_each_kind_of_data(codec: Codec, quality: Quality) -> None:
     for size in (2 << 10, 64 << 10):
@@ -65,12 +67,14 @@ def test_round_trip_of_each_kind_of_data(codec: Codec, quality: Quality) -> None
             assert decoded(encoded(codec, bytes(page), quality)) == page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("codec", "quality"), CASES)
 def test_many_pages_at_once_are_coded_as_one_by_one(codec: Codec, quality: Quality) -> None:
     pages, level = compressible.mixed(4 << 10, 2), codec.level(quality)
     assert list(codec.encode_many(pages, level)) == [codec.encode(page, level) for page in pages]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS.values(), ids=lambda codec: codec.name)
 def test_planes_of_two_mebibytes_need_longer_lengths(codec: Codec) -> None:
     page = compressible.kinds(2 << 20)["bf16 weights"]
@@ -97,6 +101,7 @@ def test_a_flipped_bit_is_never_silent(codec: Codec) -> None:
     assert nr_noticed > 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS.values(), ids=lambda codec: codec.name)
 def test_a_truncated_stream_is_noticed(codec: Codec) -> None:
     for page in compressible.small_pages():
@@ -120,6 +125,7 @@ def blobs_of_every_codec() -> list[Blob]:
     return [*(encoded(codec, page) for codec in CODECS.values()), Blob(page, RAW, 512, checksum(page)), same]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blob", blobs_of_every_codec(), ids=lambda blob: str(blob.codec))
 @pytest.mark.parametrize(("field", "bits"), [("codec", 8), ("checksum", 64), ("dictionary", 16)])
 def test_a_flipped_bit_beside_the_data_is_noticed(blob: Blob, field: str, bits: int) -> None:
@@ -174,6 +180,7 @@ def test_the_zstd_program_reads_our_frames(quality: str) -> None:
     assert done.stdout == compressible.text(64 << 10)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="no zstd program")
 def test_the_zstd_program_reads_frames_with_a_dictionary(tmp_path: Path) -> None:
     system = CompressionSystem("zstd")

@@ -58,6 +58,7 @@ def gpu() -> Gpu:
     return Gpu()
 
 
+@pytest.mark.slow
 def test_bytes_take_less_memory_and_come_back(gpu: Gpu) -> None:
     data = compressible.text(2 * MIB) + bytes(MIB) + compressible.noise(MIB)
     gpu.store("mixed", data)
@@ -73,6 +74,7 @@ def test_bytes_take_less_memory_and_come_back(gpu: Gpu) -> None:
     assert int(gpu.read("nr_pages")) < 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["lz4", "zstd", "snappy"])
 def test_the_algorithm_is_of_pages_to_come(gpu: Gpu, algorithm: str) -> None:
     text = compressible.text(MIB)
@@ -87,6 +89,7 @@ def test_the_algorithm_is_of_pages_to_come(gpu: Gpu, algorithm: str) -> None:
     assert errno_of(gpu.write, "algorithm", "lz5") == errno.EINVAL
 
 
+@pytest.mark.slow
 def test_a_limit_is_kept(gpu: Gpu) -> None:
     gpu.write("max_pool_bytes", "1M")
     assert errno_of(gpu.store, "noise", compressible.noise(3 * MIB)) == errno.EAGAIN
@@ -109,6 +112,7 @@ def test_compacting_and_recompressing_by_writing(gpu: Gpu) -> None:
     assert gpu.load("cold", 4 * MIB) == text
 
 
+@pytest.mark.slow
 def test_mem_used_max_begins_anew(gpu: Gpu) -> None:
     gpu.store("noise", compressible.noise(2 * MIB))
     gpu.tree.rmdir(f"{BUFFERS}/noise")
@@ -118,6 +122,7 @@ def test_mem_used_max_begins_anew(gpu: Gpu) -> None:
     assert int(gpu.read("mem_used_max")) == int(gpu.read("mem_used_total")) < MIB
 
 
+@pytest.mark.slow
 def test_a_dictionary_for_the_client(gpu: Gpu) -> None:
     assert errno_of(gpu.write, "dictionary", "nobody") == errno.ENOENT
     gpu.store("few", compressible.records(64 << 10))
@@ -143,6 +148,7 @@ def test_a_flipped_bit_is_an_error_for_the_reader_and_counted(gpu: Gpu) -> None:
     assert int(gpu.read("corrupt_pages")) >= 1
 
 
+@pytest.mark.slow
 def test_the_regret_is_measured_as_pages_go_by(gpu: Gpu) -> None:
     gpu.store("weights", compressible.kinds()["bf16 weights"])
     pages, chosen, best = map(int, gpu.read("regret_stat").split())

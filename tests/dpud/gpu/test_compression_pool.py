@@ -10,6 +10,7 @@ from pathlib import Path
 import compressible
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -149,9 +150,10 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPool = PoolMachine.TestCase
-TestPool.settings = settings(max_examples=15, stateful_step_count=20)
+TestPool.settings = settings(max_examples=examples(15), stateful_step_count=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page_bytes", [2048, 4096, 64 << 10])
 def test_packing_costs_little(page_bytes: int) -> None:
     """zsmalloc loses 3 to 19 % on such data."""
@@ -187,6 +189,7 @@ def test_a_full_pool_takes_nothing_more_and_loses_nothing() -> None:
     assert all(read(pool, key) == page for key, page in enumerate(pages))
 
 
+@pytest.mark.slow
 def test_dead_bytes_make_room_before_anything_is_refused() -> None:
     noise = [raw(compressible.noise(4096, seed)) for seed in range(512)]
     pool = CompressedPool(3 * MIB, CompressionSystem(workers=1))
@@ -198,6 +201,7 @@ def test_dead_bytes_make_room_before_anything_is_refused() -> None:
         assert pool.used_bytes <= pool.limit_bytes
 
 
+@pytest.mark.slow
 def test_emptied_spans_go_back_to_the_host() -> None:
     pool = CompressedPool(0, CompressionSystem(workers=1))
     pool.put(range(1024), [raw(compressible.noise(4096, seed)) for seed in range(1024)])
@@ -234,6 +238,7 @@ def test_the_coldest_were_not_used_for_longest() -> None:
     assert CompressedPool(0, CompressionSystem()).coldest(1) == []
 
 
+@pytest.mark.slow
 def test_recompressing_takes_the_coldest_first_and_each_once() -> None:
     pages = compressible.cut(compressible.text(256 << 10), 4096)
     pool = CompressedPool(0, CompressionSystem("lz4", dictionaries=Dictionaries(enabled=False)))
@@ -263,6 +268,7 @@ def test_recompressing_leaves_a_corrupt_page_for_its_reader_to_find() -> None:
         read(pool, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [1, 16, 1 << 20])
 def test_index_is_a_dict_of_ints(spread: int) -> None:
     rng, index, model = np.random.default_rng(spread), Index(), {}

@@ -34,6 +34,7 @@ def best_bytes(page: memoryview) -> int:
     return min(len(page), *lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["lz4", "zstd", "snappy", "adaptive"])
 @pytest.mark.parametrize("quality", ["fast", "balanced", "best"])
 def test_pages_of_any_size_come_back(algorithm: str, quality: str) -> None:
@@ -44,12 +45,14 @@ def test_pages_of_any_size_come_back(algorithm: str, quality: str) -> None:
     assert [blob.checksum for blob in blobs] == [checksum(page) for page in pages]
 
 
+@pytest.mark.slow
 def test_the_choice_loses_two_percent_at_most() -> None:
     pages = compressible.mixed(PAGE, 4)
     best = sum(map(best_bytes, pages))
     assert nr_bytes(CompressionSystem().encode(pages)) <= 1.02 * best
 
 
+@pytest.mark.slow
 def test_neighbouring_small_pages_are_chosen_for_together() -> None:
     pages = compressible.mixed(4096, 32)
     best = sum(map(best_bytes, pages))
@@ -73,6 +76,7 @@ def test_noise_is_kept_raw_and_a_single_word_is_kept_as_one(algorithm: str) -> N
     assert blobs[3].codec not in (RAW, SAME_FILLED)
 
 
+@pytest.mark.slow
 def test_blobs_do_not_depend_on_the_workers() -> None:
     pages = compressible.mixed(4096, 24) + compressible.mixed(PAGE, 2)
     batches = [pages[begin : begin + 100] for begin in range(0, len(pages), 100)]
@@ -115,6 +119,7 @@ def probed() -> Iterator[list[int]]:
     del CODECS[201]
 
 
+@pytest.mark.slow
 def test_a_client_s_pages_are_probed_rarely_once_they_are_known(probed: list[int]) -> None:
     page = compressible.cut(compressible.text(PAGE), PAGE)
     system = CompressionSystem(regret_every=0)
@@ -154,6 +159,7 @@ def test_other_data_is_noticed_though_the_client_is_known() -> None:
     assert {blob.codec for blob in blobs} == {names()["planes2-zstd"]}
 
 
+@pytest.mark.slow
 def test_regret_is_counted_on_every_64th_page() -> None:
     pages = compressible.mixed(4096, 64)
     system = CompressionSystem()
@@ -212,6 +218,7 @@ def test_the_first_corrupt_page_of_a_batch_is_named() -> None:
 # Dictionaries.
 
 
+@pytest.mark.slow
 def test_small_pages_get_a_dictionary_that_helps() -> None:
     pages = compressible.cut(compressible.records(3 << 20), 4096)
     learning, rest = pages[:600], pages[600:]
@@ -228,6 +235,7 @@ def test_small_pages_get_a_dictionary_that_helps() -> None:
         decoded(plain, blobs[:1])
 
 
+@pytest.mark.slow
 def test_two_systems_dictionaries_of_one_number_are_not_mixed_up() -> None:
     """One thread encodes for both. Another one, which never saw the first system, decodes the second's pages."""
     one, two = CompressionSystem("zstd"), CompressionSystem("zstd")
@@ -243,6 +251,7 @@ def test_two_systems_dictionaries_of_one_number_are_not_mixed_up() -> None:
             assert elsewhere.submit(decoded, system, blobs).result() == [bytes(page) for page in pages]
 
 
+@pytest.mark.slow
 def test_a_dictionary_is_the_client_s_own() -> None:
     pages = compressible.cut(compressible.records(3 << 20), 4096)
     system = CompressionSystem("zstd")
@@ -252,6 +261,7 @@ def test_a_dictionary_is_the_client_s_own() -> None:
     assert {blob.dictionary for blob in system.encode(large, "web")} == {0}
 
 
+@pytest.mark.slow
 def test_data_without_anything_in_common_gets_none() -> None:
     system = CompressionSystem("zstd")
     system.encode(compressible.cut(compressible.kinds(4 << 20)["int64 indices"], 4096), "tokens")

@@ -56,6 +56,7 @@ def test_memory_never_written_is_zero_and_takes_none() -> None:
     assert memory.locations[0].frames.nr_free_bytes == MIB - 8 * KIB
 
 
+@pytest.mark.slow
 def test_a_new_page_does_not_show_an_old_client_s_bytes() -> None:
     memory = small_memory(256 * KIB)
     va = memory.allocate("a", 128 * KIB)
@@ -117,6 +118,7 @@ def attempt_write(memory: GpuMemory, va: int, data: bytes) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_page_that_was_only_read_is_not_written_to_swap_again() -> None:
     swap = DictSwap(16 * MIB)
     memory = small_memory(MIB, swap=swap)
@@ -351,6 +353,7 @@ def test_what_makes_no_sense_is_einval(arguments: dict[str, int]) -> None:
     assert errno_of(small_memory(MIB).allocate, "a", **arguments) == errno.EINVAL
 
 
+@pytest.mark.slow
 def test_the_same_calls_give_the_same_state_and_time() -> None:
     def run() -> tuple[int, object]:
         memory, rng = small_memory(MIB, pool=HostPool(16 * MIB)), np.random.default_rng(5)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -340,4 +341,4 @@ class Path(RuleBasedStateMachine):
 
 
 TestPath = Path.TestCase
-TestPath.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestPath.settings = settings(max_examples=examples(25), stateful_step_count=30, deadline=None)

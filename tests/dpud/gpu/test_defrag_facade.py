@@ -55,6 +55,7 @@ def test_the_seed_s_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert "device0" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_the_interval_is_looked_at_by_itself(first: bool) -> None:
     if first:
@@ -79,6 +80,7 @@ def test_the_interval_is_looked_at_by_itself(first: bool) -> None:
     assert violations(facade.the_memory()) == []
 
 
+@pytest.mark.slow
 def test_a_request_waits_for_a_part_of_a_pass_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as real time passes, that is; here a slice takes all that a request may wait."""
     monkeypatch.setattr(module, "TICK_NS", -1)
@@ -102,6 +104,7 @@ def test_a_request_waits_for_a_part_of_a_pass_only(monkeypatch: pytest.MonkeyPat
     assert violations(facade.the_memory()) == []
 
 
+@pytest.mark.slow
 def test_pins_and_errors() -> None:
     assert facade.get_defragmentation_stats() == {}
     assert facade.run_defragmentation() == -1

@@ -5,13 +5,14 @@ import errno
 import os
 import re
 import tomllib
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from wiring import errno_of, wiring_cases
+from wiring import errno_of, for_each, run_all, wiring_cases
 
 from dpud.gpu.check import violations
 from dpud.gpu.clock import Clock, Debt, ManualClock, PacedClock
@@ -99,8 +100,11 @@ def test_defaults() -> None:
     assert {path: registry.read(path).decode().removesuffix("\n") for path in wanted} == wanted
 
 
-@pytest.mark.parametrize("path", [path for path, facts in FACTS.items() if "range" in facts])
-def test_range(gpu: Gpu, path: str) -> None:
+def test_ranges(gpu: Gpu) -> None:
+    for_each([path for path, facts in FACTS.items() if "range" in facts], partial(check_range, gpu))
+
+
+def check_range(gpu: Gpu, path: str) -> None:
     low, high = FACTS[path]["range"]
     for value in (low, high):
         gpu.registry.write(path, str(value))
@@ -108,11 +112,8 @@ def test_range(gpu: Gpu, path: str) -> None:
     assert [errno_of(gpu.registry.write, path, str(value)) for value in (low - 1, high + 1)] == [errno.EINVAL] * 2
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in wiring_cases(Gpu().registry) if case.path.startswith(DEFRAG)], ids=str
-)
-def test_wiring(case: Any) -> None:
-    case.run()
+def test_wiring() -> None:
+    run_all(case for case in wiring_cases(Gpu().registry) if case.path.startswith(DEFRAG))
 
 
 @pytest.mark.slow
@@ -189,6 +190,7 @@ def test_no_pause_is_longer_than_the_limit() -> None:
     gpu.check()
 
 
+@pytest.mark.slow
 def test_a_page_larger_than_the_pause_stays() -> None:
     gpu = Gpu()
     for number in range(60):
@@ -235,6 +237,7 @@ def test_a_pin_of_what_is_not_allocated(gpu: Gpu) -> None:
     assert errno_of(gpu.write, "pins", "0x1000 4096 nic") == errno.EFAULT
 
 
+@pytest.mark.slow
 def test_the_map_shows_what_is_in_use_and_pinned() -> None:
     gpu = Gpu()
     rows = gpu.map()

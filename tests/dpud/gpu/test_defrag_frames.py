@@ -45,6 +45,7 @@ def check(memory: GpuMemory, data: dict[int, bytes]) -> None:
     assert violations(memory) == []
 
 
+@pytest.mark.slow
 def test_several_blocks_take_the_least_that_any_way_could() -> None:
     """Each of four blocks is used as much: three are emptied, and nothing moves twice."""
     memory, defrag, data = scattered()
@@ -53,6 +54,7 @@ def test_several_blocks_take_the_least_that_any_way_could() -> None:
     check(memory, data)
 
 
+@pytest.mark.slow
 def test_addresses_and_translations_follow_at_once() -> None:
     memory, defrag, data = scattered()
     before = {va: memory.translate(va) for va in data}
@@ -62,6 +64,7 @@ def test_addresses_and_translations_follow_at_once() -> None:
     check(memory, data)
 
 
+@pytest.mark.slow
 def test_writes_between_slices_are_not_lost_and_dirty_logs_stay_quiet() -> None:
     memory, defrag, data = scattered()
     defrag.effort.pause_limit_ns = 3000
@@ -82,6 +85,7 @@ def test_writes_between_slices_are_not_lost_and_dirty_logs_stay_quiet() -> None:
     check(memory, data)
 
 
+@pytest.mark.slow
 def test_what_is_in_the_stores_and_backed_stays_so() -> None:
     memory, defrag, data = scattered()
     for va in data:
@@ -94,6 +98,7 @@ def test_what_is_in_the_stores_and_backed_stays_so() -> None:
     check(memory, data)
 
 
+@pytest.mark.slow
 def test_retired_frames_neither_move_nor_merge() -> None:
     memory, defrag, data = scattered()
     frames = memory.locations[0].frames
@@ -108,6 +113,7 @@ def test_retired_frames_neither_move_nor_merge() -> None:
     check(memory, data)
 
 
+@pytest.mark.slow
 def test_broken_cells_are_made_good_on_the_way() -> None:
     memory, defrag, data = scattered()
     fault = FaultModule(memory)
@@ -120,6 +126,7 @@ def test_broken_cells_are_made_good_on_the_way() -> None:
     assert fault.recovery.stats["lost_pages"] == 0
 
 
+@pytest.mark.slow
 def test_copies_move_too() -> None:
     memory = small_memory(4 * MIB, 4 * MIB, host_bytes=4 * MIB)
     defrag = DefragModule(interval_s=0)
@@ -144,6 +151,7 @@ def test_copies_move_too() -> None:
     assert violations(memory) == []
 
 
+@pytest.mark.slow
 def test_a_large_page_is_given_room_without_evicting_anybody() -> None:
     memory, defrag, data = scattered()
     memory.write("b", memory.allocate("b", 4 * MIB, page_size=2 * MIB), bytes(4 * MIB))
@@ -179,6 +187,7 @@ def test_pinned_memory_does_not_migrate() -> None:
     assert violations(memory) == []
 
 
+@pytest.mark.slow
 def test_a_pin_brings_its_pages_in_or_pins_none() -> None:
     memory = small_memory(2 * MIB, pool=HostPool(16 * MIB))
     va = memory.allocate("a", 4 * MIB)
@@ -193,6 +202,7 @@ def test_a_pin_brings_its_pages_in_or_pins_none() -> None:
     assert violations(memory) == []
 
 
+@pytest.mark.slow
 def test_a_limited_client_waits_before_the_pause_not_in_it() -> None:
     memory, defrag, data = scattered()
     qos = QosModule(memory.clock)
@@ -207,6 +217,7 @@ def test_a_limited_client_waits_before_the_pause_not_in_it() -> None:
     check(memory, data)
 
 
+@pytest.mark.slow
 def test_cpu_percent_is_of_the_time() -> None:
     memory, defrag, _ = scattered()
     assert isinstance(memory.clock, ManualClock)
@@ -218,6 +229,7 @@ def test_cpu_percent_is_of_the_time() -> None:
     assert spent == pytest.approx(0.2, rel=0.02)
 
 
+@pytest.mark.slow
 def test_pages_used_together_come_side_by_side() -> None:
     """Two regions written in turn, page by page: each lies in every other frame. One is used, and becomes one run."""
     memory = small_memory(8 * MIB)

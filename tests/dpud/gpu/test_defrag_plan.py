@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,7 +42,7 @@ def carry_out(heap: Heap, size: int) -> int | None:
     return found.nr_bytes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(heaps(), st.integers(1, 12))
 def test_small_cases_move_no_more_than_the_minimum(made: tuple[Heap, list[Block]], wanted: int) -> None:
     """Twice the minimum would do; where all layouts can be tried, it is the minimum."""
@@ -56,6 +57,7 @@ def test_small_cases_move_no_more_than_the_minimum(made: tuple[Heap, list[Block]
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nr_blocks", [9, 10, 11, 12])
 def test_nine_to_twelve_blocks_move_at_most_twice_the_minimum(nr_blocks: int) -> None:
     """Against a bound from below: bytes that are elsewhere in the cheapest layout that has the hole."""
@@ -65,7 +67,8 @@ def test_nine_to_twelve_blocks_move_at_most_twice_the_minimum(nr_blocks: int) ->
     assert 1 <= min(ratios) <= max(ratios) <= 2
 
 
-@settings(max_examples=20, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=examples(20), deadline=None)
 @given(heaps(), st.integers(1, 12))
 def test_the_bound_is_one(made: tuple[Heap, list[Block]], wanted: int) -> None:
     """Never above what moves really are needed, and possible wherever they are."""
@@ -79,6 +82,7 @@ def test_the_bound_is_one(made: tuple[Heap, list[Block]], wanted: int) -> None:
         assert bound <= exact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_many_blocks_never_fail_while_enough_is_free(seed: int) -> None:
     """Also at 100 percent, where the last hole has to be made of all others."""

@@ -5,6 +5,7 @@ import errno
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -132,9 +133,10 @@ class Users(RuleBasedStateMachine):
 
 
 TestUsers = Users.TestCase
-TestUsers.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+TestUsers.settings = settings(max_examples=examples(20), stateful_step_count=30, deadline=None)
 
 
+@pytest.mark.slow
 def test_an_allocation_that_finds_no_hole_gets_one() -> None:
     heap = heap_of(MIB)
     blocks = [filled(heap, 64 * KIB, seed) for seed in range(16)]

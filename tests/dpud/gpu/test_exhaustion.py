@@ -125,6 +125,7 @@ def test_01_who_asks_too_much_fails_alone() -> None:
     gpu.fill("ann", va, MIB)
 
 
+@pytest.mark.slow
 def test_02_enomem_at_once_or_etimedout_in_time() -> None:
     gpu = Gpu()
     gpu.have("ann", 5 * MIB)
@@ -146,6 +147,7 @@ def test_03_what_can_never_be_does_not_wait() -> None:
     assert errno_of(gpu.give, "ann", 1, timeout_ns=NS) == errno.ENOMEM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pool", "swap"), [(0, 0), (MIB, 0), (0, 3 * MIB), (2 * MIB, 3 * MIB)])
 @pytest.mark.parametrize("policy", ["static", "n-sigma", "history"])
 def test_04_no_grant_is_beyond_what_can_be_held(pool: int, swap: int, policy: str) -> None:
@@ -178,6 +180,7 @@ def test_06_without_stores_the_device_is_all_there_is() -> None:
     assert gpu.memory.locations[1].frames.nr_free_bytes == 2 * MIB
 
 
+@pytest.mark.slow
 def test_07_bytes_come_back_as_they_were() -> None:
     gpu = Gpu(2 * MIB, 2 * MIB)
     written = []
@@ -190,6 +193,7 @@ def test_07_bytes_come_back_as_they_were() -> None:
     assert [gpu.memory.read("ann", va, 256 * KIB) for va, _ in written] == [data for _, data in written]
 
 
+@pytest.mark.slow
 def test_08_full_of_bytes_everything_can_still_be_used() -> None:
     """As much as is granted, all of it written: then every page is read and written again."""
     gpu = Gpu(2 * MIB)
@@ -204,6 +208,7 @@ def test_08_full_of_bytes_everything_can_still_be_used() -> None:
         assert gpu.memory.read("ann", va, 256 * KIB) == data
 
 
+@pytest.mark.slow
 def test_09_a_reservation_is_kept() -> None:
     gpu = Gpu(2 * MIB)
     gpu.admission.reserve("ann", MIB)
@@ -223,6 +228,7 @@ def test_09_a_reservation_is_kept() -> None:
     late.have("ann", MIB)
 
 
+@pytest.mark.slow
 def test_10_static_promises_are_kept_in_full() -> None:
     gpu = Gpu(2 * MIB, policy="static")
     mine = {(client, priority): gpu.give(client, 512 * KIB, priority) for client, priority in (("ann", 0), ("bob", 3))}
@@ -292,6 +298,7 @@ def test_15_within_a_reservation_pages_stay() -> None:
     assert gpu.resident(other) < MIB
 
 
+@pytest.mark.slow
 def test_16_a_higher_priority_gets_what_is_promised_but_not_what_is_written() -> None:
     gpu = Gpu(2 * MIB)
     everything = gpu.largest("ann")
@@ -304,6 +311,7 @@ def test_16_a_higher_priority_gets_what_is_promised_but_not_what_is_written() ->
     assert gpu.memory.read("ann", va, MIB) == data
 
 
+@pytest.mark.slow
 def test_17_a_wrong_prediction_hurts_the_lowest_priority_first() -> None:
     gpu = Gpu(2 * MIB)
     low = gpu.give("low", MIB, 0)
@@ -317,6 +325,7 @@ def test_17_a_wrong_prediction_hurts_the_lowest_priority_first() -> None:
     assert errno_of(gpu.fill, "low", low + MIB - 64 * KIB, 64 * KIB) == errno.ENOMEM
 
 
+@pytest.mark.slow
 def test_18_by_rank_then_by_turn() -> None:
     gpu = Gpu()
     va = gpu.have("ann", gpu.largest("ann"))
@@ -339,6 +348,7 @@ def test_19_nobody_passes() -> None:
     assert is_over(small)
 
 
+@pytest.mark.slow
 def test_20_nobody_starves() -> None:
     """Each second somebody with a priority of 100 asks for all there is, and gives it back after two."""
     gpu = Gpu()
@@ -357,6 +367,7 @@ def test_20_nobody_starves() -> None:
     assert second == 99  # after 100 s of waiting its rank is 100, and it came before those of that priority
 
 
+@pytest.mark.slow
 def test_21_freed_memory_is_for_who_waits() -> None:
     gpu = Gpu()
     va = gpu.have("ann", gpu.largest("ann"))
@@ -366,6 +377,7 @@ def test_21_freed_memory_is_for_who_waits() -> None:
     assert is_over(waiting)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["interrupted", "removed", "interrupted after its turn came"])
 def test_22_who_gives_up_is_gone(how: str) -> None:
     gpu = Gpu()
@@ -383,6 +395,7 @@ def test_22_who_gives_up_is_gone(how: str) -> None:
     assert gpu.admission.nr_granted == 4 * MIB
 
 
+@pytest.mark.slow
 def test_23_waiting_is_pressure_of_who_waits() -> None:
     gpu = Gpu()
     va = gpu.have("ann", 3 * MIB)

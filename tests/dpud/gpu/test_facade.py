@@ -19,6 +19,7 @@ def clean() -> Iterator[None]:
     facade.cleanup_unified_address_space()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(1 << 30, 4096, 0.9), (512 * MIB, 2048, 0.7), (512 * MIB, 4096, 0.8)])
 def test_the_configurations_of_the_description(arguments: tuple[int, int, float]) -> None:
     assert facade.init_swap_system(*arguments) == 0
@@ -32,6 +33,7 @@ def test_the_configurations_of_the_description(arguments: tuple[int, int, float]
     assert facade.last_error() == errno.EFAULT
 
 
+@pytest.mark.slow
 def test_more_than_the_device_holds() -> None:
     """Above the threshold pages leave in the background, and come back."""
     assert facade.init_swap_system(4 * MIB, 4096, 0.8) == 0
@@ -89,6 +91,7 @@ def test_nothing_works_before_init_and_init_works_once(capsys: pytest.CaptureFix
     assert "tlb_hits" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_swap_stats_say_where_pages_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert facade.get_swap_stats() == {}
     assert facade.init_swap_system(4 * MIB, 2048, 0.7) == 0

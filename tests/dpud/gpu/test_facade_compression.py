@@ -43,6 +43,7 @@ def decompress(data: bytes, algorithm: int) -> tuple[int, bytes | None]:
     return result, output.value
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_what_was_compressed_comes_back(algorithm: int) -> None:

@@ -28,6 +28,7 @@ def test_before_anything_is_initialized(capsys: pytest.CaptureFixture[str]) -> N
     assert "not initialized" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_program_s_life(capsys: pytest.CaptureFixture[str]) -> None:
     assert facade.init_swap_system(4 * MIB, 4096, 0.8) == 0
     assert facade.init_fault_recovery(9) == -1

@@ -22,6 +22,7 @@ def clean() -> Iterator[None]:
     facade.cleanup_swap_system()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", list(facade.MigrationStrategy))
 def test_a_program_s_memory_moves_to_another_device(strategy: int) -> None:
     assert facade.init_migration_manager(2, 4 * MIB) == 0

@@ -31,6 +31,7 @@ def test_as_much_as_the_ratio_says_and_no_more() -> None:
     assert facade.allocate_overcommit_memory(MIB, 0) is not None
 
 
+@pytest.mark.slow
 def test_all_that_was_promised_can_be_used() -> None:
     assert facade.init_memory_overcommit(2 * MIB, 3.0) == 0
     pointers = [facade.allocate_overcommit_memory(MIB, priority) for priority in (0, 0, 0, 3, 3, 100)]
@@ -48,6 +49,7 @@ def test_all_that_was_promised_can_be_used() -> None:
         assert facade.the_memory().read(client.client, pointer, MIB) == data
 
 
+@pytest.mark.slow
 def test_what_compresses_is_counted_on_only_when_it_was_seen_to() -> None:
     facade.init_compression_system(facade.COMPRESS_LZ4, facade.QUALITY_FAST, False)
     assert facade.init_memory_overcommit(2 * MIB, 8.0) == 0

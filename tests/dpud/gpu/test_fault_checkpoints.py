@@ -49,6 +49,7 @@ class Lab:
         return sorted(self.checkpoints.folder.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RegionType)
 @pytest.mark.parametrize("page", [2 * KIB, 64 * KIB])
 def test_back_to_a_full_checkpoint_and_an_increment(kind: RegionType, page: int, tmp_path: Path) -> None:
@@ -109,6 +110,7 @@ def test_a_checkpoint_is_of_one_moment(tmp_path: Path) -> None:
     assert lab.read() == lab.data
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     lab.checkpoints.create("a")
@@ -133,6 +135,7 @@ def test_a_checkpoint_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     assert big.read("b", va, size) == data
 
 
+@pytest.mark.slow
 def test_a_client_that_ends_or_goes_back_meanwhile_has_none(tmp_path: Path) -> None:
     for meanwhile, number in (("end", errno.ENOENT), ("back", errno.EAGAIN)):
         memory = small_memory(16 * MIB)
@@ -285,6 +288,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_never_used(tmp_path: Path, damage: str) -> None:
     lab = Lab(tmp_path)
@@ -306,6 +310,7 @@ def test_a_damaged_file_is_never_used(tmp_path: Path, damage: str) -> None:
     assert errno_of(lab.checkpoints.restore, "a") == errno.EIO
 
 
+@pytest.mark.slow
 def test_every_cut_of_a_file_is_found(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     lab.checkpoints.create("a")
@@ -317,6 +322,7 @@ def test_every_cut_of_a_file_is_found(tmp_path: Path) -> None:
             checkpoint_file.read(path)
 
 
+@pytest.mark.slow
 def test_an_increment_to_another_file_is_none(tmp_path: Path) -> None:
     """The full checkpoint was replaced by another whole one."""
     lab = Lab(tmp_path)
@@ -330,6 +336,7 @@ def test_an_increment_to_another_file_is_none(tmp_path: Path) -> None:
     assert lab.read() == other.data
 
 
+@pytest.mark.slow
 def test_old_chains_go(tmp_path: Path) -> None:
     lab = Lab(tmp_path)
     lab.checkpoints.max_increments = 1

@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -191,7 +192,8 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@pytest.mark.slow
+@settings(deadline=None, max_examples=examples(60))
 @given(STEPS)
 def test_whatever_happens_a_read_is_right_or_refused(steps: list[tuple[str, int, int, int]]) -> None:
     bench, rng = Bench(), np.random.default_rng(2)
@@ -210,6 +212,7 @@ def test_whatever_happens_a_read_is_right_or_refused(steps: list[tuple[str, int,
                 assert bench.read(at, nr) in (None, bytes(bench.true[at : at + nr]))
 
 
+@pytest.mark.slow
 def test_a_device_reads_through_its_cells() -> None:
     """Every way out: copies to the host and to another device, gather; and every way in."""
     clock = ManualClock()

@@ -120,6 +120,7 @@ def test_nobody_works_on_a_lost_device() -> None:
     assert memory.read("a", va, SIZE) == DATA
 
 
+@pytest.mark.slow
 def test_a_small_spare_keeps_what_fits_and_stores_the_rest(tmp_path: Path) -> None:
     memory, fault = lab(2 * MIB, 256 * KIB, folder=tmp_path)
     data = np.random.default_rng(2).bytes(MIB)

@@ -4,12 +4,13 @@
 import errno
 import os
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from wiring import errno_of, wiring_cases
+from wiring import errno_of, for_each, run_all, wiring_cases
 
 from dpud.gpu.check import violations
 from dpud.gpu.clock import ManualClock
@@ -86,11 +87,12 @@ def test_defaults(empty: Gpu) -> None:
     assert {path: empty.text(path) for path in expected} == expected
 
 
-RANGES = [path for path, facts in FACTS.items() if "range" in facts and ("fail_" not in path or "fail_row" in path)]
+def test_ranges(empty: Gpu) -> None:
+    ranges = [path for path, facts in FACTS.items() if "range" in facts and ("fail_" not in path or "fail_row" in path)]
+    for_each(ranges, partial(check_range, empty))
 
 
-@pytest.mark.parametrize("path", RANGES)
-def test_range(path: str, empty: Gpu) -> None:
+def check_range(empty: Gpu, path: str) -> None:
     before = empty.registry.read(path).decode()
     low, high = FACTS[path]["range"]
     for value in (low, high):
@@ -100,16 +102,12 @@ def test_range(path: str, empty: Gpu) -> None:
     empty.registry.write(path, before)
 
 
-CASES = [case for case in wiring_cases(Gpu(0).registry) if case.path.startswith(f"{FAULT}/")]
+def test_wiring() -> None:
+    cases = [case for case in wiring_cases(Gpu(0).registry) if case.path.startswith(f"{FAULT}/")]
+    run_all(case for case in cases if "/fail_" not in case.path or "/fail_row/" in case.path)
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if "/fail_" not in case.path or "/fail_row/" in case.path], ids=str
-)
-def test_wiring(case: Any) -> None:
-    case.run()
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -154,6 +152,7 @@ def test_checkpoints_of_nobody(empty: Gpu, name: str) -> None:
     assert errno_of(empty.write, f"checkpoint/{name}", "nobody") == errno.ENOENT
 
 
+@pytest.mark.slow
 def test_an_injected_error_is_an_event_until_it_is_acknowledged() -> None:
     gpu = Gpu()
     gpu.write("inject", "bit bits=2 client=train seed=1")
@@ -175,6 +174,7 @@ def test_an_injected_error_is_an_event_until_it_is_acknowledged() -> None:
     assert gpu.read("counters").splitlines()[0] == "48 device0 2 1 dbe"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("field", "number"), [("310", 0), ("312", 0), ("311", errno.EIO), ("313", errno.EIO)])
 def test_what_dcgmi_takes(field: str, number: int) -> None:
     gpu = Gpu()
@@ -184,6 +184,7 @@ def test_what_dcgmi_takes(field: str, number: int) -> None:
     assert gpu.stat()["injected_bit"] == 1
 
 
+@pytest.mark.slow
 def test_a_device_that_falls_off_the_bus_and_the_spare_that_takes_over() -> None:
     gpu = Gpu(nr_devices=3)
     gpu.write("spare", "device2")
@@ -234,6 +235,7 @@ def test_nth_strikes_once() -> None:
     assert gpu.read("fail_word/nth") == "0"
 
 
+@pytest.mark.slow
 def test_scrub() -> None:
     gpu = Gpu()
     gpu.write("inject", "bit nr=20 seed=3")
@@ -243,6 +245,7 @@ def test_scrub() -> None:
     assert gpu.bytes() == gpu.data
 
 
+@pytest.mark.slow
 def test_checkpoint_files() -> None:
     gpu = Gpu()
     gpu.write("checkpoint/create", "train")
@@ -282,6 +285,7 @@ def guide_commands() -> list[str]:
     return [line for line in lines if line]
 
 
+@pytest.mark.slow
 def test_the_guide_s_commands_run() -> None:
     gpu, folder, nr_run = Gpu(), "", 0
     for line in guide_commands():

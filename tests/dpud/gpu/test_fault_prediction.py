@@ -92,6 +92,7 @@ def test_the_generated_histories_have_all_kinds_in_order_of_time() -> None:
     assert max(signs.values()) > 300
 
 
+@pytest.mark.slow
 def test_an_alarm_takes_the_bad_rows_of_its_bank_out_of_use() -> None:
     memory = small_memory(4 * MIB, swap=DictSwap(MIB))
     fault = FaultModule(memory)

@@ -77,6 +77,7 @@ def test_a_flip_is_corrected_on_the_way_and_counted(page: int) -> None:
     assert lab.fault.events.nr_events == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", Policy)
 def test_without_a_copy_the_bytes_are_lost_and_known_to_be(policy: Policy) -> None:
     lab = Lab()
@@ -91,6 +92,7 @@ def test_without_a_copy_the_bytes_are_lost_and_known_to_be(policy: Policy) -> No
     assert lab.read() == lab.data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stuck", ["", "stuck"])
 @pytest.mark.parametrize("policy", [policy for policy in Policy if policy is not Policy.RETRY])
 def test_a_copy_in_the_stores_makes_it_good(policy: Policy, stuck: str) -> None:
@@ -161,6 +163,7 @@ def test_a_bank_without_spares_is_xid_64_and_its_frames_stay_away() -> None:
     assert lab.fault.recovery_action(lab.memory.locations[0]) == "drain"
 
 
+@pytest.mark.slow
 def test_rows_beyond_the_limits_find_no_spare() -> None:
     """8 rows of a bank, 512 in all: NVIDIA's limits."""
     rows = Rows(1 << 20, Limits())
@@ -264,6 +267,7 @@ def test_broken_rows_under_pressure_lose_nothing_that_is_stored() -> None:
 # Too many corrected errors.
 
 
+@pytest.mark.slow
 def test_fifty_corrected_errors_in_a_day_put_a_page_out_of_use() -> None:
     lab = Lab()
     frame = int(lab.region.frame[0])
@@ -279,6 +283,7 @@ def test_fifty_corrected_errors_in_a_day_put_a_page_out_of_use() -> None:
     lab.check()
 
 
+@pytest.mark.slow
 def test_errors_of_different_days_are_not_too_many() -> None:
     lab = Lab()
     lab.fault.inject(f"bit va={lab.va:#x} bit=0 stuck={1 - (lab.data[0] & 1)}")
@@ -288,6 +293,7 @@ def test_errors_of_different_days_are_not_too_many() -> None:
     assert lab.count(Xid.HIGH_SBE_RATE) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", Action)
 def test_actions(action: Action) -> None:
     lab = Lab()

@@ -5,6 +5,7 @@ import errno
 import tempfile
 from pathlib import Path as Folder
 
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
@@ -143,4 +144,4 @@ class BreakingPath(Path):
 
 
 TestBreakingPath = BreakingPath.TestCase
-TestBreakingPath.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestBreakingPath.settings = settings(max_examples=examples(25), stateful_step_count=30, deadline=None)

@@ -4,12 +4,13 @@
 import errno
 import os
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from wiring import errno_of, wiring_cases
+from wiring import errno_of, for_each, run_all, wiring_cases
 
 from dpud.gpu.clock import Debt, PacedClock
 from dpud.gpu.system import CLASS_PATH, CONFIG_PATH, GpuConfig, add_files, build, reclaimer
@@ -107,15 +108,17 @@ def test_there_are_these_files_and_no_others(gpu: Gpu) -> None:
     assert walked == {path: oct(facts["mode"]) for path, facts in FACTS.items()}
 
 
-@pytest.mark.parametrize("path", [path for path, facts in FACTS.items() if "default" in facts])
-@pytest.mark.slow
-def test_default(path: str) -> None:
-    assert Gpu().registry.read(path).decode() == FACTS[path]["default"] + "\n"
+def test_defaults() -> None:
+    registry = Gpu().registry
+    wanted = {path: facts["default"] + "\n" for path, facts in FACTS.items() if "default" in facts}
+    assert {path: registry.read(path).decode() for path in wanted} == wanted
 
 
-@pytest.mark.parametrize("path", [path for path, facts in FACTS.items() if "range" in facts])
-@pytest.mark.slow
-def test_range(gpu: Gpu, path: str) -> None:
+def test_ranges() -> None:
+    for_each([path for path, facts in FACTS.items() if "range" in facts], partial(check_range, Gpu()))
+
+
+def check_range(gpu: Gpu, path: str) -> None:
     low, high = FACTS[path]["range"]
     for value in (low, high):
         gpu.registry.write(path, str(value))
@@ -123,10 +126,8 @@ def test_range(gpu: Gpu, path: str) -> None:
     assert [errno_of(gpu.registry.write, path, str(value)) for value in (low - 1, high + 1)] == [errno.EINVAL] * 2
 
 
-@pytest.mark.parametrize("case", wiring_cases(Gpu().registry), ids=str)
-@pytest.mark.slow
-def test_wiring(case: Any) -> None:
-    case.run()
+def test_wiring() -> None:
+    run_all(wiring_cases(Gpu().registry))
 
 
 @pytest.mark.slow
@@ -185,6 +186,7 @@ def test_what_is_settled_at_allocation_is_busy_afterwards(gpu: Gpu) -> None:
     assert (gpu.read("size"), gpu.read("maps", SPACE)) == ("0", "")
 
 
+@pytest.mark.slow
 def test_pressure_by_echo(gpu: Gpu) -> None:
     gpu.write("size", "4M")
     gpu.data().write(b"\5" * 4 * MIB, 0)
@@ -225,6 +227,7 @@ def test_another_client_is_granted_a_buffer(gpu: Gpu) -> None:
     assert gpu.read("grant") == ""
 
 
+@pytest.mark.slow
 def test_advice_and_locations_over_two_devices() -> None:
     gpu = Gpu(GpuConfig(2, 8 * MIB, 8 * MIB, 32 * MIB))
     assert gpu.tree.readlink(f"{CLASS_PATH}/gpu1/address_space") == "../gpu0/address_space"
@@ -242,6 +245,7 @@ def test_advice_and_locations_over_two_devices() -> None:
     assert [errno_of(gpu.write, name, text) for name, text in wrong] == [errno.EINVAL] * 4
 
 
+@pytest.mark.slow
 def test_rmdir_frees(gpu: Gpu) -> None:
     gpu.write("size", "4M")
     gpu.data().write(b"\5" * 4 * MIB, 0)
@@ -252,6 +256,7 @@ def test_rmdir_frees(gpu: Gpu) -> None:
     assert [errno_of(gpu.tree.mkdir, f"{CLIENTS}/{name}") for name in ("a b", ".x", "x" * 65)] == [errno.EINVAL] * 3
 
 
+@pytest.mark.slow
 def test_the_reclaimer_keeps_the_watermarks(gpu: Gpu) -> None:
     woken: list[int] = []
     operation = reclaimer(gpu.memory, WaitQueue(), lambda: woken.append(1))

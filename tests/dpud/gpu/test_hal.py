@@ -153,6 +153,7 @@ def test_sizes_have_to_fit() -> None:
     assert errno_of(device.allocate, 0, stream) == errno.EINVAL
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 20)), max_size=60))
 def test_extents_never_overlap_and_nothing_is_lost(ops: list[tuple[int, int]]) -> None:
     extents, taken = Extents(1 << 15), dict[int, int]()

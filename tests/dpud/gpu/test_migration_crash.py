@@ -95,6 +95,7 @@ def test_killed_at_every_step_and_the_other_never_heard_of_again(tmp_path: Path,
             assert same_bytes(place)
 
 
+@pytest.mark.slow
 def test_a_torn_line_was_never_said(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = Journal(path)

@@ -47,6 +47,7 @@ def counted(nr: list[int], lost) -> tuple[Channel, Channel]:  # type: ignore[no-
     return ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [Strategy.PRECOPY, Strategy.HYBRID])
 def test_a_connection_lost_before_any_frame_leaves_one_owner(strategy: Strategy) -> None:
     for cut in range(frames_of_one(strategy)):

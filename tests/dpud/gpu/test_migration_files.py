@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from wiring import errno_of, wiring_cases
+from wiring import errno_of, for_each, run_all, wiring_cases
 
 from dpud.gpu.check import violations
 from dpud.gpu.clock import ManualClock
@@ -97,8 +97,11 @@ def test_defaults(empty: Daemon) -> None:
     assert {path: empty.registry.read(path).decode().rstrip("\n") for path in wanted} == wanted
 
 
-@pytest.mark.parametrize("path", [path for path, facts in FACTS.items() if "range" in facts])
-def test_range(path: str) -> None:
+def test_ranges() -> None:
+    for_each([path for path, facts in FACTS.items() if "range" in facts], check_range)
+
+
+def check_range(path: str) -> None:
     daemon = Daemon()
     low, high = FACTS[path]["range"]
     for value in (low, high):
@@ -107,11 +110,8 @@ def test_range(path: str) -> None:
     assert [errno_of(daemon.registry.write, path, str(value)) for value in (low - 1, high + 1)] == [errno.EINVAL] * 2
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in wiring_cases(Daemon().registry) if case.path.startswith(MIGRATION)], ids=str
-)
-def test_wiring(case: Any) -> None:
-    case.run()
+def test_wiring() -> None:
+    run_all(case for case in wiring_cases(Daemon().registry) if case.path.startswith(MIGRATION))
 
 
 def test_every_device_has_the_same_migration(empty: Daemon) -> None:
@@ -121,6 +121,7 @@ def test_every_device_has_the_same_migration(empty: Daemon) -> None:
 DATA = np.random.default_rng(3).bytes(2 * MIB)
 
 
+@pytest.mark.slow
 def test_to_another_device_while_the_file_is_written() -> None:
     daemon = Daemon()
     daemon.client("a", DATA)
@@ -147,6 +148,7 @@ def test_to_another_device_while_the_file_is_written() -> None:
         daemon.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["precopy", "postcopy"])
 def test_to_another_daemon_by_its_socket(tmp_path: Path, strategy: str) -> None:
     """And its directory, its files and its bytes are there, and not here any more."""
@@ -181,6 +183,7 @@ def test_to_another_daemon_by_its_socket(tmp_path: Path, strategy: str) -> None:
         there.close()
 
 
+@pytest.mark.slow
 def test_a_client_that_was_here_before_is_shown_where_it_was(tmp_path: Path) -> None:
     """It had gone from its second device to another daemon, and comes back, where the first device has more room."""
     here, there = Daemon("h"), Daemon("t")
@@ -208,6 +211,7 @@ def test_a_client_that_was_here_before_is_shown_where_it_was(tmp_path: Path) -> 
         there.close()
 
 
+@pytest.mark.slow
 def test_nobody_listens(tmp_path: Path) -> None:
     daemon = Daemon()
     daemon.client("a", DATA)

@@ -98,6 +98,7 @@ def test_pages_behind_the_devices_stay_there_and_come_in_on_the_new_one() -> Non
     assert two.pages_at(1) == two.region.nr_pages
 
 
+@pytest.mark.slow
 def test_writes_during_it_are_not_lost_under_pressure_on_the_target() -> None:
     """Another client fills the new device meanwhile: copies are taken away, and made again."""
     two = Two(MIB, 384 * KIB)

@@ -18,6 +18,7 @@ from dpud.gpu.migration.state import State
 STRATEGIES = [Strategy.AUTO, Strategy.PRECOPY, Strategy.POSTCOPY, Strategy.HYBRID, Strategy.STOP_AND_COPY]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("compression", ["none", "lz4", "adaptive"])
 def test_every_strategy_brings_every_byte(strategy: Strategy, compression: str) -> None:
@@ -34,6 +35,7 @@ def test_every_strategy_brings_every_byte(strategy: Strategy, compression: str) 
     world.b.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [2 * KIB, 4 * KIB, 64 * KIB])
 @pytest.mark.parametrize("kind", list(RegionType))
 def test_kinds_pages_and_permissions_come_along(page: int, kind: RegionType) -> None:
@@ -107,6 +109,7 @@ def test_what_is_sent_again_is_sent_as_a_difference() -> None:
     assert migration.progress.moved_bytes < region.nr_bytes * 3 // 4 + 40 * region.nr_pages + 200 * again
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_too_fast_makes_auto_switch_first() -> None:
     world = World()
     world.fill()
@@ -121,6 +124,7 @@ def test_a_writer_that_is_too_fast_makes_auto_switch_first() -> None:
     assert progress.downtime_ns <= 10_000_000
 
 
+@pytest.mark.slow
 def test_auto_converge_slows_the_writer_until_it_fits() -> None:
     world = World()
     world.fill()

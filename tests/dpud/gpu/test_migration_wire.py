@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from migrating import World
@@ -104,6 +105,7 @@ def test_the_recorded_frames_are_what_makes_an_owner() -> None:
     fed.check(owns=True)
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=200), max_size=8))
 def test_garbage(pieces: list[bytes]) -> None:
     fed = Fed()
@@ -113,8 +115,9 @@ def test_garbage(pieces: list[bytes]) -> None:
     fed.check(owns=False)
 
 
+@pytest.mark.slow
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_flipped_bits(data: Any) -> None:
     frames = [bytearray(frame) for frame in FRAMES]
     frame = frames[data.draw(st.integers(0, len(frames) - 1))]
@@ -126,8 +129,9 @@ def test_flipped_bits(data: Any) -> None:
     fed.check(owns=False)
 
 
+@pytest.mark.slow
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_truncation(data: Any) -> None:
     stream = b"".join(FRAMES)
     fed = Fed()
@@ -136,8 +140,9 @@ def test_truncation(data: Any) -> None:
     fed.check(owns=False)
 
 
+@pytest.mark.slow
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_frames_left_out_repeated_or_in_another_order(data: Any) -> None:
     """With numbers and checks as they have to be: what is wrong is what they say."""
     order = data.draw(st.lists(st.integers(0, len(FRAMES) - 1), max_size=len(FRAMES) + 3))
@@ -153,8 +158,9 @@ def test_frames_left_out_repeated_or_in_another_order(data: Any) -> None:
         assert complete == everything
 
 
+@pytest.mark.slow
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_any_payload_in_a_good_frame(data: Any) -> None:
     """Lies that are well formed: every kind of frame, with payloads changed anywhere, in post-copy too."""
     frames = data.draw(st.sampled_from([FRAMES, POSTCOPY_FRAMES]))
@@ -206,6 +212,7 @@ def test_an_oversized_frame_is_refused_before_it_is_there() -> None:
     assert reader.nr_wanted <= HEADER_BYTES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "manifest",
     [
@@ -233,6 +240,7 @@ def test_manifests_that_make_no_sense(manifest: Any) -> None:
     fed.check(owns=False)
 
 
+@pytest.mark.slow
 def test_a_page_of_nonsense_is_a_protocol_error_not_a_crash() -> None:
     areas = [Area(40 * KIB, 4096)]
     rng = np.random.default_rng(2)
@@ -267,7 +275,7 @@ class _Zeros:
 
 
 @given(st.lists(st.integers(1, 70_000), min_size=1, max_size=3), st.integers(0, 2**32))
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_masks_of_missing_pages_come_over(sizes: list[int], seed: int) -> None:
     areas = [Area(nr * 4096, 4096) for nr in sizes]
     rng = np.random.default_rng(seed)
@@ -301,6 +309,7 @@ def test_addresses() -> None:
             parse_address(text)
 
 
+@pytest.mark.slow
 def test_memory_for_what_is_promised_is_bounded_by_what_there_is() -> None:
     """A manifest of many large areas: refused for want of room, or taken; never more than there is."""
     areas = [{"nr_bytes": 1 << 30, "page_bytes": 2 << 20, "name": f"n{number}"} for number in range(2000)]

@@ -7,6 +7,7 @@ import errno
 from dataclasses import replace
 
 import pytest
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
@@ -117,5 +118,5 @@ class NinePath(RestoringPath):
 
 
 TestNinePath = NinePath.TestCase
-TestNinePath.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+TestNinePath.settings = settings(max_examples=examples(20), stateful_step_count=40, deadline=None)
 TestNinePath.pytestmark = [pytest.mark.slow]

@@ -43,6 +43,7 @@ def test_pages_come_to_who_uses_them(rule: str) -> None:
     assert not violations(nodes.memory)
 
 
+@pytest.mark.slow
 def test_moves_are_charged_to_the_owner() -> None:
     nodes, va = used()
     use(nodes, va, {1: 1.0}, 2500)
@@ -59,6 +60,7 @@ def test_pages_used_by_both_stay() -> None:
     assert nodes.balancer.stat["hint_faults"] > NR_PAGES
 
 
+@pytest.mark.slow
 def test_off_samples_nothing() -> None:
     nodes, va = used("off")
     use(nodes, va, {1: 1.0}, 2000)
@@ -66,6 +68,7 @@ def test_off_samples_nothing() -> None:
     assert not nodes.balancer.stat["scans"]
 
 
+@pytest.mark.slow
 def test_a_page_that_is_hardly_used_is_not_worth_the_move() -> None:
     nodes, va = used()
     for page in range(NR_PAGES):
@@ -75,6 +78,7 @@ def test_a_page_that_is_hardly_used_is_not_worth_the_move() -> None:
     assert nodes.balancer.stat["hint_faults"] > NR_PAGES // 2
 
 
+@pytest.mark.slow
 def test_every_decision_is_explained() -> None:
     nodes, va = used()
     use(nodes, va, {1: 1.0}, 2500)
@@ -87,6 +91,7 @@ def test_every_decision_is_explained() -> None:
     assert {each.va for each in moves} == {va + page * PAGE for page in range(NR_PAGES)}
 
 
+@pytest.mark.slow
 def test_the_rate_limit_holds() -> None:
     nodes, va = used()
     nodes.balancer.limit_MBps = 0
@@ -95,6 +100,7 @@ def test_the_rate_limit_holds() -> None:
     assert nodes.balancer.stat["rate_limited"] > 0
 
 
+@pytest.mark.slow
 def test_pinned_memory_never_moves() -> None:
     nodes = Nodes()
     nodes.sample_every(20_000)
@@ -104,6 +110,7 @@ def test_pinned_memory_never_moves() -> None:
     assert not nodes.balancer.stat["pages_unmapped"]
 
 
+@pytest.mark.slow
 def test_managed_memory_moves_between_nodes_by_the_rule_and_to_devices_at_once() -> None:
     nodes = Nodes()
     nodes.sample_every(20_000)
@@ -117,6 +124,7 @@ def test_managed_memory_moves_between_nodes_by_the_rule_and_to_devices_at_once()
     assert nodes.on(va) == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_preferred_location_is_kept() -> None:
     nodes = Nodes()
     nodes.sample_every(20_000)
@@ -157,6 +165,7 @@ def test_a_full_node_exchanges_what_is_worth_least() -> None:
     assert not violations(nodes.memory)
 
 
+@pytest.mark.slow
 def test_tpp_promotes_from_nodes_without_cpus_only() -> None:
     nodes = Nodes("four-node-cxl")
     nodes.balancer.rule = "tpp"
@@ -168,6 +177,7 @@ def test_tpp_promotes_from_nodes_without_cpus_only() -> None:
     assert nodes.on(va) == [NR_PAGES // 2, NR_PAGES // 2, 0, 0]
 
 
+@pytest.mark.slow
 def test_background_reclaim_demotes_before_it_evicts() -> None:
     nodes = Nodes("four-node-cxl")
     va = nodes.allocate(2 * MIB)
@@ -192,6 +202,7 @@ def test_the_scan_period_grows_while_nothing_moves_and_shrinks_while_much_does()
     assert nodes.on(va)[1] > NR_PAGES // 2
 
 
+@pytest.mark.slow
 def test_what_was_freed_is_forgotten() -> None:
     nodes, va = used()
     use(nodes, va, {1: 1.0}, 500)

@@ -88,6 +88,7 @@ def test_the_topology_names_its_source(gpu: Gpu) -> None:
     assert lines[-1].startswith("source ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("location", "node"), [("node2", 2), ("device0", 0)])
 def test_a_buffer_is_put_where_it_is_written(gpu: Gpu, location: str, node: int) -> None:
     before = gpu.free()
@@ -97,6 +98,7 @@ def test_a_buffer_is_put_where_it_is_written(gpu: Gpu, location: str, node: int)
     assert gpu.read("verify", f"{CLASS_PATH}/gpu0/address_space") == "ok"
 
 
+@pytest.mark.slow
 def test_a_policy(gpu: Gpu) -> None:
     gpu.write("policy", "interleave:2-3\n")
     assert gpu.read("policy") == "interleave:2-3"
@@ -106,6 +108,7 @@ def test_a_policy(gpu: Gpu) -> None:
     assert "interleave_hit 128" in gpu.read("nodes/node3/numastat").splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["interleave:7\n", "somewhere\n", "\n"])
 def test_a_policy_that_is_none(gpu: Gpu, text: str) -> None:
     assert errno_of(gpu.registry.write, f"{NUMA}/policy", text) == errno.EINVAL
@@ -156,6 +159,7 @@ def test_a_machine_of_one_node_has_nothing_to_balance() -> None:
     assert "no topology" in gpu.read("topology")
 
 
+@pytest.mark.slow
 def test_the_topology_of_this_machine(tmp_path: Path) -> None:
     gpu = Gpu(REAL)
     assert gpu.read("topology").count("cpus=") == len(sysfs.read().nodes)

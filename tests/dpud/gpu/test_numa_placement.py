@@ -16,6 +16,7 @@ def fill(nodes: Nodes, va: int, nr_pages: int, node: int) -> None:
     nodes.memory.write("c", va, bytes(nr_pages * PAGE), nodes.at(node))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node", [0, 1])
 def test_pages_are_put_where_they_are_first_used(node: int) -> None:
     nodes = Nodes()
@@ -48,6 +49,7 @@ def test_the_alias_of_the_host_is_the_client_s_node() -> None:
     assert nodes.on(va) == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [
@@ -84,6 +86,7 @@ def test_weights_may_be_set() -> None:
     assert nodes.on(va) == [30, 10]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["", "near", "local:0", "prefer", "prefer:0-1", "bind", "bind:7", "bind:x", "interleave:9"]
 )

@@ -2,6 +2,7 @@
 """Anything that clients can do, with host memory in nodes, pages sampled all the time, and whatever rule moves them."""
 
 import pytest
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
@@ -69,5 +70,5 @@ class NumaPath(Path):
 
 
 TestNumaPath = NumaPath.TestCase
-TestNumaPath.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestNumaPath.settings = settings(max_examples=examples(25), stateful_step_count=30, deadline=None)
 TestNumaPath.pytestmark = [pytest.mark.slow]

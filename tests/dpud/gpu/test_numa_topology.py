@@ -78,6 +78,7 @@ def test_a_node_of_cpus_only_has_no_memory_to_put_pages_on(tmp_path: Path) -> No
     assert found.distance.tolist() == [[10, 30], [30, 10]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "text", "error"),
     [
@@ -149,6 +150,7 @@ def test_a_file(tmp_path: Path) -> None:
     assert found.nodes[1].memory_bytes == 32 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -259,5 +260,5 @@ class Ledger(RuleBasedStateMachine):
             assert len({client for client, _ in order}) == len(order)
 
 
-Ledger.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+Ledger.TestCase.settings = settings(max_examples=examples(25), stateful_step_count=30, deadline=None)
 test_admission_is_a_ledger = Ledger.TestCase

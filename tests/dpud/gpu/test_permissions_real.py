@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small import MIB, attempt, small_memory
@@ -74,7 +75,7 @@ def prot(bits: Permission) -> int:
 
 @pytest.mark.slow
 @pytest.mark.host
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ops=OPS)
 def test_the_matrix_is_that_of_a_real_process(
     child: "subprocess.Popen[str]", ops: list[tuple[int, int, Permission]]

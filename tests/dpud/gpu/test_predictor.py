@@ -44,6 +44,7 @@ def test_no_policy_expects_more_than_was_granted(policy: str) -> None:
     assert float(POLICIES[policy](HUNDRED, 40.0)) <= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("length", [1, 5, 400])
 def test_many_windows_at_once(policy: str, length: int) -> None:
@@ -69,6 +70,7 @@ def test_history_forgets_what_is_older_than_its_window() -> None:
     assert history.window().tolist() == [24] * 10
 
 
+@pytest.mark.slow
 def test_the_margin_grows_at_misses_and_aims_at_their_share() -> None:
     """Use is noise whose upper percent no one can foresee; the margin finds how much more has to be expected."""
     rng, margin = np.random.default_rng(9), Margin()
@@ -105,6 +107,7 @@ def test_a_request_that_may_not_wait_is_granted_though_time_passes_while_it_is_a
         complete(admission.request("ann", 20))
 
 
+@pytest.mark.slow
 def test_peaks_that_do_not_come_together_are_not_added_up() -> None:
     """Ann uses 400 in even seconds, bob in odd ones."""
     clock = ManualClock()
@@ -143,6 +146,7 @@ def test_rmm_logs_are_read() -> None:
     assert usage.use_of_rmm_log(log, 4).tolist() == [100, 150, 50, 50]
 
 
+@pytest.mark.slow
 def test_traces_are_the_same_each_time_and_within_what_was_granted() -> None:
     for family in ("diurnal", "bursty", "sawtooth"):
         one, other = usage.trace(family, 3), usage.trace(family, 3)

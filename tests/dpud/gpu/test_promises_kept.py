@@ -5,6 +5,7 @@ import random
 
 import compressible
 import pytest
+from effort import examples
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from small import KIB, MIB, attempt
@@ -74,7 +75,7 @@ HISTORY = st.lists(
     HISTORY,
     st.integers(0, 1 << 16),
 )
-@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=examples(12), deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 def test_the_largest_grant_holds_noise(
     pool: int, nvme: int, page_bytes: int, history: list[tuple[str, int, str]], seed: int
 ) -> None:

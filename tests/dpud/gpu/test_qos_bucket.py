@@ -26,6 +26,7 @@ def passed(bucket: Bucket, requests: list[tuple[int, int]]) -> list[tuple[int, i
     return found
 
 
+@pytest.mark.slow
 @given(RATES, st.integers(1, 8 * MIB), WAITS)
 def test_in_no_window_more_than_rate_and_burst_pass(rate: int, burst: int, requests: list[tuple[int, int]]) -> None:
     found = passed(Bucket(rate, burst), requests)
@@ -37,6 +38,7 @@ def test_in_no_window_more_than_rate_and_burst_pass(rate: int, burst: int, reque
             assert nr_bytes <= most + Fraction(rate * (now_ns - found[first][0]), NS_PER_S)
 
 
+@pytest.mark.slow
 @given(RATES, st.integers(1, 8 * MIB), WAITS)
 def test_nobody_waits_while_there_are_tokens(rate: int, burst: int, requests: list[tuple[int, int]]) -> None:
     """Beside a count of tokens: what passes earlier than the bucket said would have been too early."""

@@ -33,6 +33,7 @@ def with_memory(nr_bytes: int = 4 * MIB) -> tuple[int, bytes]:
     return pointer, data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mbps", "policy"), SEED_CONFIGURATIONS)
 @pytest.mark.parametrize("qos_first", [True, False])
 def test_the_seed_s_configurations(mbps: int, policy: str, qos_first: bool) -> None:
@@ -81,14 +82,17 @@ def order(policy: str) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_fair_takes_turns() -> None:
     assert order(facade.BANDWIDTH_POLICY_FAIR) == [3, 2, 1, 0] * 3
 
 
+@pytest.mark.slow
 def test_priority_does_the_most_important_first() -> None:
     assert order(facade.BANDWIDTH_POLICY_PRIORITY) == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
 
 
+@pytest.mark.slow
 def test_adaptive_begins_fair_and_then_does_what_the_missed_target_needs() -> None:
     found = order(facade.BANDWIDTH_POLICY_ADAPTIVE)
     assert found[0] == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wiring import errno_of, wiring_cases
+from wiring import errno_of, for_each, run_all, wiring_cases
 
 from dpud.gpu.clock import Clock, ManualClock, PacedClock
 from dpud.gpu.qos.replay import replay
@@ -87,8 +87,11 @@ def test_defaults() -> None:
     assert {path: registry.read(path).decode() for path in wanted} == wanted
 
 
-@pytest.mark.parametrize("path", [path for path, facts in FACTS.items() if "range" in facts and "levels/3" not in path])
-def test_range(path: str) -> None:
+def test_ranges() -> None:
+    for_each([path for path, facts in FACTS.items() if "range" in facts and "levels/3" not in path], check_range)
+
+
+def check_range(path: str) -> None:
     registry = Gpu().registry
     low, high = FACTS[path]["range"]
     for value in (low, high):
@@ -97,14 +100,12 @@ def test_range(path: str) -> None:
     assert [errno_of(registry.write, path, str(value)) for value in (low - 1, high + 1)] == [errno.EINVAL] * 2
 
 
-CASES = [case for case in wiring_cases(Gpu().registry) if case.path.startswith(QOS) or "/qos_" in case.path]
+def test_wiring() -> None:
+    cases = [case for case in wiring_cases(Gpu().registry) if case.path.startswith(QOS) or "/qos_" in case.path]
+    run_all(case for case in cases if "/levels/3" not in case.path)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "/levels/3" not in case.path], ids=str)
-def test_wiring(case: Any) -> None:
-    case.run()
-
-
+@pytest.mark.slow
 def test_a_limit_paces_dd() -> None:
     gpu = Gpu()
     gpu.promise("c", "limit", "1M")
@@ -140,6 +141,7 @@ def test_a_client_that_goes_gives_its_reservation_back() -> None:
     gpu.promise("b", "reservation", "100M")
 
 
+@pytest.mark.slow
 def test_who_waits_holds_nobody_up() -> None:
     """In the daemon: one client has to wait for a second, the other is served at once; the queue shows who waits."""
     gpu = Gpu("slow", "quick", clock=PacedClock())
@@ -172,6 +174,7 @@ def test_a_promise_that_changes_wakes_who_waits() -> None:
     assert gpu.traffic()["slow", "access"] == 256 * KIB
 
 
+@pytest.mark.slow
 def test_charges_of_programs_that_move_bytes_themselves() -> None:
     gpu = Gpu()
     gpu.promise("c", "limit", "100M")

@@ -2,6 +2,7 @@
 """The scheduler beside mClock as its paper has it, on simpy (mclock_paper.py)."""
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mclock_paper import Paper, Vm
@@ -64,6 +65,7 @@ def backlogged(reservation: float = 0, limit: float = INFINITE, weight: float = 
     return Vm(reservation, limit, weight, [(begin, MANY)])
 
 
+@pytest.mark.slow
 def test_the_paper_s_own_example() -> None:
     """Figure 3's shape: shares 1:2:3, a limit, a reservation; capacity that suffices for all reservations."""
     vms = [backlogged(250, weight=100), backlogged(limit=300, weight=200), backlogged(weight=300)]
@@ -77,7 +79,7 @@ def test_clients_that_come_later_do_not_catch_up() -> None:
     assert difference(vms) <= 2
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(1, 10), st.booleans(), st.integers(1, 5)), min_size=2, max_size=4)
 )
@@ -92,7 +94,7 @@ def test_random_promises_to_clients_that_always_want_more(promises: list[tuple[i
     assert difference(vms) <= 3
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 10)), min_size=2, max_size=4), st.integers(0, 300))
 @pytest.mark.slow
 def test_random_beginnings(clients: list[tuple[int, int]], reserved: int) -> None:

@@ -64,6 +64,7 @@ def test_nobody_waits_for_the_limit_of_whose_pages_make_room() -> None:
     assert memory.clock.now_ns() == pytest.approx(5.12 * NS_PER_S, rel=0.02)
 
 
+@pytest.mark.slow
 def test_what_moves_on_to_swap_is_owed_and_the_log_says_so() -> None:
     memory = small_memory(MIB, pool=HostPool(MIB), swap=DictSwap(8 * MIB))
     qos = QosModule(memory.clock)
@@ -83,6 +84,7 @@ def test_what_moves_on_to_swap_is_owed_and_the_log_says_so() -> None:
     assert (again.difference, again.nr_grants) == ("", 1)
 
 
+@pytest.mark.slow
 def test_every_cause_counts_against_the_total() -> None:
     """What the scheduler was told is what moved: granted, and owed."""
     memory, qos = paced(MIB, swap_bytes=8 * MIB)
@@ -179,6 +181,7 @@ def busy(log: DecisionLog, seed: int) -> Scheduler:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_log_replays_to_the_same_decisions(seed: int) -> None:
     log = DecisionLog()
@@ -188,6 +191,7 @@ def test_a_log_replays_to_the_same_decisions(seed: int) -> None:
     assert again.nr_grants == sum(made.counts[name] for name in ("by_constraint", "by_weight")) > 500
 
 
+@pytest.mark.slow
 def test_a_log_that_has_forgotten_its_beginning_replays_too() -> None:
     log = DecisionLog(half_lines=200)
     busy(log, 5)
@@ -221,6 +225,7 @@ def test_work_of_a_client_that_is_gone_is_not_done() -> None:
     assert done == ["b"]
 
 
+@pytest.mark.slow
 def test_a_log_that_was_tampered_with_does_not() -> None:
     log = DecisionLog()
     busy(log, 1)
@@ -235,6 +240,7 @@ def test_a_log_that_was_tampered_with_does_not() -> None:
         replay(lines[0] + "\nsubmit 0 a")
 
 
+@pytest.mark.slow
 def test_a_state_has_all_that_decisions_depend_on() -> None:
     made = busy(DecisionLog(), 2)
     again = scheduler_of(state_of(made))

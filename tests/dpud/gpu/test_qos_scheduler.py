@@ -4,6 +4,7 @@
 from itertools import pairwise
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,7 +66,8 @@ def simulated(clients: list[tuple[int, int, int, int, int]], policy: str, seed: 
 POLICY = st.sampled_from(["fair", "priority", "adaptive"])
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=examples(15), deadline=None)
 @given(promises(), POLICY, st.integers(0, 100))
 def test_no_limit_is_exceeded_in_any_window(
     clients: list[tuple[int, int, int, int, int]], policy: str, seed: int
@@ -80,7 +82,8 @@ def test_no_limit_is_exceeded_in_any_window(
         assert not limit or excess(grants, limit) <= burst + 1, name  # floating point
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=examples(15), deadline=None)
 @given(promises(), POLICY, st.integers(0, 100))
 def test_a_reservation_is_kept_in_every_window(
     clients: list[tuple[int, int, int, int, int]], policy: str, seed: int
@@ -94,6 +97,7 @@ def test_a_reservation_is_kept_in_every_window(
             assert shortfall(own, reservation, NS_PER_S // 10) <= 2 * largest + 2 * size, number
 
 
+@pytest.mark.slow
 def test_what_nobody_uses_goes_to_who_can_use_it() -> None:
     """Work conservation: reserved, and not asked for."""
     made = scheduler()
@@ -126,16 +130,19 @@ def shares(policy: str) -> dict[str, float]:
     return {name: rate_of(found, name, NS_PER_S, 2 * NS_PER_S) / MB for name in ("first", "middle", "last")}
 
 
+@pytest.mark.slow
 def test_fair_is_by_share_whatever_the_level() -> None:
     assert shares("fair") == pytest.approx({"first": 25, "middle": 25, "last": 50}, rel=0.01)
 
 
+@pytest.mark.slow
 def test_priority_gives_the_others_what_the_first_level_leaves() -> None:
     found = shares("priority")
     assert found["first"] == pytest.approx(100, rel=0.01)
     assert found["middle"] == found["last"] == 0
 
 
+@pytest.mark.slow
 def test_adaptive_takes_from_those_below_what_a_missed_target_needs_and_no_more() -> None:
     found = shares("adaptive")
     assert found["first"] > 90  # it always wants more, so it gets all but the twentieth that the others keep
@@ -143,6 +150,7 @@ def test_adaptive_takes_from_those_below_what_a_missed_target_needs_and_no_more(
     assert 2 < found["middle"] + found["last"] < 10
 
 
+@pytest.mark.slow
 def test_priority_is_fair_within_a_level_and_late_comers_do_not_catch_up() -> None:
     made = scheduler("priority", burst=MIB)
     loads = [greedy("a"), greedy("b"), greedy("c", begin_ns=NS_PER_S // 2)]
@@ -151,6 +159,7 @@ def test_priority_is_fair_within_a_level_and_late_comers_do_not_catch_up() -> No
     assert jain(rates) > 0.999
 
 
+@pytest.mark.slow
 def test_who_was_held_back_does_not_take_everything_afterwards() -> None:
     """A limit held `a` back for a second; when it is lifted, `b` goes on with its half."""
     made = scheduler(burst=MIB)
@@ -163,6 +172,7 @@ def test_who_was_held_back_does_not_take_everything_afterwards() -> None:
     assert jain(rates) > 0.999
 
 
+@pytest.mark.slow
 def test_a_level_s_bucket_is_between_the_total_and_its_clients() -> None:
     made = scheduler()
     made.set_level(3, 30 * MB, 0, 0, 0)
@@ -229,6 +239,7 @@ def test_another_share_forgives_no_debt() -> None:
     assert made.next_ns(0) == pytest.approx(NS_PER_S, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_client_s_first_request_in_another_level_begins_where_the_others_are() -> None:
     """`a` was always busy at level 2; it has no claim on what level 0 did not give it meanwhile."""
     made = scheduler("priority", burst=MIB)
@@ -292,6 +303,7 @@ def test_the_target_is_met_within_two_seconds_and_stays_met_without_oscillation(
     assert batch > 30 * MB  # and they have most of what is left
 
 
+@pytest.mark.slow
 def test_the_cap_goes_when_the_level_has_gone() -> None:
     made = scheduler("adaptive", burst=MIB)
     made.set_level(0, 0, 0, TARGET_NS, 0)

@@ -11,6 +11,7 @@ import errno
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
@@ -99,5 +100,5 @@ def is_mix(data: bytes, one: bytes, other: bytes) -> bool:
 
 
 TestRestoringPath = RestoringPath.TestCase
-TestRestoringPath.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestRestoringPath.settings = settings(max_examples=examples(25), stateful_step_count=30, deadline=None)
 TestRestoringPath.pytestmark = [pytest.mark.slow]

@@ -39,6 +39,7 @@ def flip(path: Path, at: int) -> None:
         file.write(bytes([byte ^ 0x10]))
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_is_found(space: SwapSpace, tmp_path: Path) -> None:
     """In any byte of a header, and here and there in the data."""
     nr_found = 0
@@ -76,6 +77,7 @@ def test_damage_found_while_pages_sink_is_not_passed_on(space: SwapSpace, tmp_pa
     assert [space.read(key) for key in (0, 1, 2, 4, 5)] == [blob_of(key) for key in (0, 1, 2, 4, 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nr_bytes", [1, 63, 64, 100, BLOCK, BLOCK + 63])
 def test_a_torn_write_is_found(space: SwapSpace, tmp_path: Path, nr_bytes: int) -> None:
     """Only the first bytes of a slot got there; behind them is what was there before."""

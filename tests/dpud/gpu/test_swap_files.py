@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from wiring import errno_of, wiring_cases
+from wiring import errno_of, for_each, run_all, wiring_cases
 
 from dpud.gpu.address_space.regions import PageState
 from dpud.gpu.clock import ManualClock
@@ -74,8 +74,11 @@ def test_defaults(empty: Gpu) -> None:
     assert wrong == {path: facts["default"] + "\n" for path, facts in FACTS.items() if "default" in facts}
 
 
-@pytest.mark.parametrize("path", [path for path, facts in FACTS.items() if "range" in facts and "tiers/ss" not in path])
-def test_range(path: str) -> None:
+def test_ranges() -> None:
+    for_each([path for path, facts in FACTS.items() if "range" in facts and "tiers/ss" not in path], check_range)
+
+
+def check_range(path: str) -> None:
     gpu = Gpu(0)
     low, high = FACTS[path]["range"]
     for value in (low, high):
@@ -84,14 +87,12 @@ def test_range(path: str) -> None:
     assert [errno_of(gpu.registry.write, path, str(value)) for value in (low - 1, high + 1)] == [errno.EINVAL] * 2
 
 
-CASES = [case for case in wiring_cases(Gpu(0).registry) if case.path.startswith(SWAP)]
+def test_wiring() -> None:
+    cases = [case for case in wiring_cases(Gpu(0).registry) if case.path.startswith(SWAP)]
+    run_all(case for case in cases if "/ssd/" not in case.path)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "/ssd/" not in case.path], ids=str)
-def test_wiring(case: Any) -> None:
-    case.run()
-
-
+@pytest.mark.slow
 def test_bytes_go_to_tiers_and_come_back() -> None:
     gpu = Gpu()
     assert gpu.all_bytes() == gpu.data
@@ -106,6 +107,7 @@ def test_bytes_go_to_tiers_and_come_back() -> None:
     assert sum(int(gpu.read(f"tiers/{tier}/nr_pages")) for tier in TIERS) == int(gpu.read("nr_pages"))
 
 
+@pytest.mark.slow
 def test_policy_and_prefetch_are_changed_while_pages_are_there() -> None:
     gpu = Gpu()
     gpu.write("policy", "s3-fifo\n")
@@ -117,6 +119,7 @@ def test_policy_and_prefetch_are_changed_while_pages_are_there() -> None:
     assert errno_of(gpu.write, "policy", "fifo\n") == errno.EINVAL
 
 
+@pytest.mark.slow
 def test_the_threshold_is_where_background_eviction_begins() -> None:
     gpu = Gpu()
     gpu.write("swap_threshold", "50")
@@ -126,6 +129,7 @@ def test_the_threshold_is_where_background_eviction_begins() -> None:
     assert MIB <= free <= 3 * MIB // 2
 
 
+@pytest.mark.slow
 def test_a_cluster_is_what_leaves_at_once_and_without_only_what_has_to() -> None:
     """One page of 4 KiB comes into a full device; a sixteenth of that is 128 KiB."""
     gpu = Gpu()
@@ -141,6 +145,7 @@ def test_a_cluster_is_what_leaves_at_once_and_without_only_what_has_to() -> None
         assert gpu.read("cluster") == value.replace("64K", "65536")
 
 
+@pytest.mark.slow
 def test_demote_moves_pages_down() -> None:
     gpu = Gpu()
     before = int(gpu.read("tiers/hdd/nr_pages"))
@@ -152,6 +157,7 @@ def test_demote_moves_pages_down() -> None:
     assert gpu.all_bytes() == gpu.data
 
 
+@pytest.mark.slow
 def test_a_slower_tier_is_slower() -> None:
     gpu = Gpu()
     gpu.write("prefetch", "none")
@@ -188,6 +194,7 @@ def test_belady_names_the_distance_to_the_optimum() -> None:
     assert float(row["gap_closed_percent"]) > 0
 
 
+@pytest.mark.slow
 def test_a_budget_by_file() -> None:
     gpu = Gpu(0)
     gpu.write("tiers/nvme/daily_limit", "1M")

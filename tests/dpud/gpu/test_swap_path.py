@@ -56,6 +56,7 @@ def test_every_byte_comes_back(policy: str, prefetch: str) -> None:
     assert all(tier.nr_pages for tier in one.swap.space.tiers)
 
 
+@pytest.mark.slow
 def test_a_pool_in_between_is_drained_in_the_background() -> None:
     one = Swapping(HostPool(MIB))
     pool = one.memory.store.pool
@@ -68,6 +69,7 @@ def test_a_pool_in_between_is_drained_in_the_background() -> None:
     one.check()
 
 
+@pytest.mark.slow
 def test_freed_memory_leaves_the_tiers() -> None:
     one = Swapping()
     one.memory.free(one.va)
@@ -75,6 +77,7 @@ def test_freed_memory_leaves_the_tiers() -> None:
     one.check()
 
 
+@pytest.mark.slow
 def test_a_page_that_is_lost_on_disk_is_an_error_for_who_reads_it_only(tmp_path: Path) -> None:
     one = Swapping(folder=tmp_path)
     key, slot = next((key, slot) for key, slot in one.swap.space.slots() if slot.tier.name == "hdd")
@@ -93,6 +96,7 @@ def test_a_page_that_is_lost_on_disk_is_an_error_for_who_reads_it_only(tmp_path:
     one.check()
 
 
+@pytest.mark.slow
 def test_when_all_is_full_who_asks_for_more_is_told() -> None:
     one = Swapping(nr_bytes=8 * MIB)
     more = one.memory.allocate("b", 8 * MIB)
@@ -102,6 +106,7 @@ def test_when_all_is_full_who_asks_for_more_is_told() -> None:
     one.check()
 
 
+@pytest.mark.slow
 def test_the_policy_that_was_chosen_is_asked() -> None:
     """Pages used twice stay through a scan with S3-FIFO, not with LRU."""
     kept = {}
@@ -134,6 +139,7 @@ def test_prefetching_is_counted_as_it_happens() -> None:
     one.check()
 
 
+@pytest.mark.slow
 def test_the_shadow_trace_judges_what_was_accessed() -> None:
     one = Swapping()
     for _ in range(3):
@@ -147,6 +153,7 @@ def test_the_shadow_trace_judges_what_was_accessed() -> None:
     assert one.swap.judge()["device0"].policy < verdict.lru
 
 
+@pytest.mark.slow
 def test_who_thrashes_is_held_up_and_then_the_page_is_held() -> None:
     one = Swapping()
     one.swap.set_prefetch("none")

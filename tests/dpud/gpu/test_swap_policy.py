@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ def libcachesim_misses(name: str, trace: Sequence[int], capacity: int) -> int:
     return nr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRACES)
 @pytest.mark.parametrize("capacity", [20, 64, 333])
 def test_misses_are_libcachesims(name: str, capacity: int) -> None:
@@ -36,7 +38,7 @@ def test_misses_are_libcachesims(name: str, capacity: int) -> None:
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=400), st.integers(20, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_misses_are_libcachesims_on_any_trace(trace: list[int], capacity: int) -> None:
     assert misses(S3Fifo(capacity), trace, capacity) == libcachesim_misses("S3FIFO", trace, capacity)
     assert misses(Lru(), trace, capacity) == libcachesim_misses("LRU", trace, capacity)
@@ -61,7 +63,7 @@ def fewest_misses(trace: Sequence[int], capacity: int) -> int:
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=14), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_no_choice_of_victims_beats_the_optimum(trace: list[int], capacity: int) -> None:
     assert optimal_misses(trace, capacity) == fewest_misses(trace, capacity)
 
@@ -113,6 +115,7 @@ def test_each_client_has_its_own_list() -> None:
     assert (policies.victim("even"), policies.victim("odd"), policies.victim()) == (None, 5, None)
 
 
+@pytest.mark.slow
 def test_s3_fifo_learns_its_capacity_at_the_first_eviction() -> None:
     """As if it had been known from the beginning: the misses are the same ones."""
     trace = TRACES["zipf"](6000, 1000)
@@ -120,6 +123,7 @@ def test_s3_fifo_learns_its_capacity_at_the_first_eviction() -> None:
         assert misses(S3Fifo(), trace, capacity) == misses(S3Fifo(capacity), trace, capacity)
 
 
+@pytest.mark.slow
 def test_the_shadow_trace_says_how_far_from_the_optimum() -> None:
     shadow, trace = ShadowTrace(), TRACES["zipf"](8000, 500)
     shadow.accessed(trace)
@@ -133,6 +137,7 @@ def test_the_shadow_trace_says_how_far_from_the_optimum() -> None:
     assert shadow.judge("lru", 1000).gap_closed_percent is None
 
 
+@pytest.mark.slow
 def test_the_shadow_trace_is_bounded_and_still_right() -> None:
     shadow, trace = ShadowTrace(), TRACES["zipf"](60000, 20000)
     shadow.accessed(trace)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import MIB, small_memory
@@ -54,8 +55,9 @@ def largest_dense(there: set[int], page: int, size: int, nr_pages: int) -> set[i
     return best - there - {page}
 
 
+@pytest.mark.slow
 @given(st.sets(st.integers(0, 99)), st.integers(0, 99))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_the_density_tree_keeps_the_51_percent_rule(there: set[int], page: int) -> None:
     there.discard(page)
     found = DensityTree(block_pages=64).on_fault(0, 100, page, there.__contains__)
@@ -108,6 +110,7 @@ def test_a_trend_is_more_than_half() -> None:
     assert trend([3, 1, 3, 3, 3, 3]) == 3
 
 
+@pytest.mark.slow
 def test_prefetching_stops_where_it_does_not_pay_and_begins_again() -> None:
     """Eight accesses in a dense block each, of 64 pages there and none of the rest ever used; then a sequence."""
     accuracy = PrefetchAccuracy()
@@ -191,6 +194,7 @@ def test_random_accesses_are_not_slowed_down(share: float) -> None:
     assert came["density"] <= 1.1 * came["none"]
 
 
+@pytest.mark.slow
 def test_a_sequence_is_prefetched_through_the_path() -> None:
     _, served = reading("density", 4, list(range(1024)))
     assert served["prefetched"] > 4 * served["from_store"]

@@ -5,6 +5,7 @@ import errno
 from collections.abc import Iterator
 
 import pytest
+from effort import examples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -186,6 +187,7 @@ def test_a_disk_does_not_seek_for_what_comes_next() -> None:
     space.close()
 
 
+@pytest.mark.slow
 def test_a_slow_tier_holds_up_whoever_writes_too_much() -> None:
     """16 MiB at 156 MB/s are 107 ms, and 4 MiB (27 ms) of them may be queued."""
     clock = ManualClock()
@@ -292,4 +294,4 @@ class SwapMachine(RuleBasedStateMachine):
 
 
 TestSwapMachine = SwapMachine.TestCase
-TestSwapMachine.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+TestSwapMachine.settings = settings(max_examples=examples(15), stateful_step_count=25, deadline=None)

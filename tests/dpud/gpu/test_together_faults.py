@@ -91,6 +91,7 @@ class PagesBreak(Act):
             self.lab.fault.inject(f"bit bits=2 va={va:#x}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [FramesAreDue, PagesBreak])
 def test_recovery_lets_frames_alone_that_somebody_is_taking(kind: type[Act], tmp_path: Path) -> None:
     """Two large pages come in: the first has its frames, and for the second a block is made. What is broken waits."""
@@ -107,6 +108,7 @@ def test_recovery_lets_frames_alone_that_somebody_is_taking(kind: type[Act], tmp
     assert stats["lost_pages"] == 0
 
 
+@pytest.mark.slow
 def test_a_pass_in_the_background_makes_good_what_it_moves(tmp_path: Path) -> None:
     lab = Scattered(tmp_path)
     lab.fault.checkpoints.create("s")

@@ -85,6 +85,7 @@ def _for_ever(step: Callable[[], object]) -> Operation[None]:
         yield None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", [0, 1, 3, 5])
 @pytest.mark.parametrize("strategy", [Strategy.PRECOPY, Strategy.POSTCOPY, Strategy.STOP_AND_COPY])
 def test_the_old_device_is_lost(strategy: Strategy, when: int, tmp_path: Path) -> None:
@@ -96,6 +97,7 @@ def test_the_old_device_is_lost(strategy: Strategy, when: int, tmp_path: Path) -
     assert (state, device) in ((State.FAILED, 2), (State.COMPLETED, 1), (State.COMPLETED, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", [0, 1, 3, 5])
 @pytest.mark.parametrize("strategy", [Strategy.PRECOPY, Strategy.POSTCOPY, Strategy.STOP_AND_COPY])
 def test_the_new_device_is_lost(strategy: Strategy, when: int, tmp_path: Path) -> None:
@@ -129,6 +131,7 @@ class Broken(World):
         return self.faults[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [Strategy.PRECOPY, Strategy.HYBRID])
 def test_the_source_s_device_is_lost_and_its_pages_come_from_a_checkpoint(strategy: Strategy, tmp_path: Path) -> None:
     world = Broken(tmp_path)
@@ -161,6 +164,7 @@ def test_what_the_source_loses_is_lost_over_there_too_and_nothing_else(tmp_path:
     assert progress.digest == world.b.migration.receiver.history[0].digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [Phase.RECEIVING, Phase.PREPARED])
 @pytest.mark.parametrize("how", ["device", "bit"])
 def test_what_breaks_over_there_before_the_switch_stops_it(how: str, phase: Phase, tmp_path: Path) -> None:
@@ -257,6 +261,7 @@ class Paced:
         return 1000 * (self.size - at_once) / self.limit
 
 
+@pytest.mark.slow
 def test_a_client_s_limit_holds_for_its_migration() -> None:
     """It waits while it moves: nothing is owed behind it, but for its last piece, which the client waits for."""
     paced = Paced()
@@ -267,6 +272,7 @@ def test_a_client_s_limit_holds_for_its_migration() -> None:
     assert paced.took_ms(paced.qos.admission("c", 4 * KIB)) <= 1000 * 1.1 * MIB / paced.limit
 
 
+@pytest.mark.slow
 def test_and_for_its_checkpoints(tmp_path: Path) -> None:
     paced = Paced(tmp_path)
     took_ms = paced.took_ms(paced.fault.checkpoints.creation("c"))
@@ -295,6 +301,7 @@ class Built(Side):
         self.migration._new_id = lambda: f"{name}{next(ids)}"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_compressed_and_swapped_pages_in_mid_migration(tmp_path: Path) -> None:
     world = World(target_bytes=4 * MIB)
     world.a = Built("a", world.clock, tmp_path)
@@ -350,6 +357,7 @@ def _all_bytes(memory: GpuMemory) -> list[np.ndarray]:  # type: ignore[type-arg]
 # Defragmentation.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [Strategy.POSTCOPY, Strategy.HYBRID])
 def test_frames_are_put_together_over_there_while_pages_come(strategy: Strategy) -> None:
     """In post-copy the client runs there already, and writes; its neighbour's pages lie scattered."""
@@ -387,6 +395,7 @@ def test_frames_are_put_together_over_there_while_pages_come(strategy: Strategy)
     world.b.check()
 
 
+@pytest.mark.slow
 def test_managed_memory_under_swap_pressure_and_defragmentation_between_devices() -> None:
     """The target is as good as full, so copies are taken back, blocks are moved, and pages go to swap meanwhile."""
     side = Side("x", ManualClock(), MIB, 512 * KIB)

@@ -31,6 +31,7 @@ class BreakableNodes(Nodes):
         return va
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [0, 1])
 @pytest.mark.parametrize("kind", [RegionType.DEVICE, RegionType.MANAGED])
 def test_clients_of_the_last_device_go_to_the_node_that_it_hangs_at(
@@ -74,6 +75,7 @@ def test_where_its_node_is_full_another_takes_it(tmp_path: Path) -> None:
     assert violations(nodes.memory) == []
 
 
+@pytest.mark.slow
 def test_balancing_goes_on_while_a_node_breaks(tmp_path: Path) -> None:
     """Pages are on the wrong node, and break one after the other while hint faults bring them home."""
     nodes = BreakableNodes(tmp_path)

@@ -301,7 +301,7 @@ def _has_text(file: Any, slot: Any, table: Table, counts: Counts, offset: int) -
     if slot.traits & SHOWS_ITSELF:
         holds = slot.sets == load_word(table[0].nr_values_set_at) and slot.stores >= table[0].nr_others_set
     elif slot.traits & SHOWS_MEMORY:
-        holds = slot.turns == counts[_MEMORY_TURNS]
+        holds = slot.turns == counts[_MEMORY_TURNS] and slot.stores >= table[0].nr_others_set
     else:
         holds = slot.turns == counts[_TURNS] and slot.stores == counts[_STORES]  # it may go by one of them
     if not holds:

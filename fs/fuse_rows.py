@@ -167,7 +167,7 @@ def renew_text(table: Table, counts: Counts, nodeid: int, content: NDArray[np.ui
         text = free_text(table)
         table[0].texts[text].address, table[0].texts[text].nr_bytes = content.ctypes.data, nr_bytes
         use(slot, table, text)
-        slot.turns, slot.stores = counts[_MEMORY_TURNS] + 1, counts[_STORES]
+        slot.turns, slot.stores = counts[_MEMORY_TURNS] + 1, table[0].nr_settled
     unlock(table)
     return text
 

@@ -18,12 +18,12 @@ import errno
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from types import CodeType, FunctionType
 from typing import Any
 
 from kernelsim.attr import Attr, Kobject, Text
-from kernelsim.glob import glob_match
+from kernelsim.glob import Glob
 from kernelsim.trace_hook import FTRACE_NAME
 
 FLAGS = "pmfslt"
@@ -73,22 +73,24 @@ class Query:
     def matches(self, site: Site) -> bool:
         if self.in_class:
             return False  # no site here has a class
+        module, file, func = self._globs
         return (
-            _glob_matches(self.module, site.modname)
-            and (self.file is None or any(glob_match(self.file, name) for name in _names_of(site.filename)))
-            and _glob_matches(self.func, site.function)
+            module.matches(site.modname)
+            and any(file.matches(name) for name in _names_of(site.filename))
+            and func.matches(site.function)
             and self._format_matches(site.format)
             and (self.lines is None or self.lines[0] <= site.lineno <= self.lines[1])
         )
+
+    @cached_property
+    def _globs(self) -> tuple[Glob, Glob, Glob]:
+        module, file, func = (Glob("*" if word is None else word) for word in (self.module, self.file, self.func))
+        return module, file, func
 
     def _format_matches(self, text: str) -> bool:
         if self.format is None:
             return True
         return text.startswith(self.format[1:]) if self.format.startswith("^") else self.format in text
-
-
-def _glob_matches(pattern: str | None, name: str) -> bool:
-    return pattern is None or glob_match(pattern, name)
 
 
 def _names_of(path: str) -> tuple[str, str]:

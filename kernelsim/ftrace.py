@@ -26,7 +26,7 @@ from types import MethodType
 from typing import Any
 
 from kernelsim import trace_events
-from kernelsim.glob import glob_match
+from kernelsim.glob import Glob
 from kernelsim.operation import Operation
 from kernelsim.task import Call, Task
 from kernelsim.trace import Trace
@@ -61,7 +61,8 @@ class FunctionSet:
 
     def _matching(self, pattern: str) -> set[str]:
         name, colon, rest = pattern.partition(":")
-        names = {known for known in self.known if glob_match(name or "*", known)}
+        glob = Glob(name or "*")
+        names = {known for known in self.known if glob.matches(known)}
         if colon:
             kind, _, module = rest.partition(":")
             if kind != "mod":

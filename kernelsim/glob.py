@@ -1,41 +1,71 @@
 # SPDX-License-Identifier: GPL-2.0-only
 r"""Shell patterns as the kernel matches them (lib/glob.c): `*`, `?`, `[a-z]`, `[!a-z]`, `\` before a plain letter.
 
-Whole strings are matched. A `[` that nothing closes is a plain letter. Nothing is compiled and nothing is kept:
-patterns come from whoever writes to a file, and there is no end of them.
+Whole strings are matched. A `[` that nothing closes is a plain letter. A pattern is taken apart once for all strings
+that it is held against, and what a class says of a letter is kept as long: patterns come from whoever writes to a file,
+and may be one class of thousands of letters, or thousands of `[`.
 """
 
+from collections.abc import Callable
 
-def glob_match(pattern: str, text: str) -> bool:
-    """Does all of `text` fit? Goes back to the last star only, so it takes at most len(pattern) * len(text) steps."""
-    at = number = 0
-    star, star_number = -1, 0
-    while number < len(text) or at < len(pattern):
-        if at < len(pattern) and pattern[at] == "*":
-            star, star_number = at, number
-            at += 1
-            continue
-        length = _fits(pattern, at, text[number]) if number < len(text) else 0
-        if length:
-            at, number = at + length, number + 1
-        elif star >= 0 and star_number < len(text):
-            star_number += 1
-            at, number = star + 1, star_number
-        else:
-            return False
+
+class Glob:
+    """A pattern."""
+
+    def __init__(self, pattern: str) -> None:
+        self._parts = _parts(pattern)
+
+    def matches(self, text: str) -> bool:
+        """Does all of it fit? Goes back to the last star only, so it takes at most parts * len(text) steps."""
+        parts, at, number = self._parts, 0, 0
+        star, star_number = -1, 0
+        while number < len(text) or at < len(parts):
+            part = parts[at] if at < len(parts) else _none
+            if part is None:
+                star, star_number = at, number
+                at += 1
+            elif number < len(text) and part(text[number]):
+                at, number = at + 1, number + 1
+            elif star >= 0 and star_number < len(text):
+                star_number += 1
+                at, number = star + 1, star_number
+            else:
+                return False
+        return True
+
+
+Part = Callable[[str], bool] | None
+"""Does a letter fit? None stands for a star."""
+
+
+def _any(_letter: str) -> bool:
     return True
 
 
-def _fits(pattern: str, at: int, letter: str) -> int:
-    """Length of the part of the pattern from `at` on that stands for one letter, if that fits; else 0."""
-    first = pattern[at : at + 1]
-    if first == "?":
-        return 1
-    if first == "[" and (end := _end_of_class(pattern, at)):
-        return end - at if _in_class(pattern[at + 1 : end - 1], letter) else 0
-    if first == "\\" and at + 1 < len(pattern):
-        return 2 if pattern[at + 1] == letter else 0
-    return 1 if first == letter else 0
+def _none(_letter: str) -> bool:
+    return False
+
+
+def _parts(pattern: str) -> list[Part]:
+    parts: list[Part] = []
+    at, closes = 0, True
+    while at < len(pattern):
+        first, length = pattern[at], 1
+        if first == "*":
+            parts.append(None)
+        elif first == "?":
+            parts.append(_any)
+        elif first == "[" and closes and (end := _end_of_class(pattern, at)):
+            parts.append(_Class(pattern[at + 1 : end - 1]))
+            length = end - at
+        elif first == "\\" and at + 1 < len(pattern):
+            parts.append(pattern[at + 1].__eq__)
+            length = 2
+        else:
+            closes = closes and first != "["  # if nothing closes this one, nothing closes a later one
+            parts.append(first.__eq__)
+        at += length
+    return parts
 
 
 def _end_of_class(pattern: str, at: int) -> int:
@@ -44,12 +74,24 @@ def _end_of_class(pattern: str, at: int) -> int:
     return pattern.find("]", begin + 1) + 1
 
 
-def _in_class(letters: str, letter: str) -> bool:
-    inverted = letters.startswith("!")
-    letters = letters[inverted:]
-    at, found = 0, False
-    while at < len(letters):
-        last = at + 2 if letters[at + 1 : at + 2] == "-" and at + 2 < len(letters) else at
-        found |= letters[at] <= letter <= letters[last]
-        at = last + 1
-    return found != inverted
+class _Class:
+    """What is between the brackets, and what was found of letters."""
+
+    def __init__(self, letters: str) -> None:
+        self._inverted = letters.startswith("!")
+        self._letters = letters[self._inverted :]
+        self._found: dict[str, bool] = {}
+
+    def __call__(self, letter: str) -> bool:
+        if letter not in self._found:
+            self._found[letter] = self._has(letter) != self._inverted
+        return self._found[letter]
+
+    def _has(self, letter: str) -> bool:
+        letters, at = self._letters, 0
+        while at < len(letters):
+            last = at + 2 if letters[at + 1 : at + 2] == "-" and at + 2 < len(letters) else at
+            if letters[at] <= letter <= letters[last]:
+                return True
+            at = last + 1
+        return False

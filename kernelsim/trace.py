@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from kernelsim import trace_key
-from kernelsim.glob import glob_match
+from kernelsim.glob import Glob
 from kernelsim.operation import Operation
 from kernelsim.ring_buffer import Record, RingBuffer
 from kernelsim.task import Current, Task
@@ -244,5 +244,7 @@ def find_events(pattern: str) -> list[TraceEvent]:
     """Events that one word of `set_event` names: `system:event`, `event`, either a glob, `system:` for all of one."""
     system, colon, name = pattern.partition(":")
     if not colon:
-        return [e for e in EVENTS if glob_match(pattern, e.name) or glob_match(pattern, e.system)]
-    return [e for e in EVENTS if glob_match(system or "*", e.system) and glob_match(name or "*", e.name)]
+        either = Glob(pattern)
+        return [e for e in EVENTS if either.matches(e.name) or either.matches(e.system)]
+    of_system, of_name = Glob(system or "*"), Glob(name or "*")
+    return [e for e in EVENTS if of_system.matches(e.system) and of_name.matches(e.name)]

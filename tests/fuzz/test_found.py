@@ -24,7 +24,7 @@ from dpud.gpu.numa import topology
 from dpud.gpu.system import GpuConfig, build
 from dpud.journal import frame
 from dpud.state import State
-from kernelsim.glob import glob_match
+from kernelsim.glob import Glob
 
 TRACING = "/sys/kernel/tracing"
 MIB = 1 << 20
@@ -113,7 +113,16 @@ def test_filters_are_bounded_and_what_is_taken_can_be_asked() -> None:
     ],
 )
 def test_glob_match_is_the_kernel_s(pattern: str, text: str, fits: bool) -> None:
-    assert glob_match(pattern, text) is fits
+    assert Glob(pattern).matches(text) is fits
+
+
+@pytest.mark.parametrize(
+    "pattern", ["e*" + "[" * 5000 + "]" * 3, "*" + "[" * 5000, "*[" + "a-b" * 5000 + "]x", "*[x]" * 900]
+)
+def test_a_pattern_is_taken_apart_once(pattern: str) -> None:
+    """A write of a page took seconds; so many strings would take longer than anybody waits."""
+    glob = Glob(pattern)
+    assert not any(glob.matches(f"mm_compaction_{number}") for number in range(300))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ Theory of operation
 """
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -35,3 +36,9 @@ def quick() -> Iterator[None]:
         dispatcher.FunctionCache = usual
         gc.freeze()
         gc.enable()
+
+
+def find_stored() -> None:
+    """Let each function that was declared quickly look for its file now: numba does not without trying to write."""
+    if module := sys.modules.get("dpud.stored_loops"):
+        module.StoredLoops.find_all()

@@ -69,7 +69,7 @@ _MEMMAP_BYTES = 64  # struct page: what a real machine sets aside for each of it
 LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
 _NOT_HASHED = (
     *("memory", "hw", "clock", "cputime", "btime_s", "console", "_callbacks", "nr_acquired", "changes"),
-    *("_shown_form", "_shown_values"),
+    "counter_text",
 )
 """Attributes that `whole_hash` leaves out. Memory is in `state_hash`; who looks takes locks and hangs up callbacks, and
 leaves what the next text is made with."""

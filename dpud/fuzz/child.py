@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from dpud import namespace
+from dpud import namespace, startup
 from dpud.fuzz.live import Batch, Crash, live, shrink
 from dpud.fuzz.sandbox import confine
 from dpud.fuzz.target import Target, kind_of
@@ -70,6 +70,7 @@ class Child:
         self._pieces: list[bytes] = []
         self._stuck = False
         self._folder = tempfile.TemporaryDirectory(prefix="dpud-fuzz-", dir=_memory(), ignore_cleanup_errors=True)
+        startup.find_stored()
         self.fd, writer = os.pipe()
         parent = os.getpid()
         self.pid = os.fork()

@@ -72,3 +72,27 @@ def test_the_compiler_is_for_what_is_not_in_the_cache(tmp_path: Path) -> None:
     assert run(tmp_path) == [*results, "[1, 1, 1]", "no compiler True", kept]
     (tmp_path / "loops.py").write_text(LOOPS + "\n# another source\n")
     assert run(tmp_path) == [*results, "[0, 0, 0]", "compiler True", kept]
+
+
+def test_all_can_look_for_their_files_before_nothing_may_be_written_any_more(tmp_path: Path) -> None:
+    (tmp_path / "loops.py").write_text(LOOPS)
+    program = """
+import os
+from dpud import startup
+from dpud.fuzz.sandbox import confine
+with startup.quick():
+    import loops
+startup.find_stored()
+os.mkdir("inside")
+confine("inside")
+print(loops.never_called.stats.cache_path.startswith(os.environ["NUMBA_CACHE_DIR"]))
+"""
+    (tmp_path / "program.py").write_text(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{program}")
+    environment = os.environ | {
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

@@ -83,6 +83,7 @@ def test_the_gpu_s_tenants_are_under_pressure_by_their_rank() -> None:
     text = shown(
         "gpu-inference",
         "cd /sys/kernel/config/gpu_memvirt/gpu0/clients; cat /sys/class/gpu_memvirt/gpu0/memory/total_bytes;"
+        "cat */buffers/*/data >/dev/null;"  # whose pages are in swap waits for them
         "for c in chat search batch; do cat $c/allocated_bytes $c/resident_bytes; grep -o 'total=.*' $c/pressure; done;"
         "cat /sys/class/gpu_memvirt/gpu0/swap/nr_pages; cat /sys/class/gpu_memvirt/gpu0/address_space/verify",
     )

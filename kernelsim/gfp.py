@@ -12,6 +12,7 @@ __GFP_MEMALLOC, __GFP_NOMEMALLOC. There are no dirty limits, cpusets, memory cgr
 """
 
 import errno
+from functools import lru_cache
 
 from kernelsim.mmzone import (
     MIGRATE_MOVABLE,
@@ -80,6 +81,7 @@ for _value in gfp_names.values():
     _KNOWN_BITS |= _value
 
 
+@lru_cache(maxsize=1024)  # a trace has few of them, thousands of times
 def format_gfp(gfp: int) -> str:
     """`GFP_KERNEL|__GFP_NORETRY`; `none` for 0 (show_gfp_flags)."""
     words = []

@@ -115,6 +115,10 @@ class Life:
         del self.world
         gc.collect()  # a machine hangs in cycles, and the collector does not see how large it is
 
+    def _check(self) -> None:
+        for _ in self.world.check():
+            self.nr_steps += 1
+
     def give(self, data: bytes) -> Crash | None:
         """One input."""
         batch, target = self.batch, self.target
@@ -128,11 +132,11 @@ class Life:
         try:
             batch.outcomes[self.world.run(data)] += 1
             self.logged.look()
-            if target.life and len(self._trail) % CHECK_EVERY == 0:
-                self.world.check()
             taken_ns = time.process_time_ns() - begin_ns
             if taken_ns > LIMIT_NS:
                 raise Hang(f"{taken_ns / 1e9:.1f} s of CPU time")
+            if target.life and len(self._trail) % CHECK_EVERY == 0:
+                self._check()
         except (Exception, Hang) as problem:
             return self._crashed(problem, data)
         batch.nr_inputs += 1
@@ -157,8 +161,8 @@ class Life:
         if batch.crash is not None:
             return batch  # what is left of it is no world
         try:
-            self.world.check()
-        except Exception as problem:
+            self._check()
+        except (Exception, Hang) as problem:
             self._crashed(problem, b"")
             return batch
         self._close()
@@ -232,7 +236,8 @@ def again(target: Target, world_seed: int, inputs: Sequence[bytes]) -> str | Non
                     return HANG
                 nr += 1
             if target.life:
-                world.check()
+                for _ in world.check():
+                    nr += 1
     except Hang:
         return HANG
     except Exception as problem:

@@ -174,9 +174,10 @@ class Incoming:
             self._begin()
         return outcome
 
-    def check(self) -> None:
+    def check(self) -> Iterator[None]:
         violated = violations(self._memory)
         assert not violated, violated[:3]
+        yield
         if not self._receiver.sessions and not self._memory.clients:
             for location in self._memory.locations:
                 assert location.frames.nr_free == location.frames.nr_frames, "pages of nobody"
@@ -247,9 +248,10 @@ class Outgoing:
             return f"{state}, held" if held else state
         return state
 
-    def check(self) -> None:
+    def check(self) -> Iterator[None]:
         violated = violations(self._memory)
         assert not violated, violated[:3]
+        yield
         regions = self._memory.clients[_CLIENT].regions
         assert not regions or any(region.held for region in regions) or self._read() == self._bytes
 

@@ -3,7 +3,7 @@
 
 import errno
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
@@ -25,8 +25,8 @@ class World(Protocol):
         """How it ended: `ok`, or the name of what refused it. Any exception is a crash."""
         ...
 
-    def check(self) -> None:
-        """Raises AssertionError where an invariant is violated."""
+    def check(self) -> Iterator[None]:
+        """Raises AssertionError where an invariant is violated. What it does between two yields has to be quick."""
         ...
 
     def close(self) -> None: ...
@@ -78,8 +78,8 @@ class Parser:
             self._known.add((name, place))
             self.mutator.keep(data)
 
-    def check(self) -> None:
-        pass
+    def check(self) -> Iterator[None]:
+        yield from ()
 
     def close(self) -> None:
         pass

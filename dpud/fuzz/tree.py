@@ -13,7 +13,7 @@ import os
 import re
 import time
 import tomllib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -288,12 +288,13 @@ class Machine:
 
     # Looking.
 
-    def check(self) -> None:
+    def check(self) -> Iterator[None]:
         """Every invariant; and every file can be read."""
         violated = [*self.lab.machine.check(), *violations(self.gpu)]
         assert not violated, violated[:3]
         self._look_for_files()
         for file in self._read:
+            yield
             try:
                 self._do_open("read", file.path, 0, b"100000")
             except OSError:

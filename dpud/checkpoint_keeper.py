@@ -31,7 +31,7 @@ from dpud.checkpoint_file import Head, Writer
 from dpud.checkpoint_fork import Child, ChildFailed
 from dpud.gpu.swap.blockfile import BLOCK_BYTES, BlockFile
 from dpud.journal import Journal
-from dpud.journal_turns import VALUES_BYTES, Recorder
+from dpud.journal_turns import ROOM_BYTES, Recorder
 from dpud.owner import NoRoom
 from dpud.state import GPU_CHECKPOINTS, State, build_of, machine_keys
 
@@ -205,13 +205,13 @@ class Keeper:
     def _next_journal(self, number: int) -> Journal:
         """The turns from here on go into another one -> the one before."""
         state, recorder = self._state, self._recorder
-        if not recorder.journal.reserve(VALUES_BYTES):
+        if not recorder.journal.reserve(ROOM_BYTES):
             raise NoRoom
         self._whole.owner.put_off()
         recorder.flush()
         before = recorder.journal
-        journal = state.new_journal(number, before.nr_records)
-        if not journal.reserve(VALUES_BYTES):
+        journal = state.new_journal(number, before.nr_records, self._whole.owner.changes.nr_settled)
+        if not journal.reserve(ROOM_BYTES):
             journal.close()
             raise NoRoom
         state.name(journal, number, syncs=state.sync_ms == 0)

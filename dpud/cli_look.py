@@ -112,6 +112,8 @@ def journal_show(directory: Path) -> None:
     for path in shown.files_of(directory):
         for line in shown.lines(shown.reader_of(path)):
             click.echo(line)
+    for line in shown.stored_lines(directory):
+        click.echo(line)
 
 
 @journal.command("verify")

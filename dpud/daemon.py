@@ -191,7 +191,8 @@ def _tree_of(machine: Machine, owner: Owner, kept: State | None, for_root: bool,
         run_as=_requests_of(machine, outside),
         request=owner.request,
         outside=outside,
-        settles=kept is None,  # what is noted has to be noted in its turn
+        settles=kept is None or kept.sync_ms != 0,  # else the disk has to be waited for
+        stores_at=0 if kept is None else kept.stores.address,
     )
 
 

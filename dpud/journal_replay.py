@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from dpud.inject import Diverged, Outside
-from dpud.journal_turns import CLOSE, REQUEST, STEP, TICKS, Row, Turn, outcome_of
+from dpud.journal_turns import CLOSE, REQUEST, STEP, STORES, TICKS, Row, Turn, outcome_of
 from dpud.owner import Owner, Slice
 from fs.performer import Performer
 from fs.requests import Cred
@@ -36,6 +36,9 @@ class Replay:
         """The next turn. Raises Diverged."""
         if turn.kind == TICKS:
             self._run_ticks(turn)
+            return
+        if turn.kind == STORES:
+            self._run_stores(turn)
             return
         self._outside.begin(turn.values)
         done: Slice | Exception
@@ -66,6 +69,15 @@ class Replay:
                 if over or not getattr(waits_for, "is_idle", False):
                     raise Diverged(f"operation {number} found something to do")
                 self._owner.flights.went_on(number, waits_for)
+
+    def _run_stores(self, turn: Turn) -> None:
+        """What had been written into files without the machine is set."""
+        assert isinstance(turn.what, str)
+        self._outside.begin(turn.values)
+        for value, path in map(str.split, turn.what.splitlines()):
+            self._performer.settle(path, int(value))
+        self._outside.end()
+        self._owner.changes.go_on_from(turn.number)
 
     def _slice(self, turn: Turn) -> Slice:
         owner, what = self._owner, turn.what

@@ -12,7 +12,9 @@ from dpud import checkpoint_file
 from dpud.errors import UserError
 from dpud.journal import End, Reader
 from dpud.journal_turns import KINDS, Head, Row, Turn, decode_head, decode_turn
+from dpud.journal_turns import STORES as STORED
 from dpud.state_segments import CHECKPOINT, JOURNAL, checkpoint_at, journal_at, numbers
+from dpud.state_stores import STORES, Pending, read_pending
 from fs import requests
 
 _NR_FIRST = 2
@@ -48,6 +50,36 @@ def lines(reader: Reader) -> Iterator[str]:
             yield f"{number} {_line(record)}"
 
 
+def stored(directory: Path) -> Pending:
+    """What a daemon that was killed had taken, and is in none of the journals. Raises UserError."""
+    path, number = directory / STORES, 0
+    for journal in files_of(directory):
+        for at, (_, payload) in enumerate(reader_of(journal)):
+            number = _nr_stores(payload, is_head=at == 0, before=number)
+    try:
+        return read_pending(path, number) if path.exists() else Pending([])
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def stored_lines(directory: Path) -> Iterator[str]:
+    """The same for people."""
+    found = stored(directory)
+    for store in found.stores:
+        yield f"in {STORES} only: {store.value} into the file with inode {store.nodeid}"
+
+
+def _nr_stores(payload: bytes, is_head: bool, before: int) -> int:
+    """How many there had been by the end of a record."""
+    try:
+        record = decode_head(payload) if is_head else decode_turn(payload)
+    except (msgspec.DecodeError, RecursionError):
+        return before
+    if isinstance(record, Head):
+        return record.nr_stores
+    return record.number if record.kind == STORED else before
+
+
 def _line(record: Head | Turn) -> str:
     if isinstance(record, Head):
         begin = f"checkpoint {record.segment}" if record.segment else "the boot"
@@ -55,6 +87,8 @@ def _line(record: Head | Turn) -> str:
     words = [KINDS[record.kind], str(record.number)]
     if isinstance(record.what, dict):
         words.append(", ".join(f"{nr} of {number}" for number, nr in record.what.items()))
+    elif isinstance(record.what, str):
+        words.append(", ".join(f"{value} into {path}" for value, path in map(str.split, record.what.splitlines())))
     if isinstance(record.what, Row):
         words.append(_request(record.what))
     elif isinstance(record.what, int):
@@ -93,6 +127,8 @@ def verdicts(directory: Path) -> Iterator[tuple[str, bool]]:
     """Of every journal and every checkpoint of a state directory."""
     for number in numbers(directory, CHECKPOINT):
         yield _verdict_of(checkpoint_at(directory, number))
+    if problem := stored(directory).problem:
+        yield f"{directory / STORES}: {problem}: see --recover", False
     journals = files_of(directory)
     for path in journals:
         reader = reader_of(path)

@@ -7,6 +7,7 @@
     resume    operation N went on to its next yield or to its end
     close     operation N was ended where it was, because its caller was interrupted
     ticks     operations of the background had so many rounds each, in which nothing happened but that they had them
+    stores    values that had been written into files without the machine were set; there were N by then
 
 Each with the values that were read from outside meanwhile, in their order, and with what it came to, by which a replay
 that goes another way is noticed. Requests that only look, and are over with their first slice, are not recorded; those
@@ -28,10 +29,15 @@ import msgspec
 from dpud.inject import Outside, Value
 from dpud.journal import Journal
 from dpud.owner import NoRoom, Slice
+from dpud.state_stores import KeptStores
+from fs.fuse_layout import NR_STORES
 from fs.requests import Request
 
 VALUES_BYTES = 64 << 10
 """Room kept for what a turn reads; a turn of which more has to be noted finds the room then, or the daemon ends."""
+STORES_BYTES = NR_STORES * 128
+"""Room kept besides for one record of stores, be they all of other files."""
+ROOM_BYTES = VALUES_BYTES + STORES_BYTES
 HOLD_NS = 60_000_000_000
 """How much of an idle machine's time may be forgotten by a kill."""
 _EXIT_NOT_NOTED = 74
@@ -40,8 +46,8 @@ _EXIT_NOT_NOTED = 74
 _log = logging.getLogger("dpud")
 
 
-BOOT, REQUEST, STEP, RESUME, CLOSE, TICKS = range(6)
-KINDS = ("boot", "request", "step", "resume", "close", "ticks")
+BOOT, REQUEST, STEP, RESUME, CLOSE, TICKS, STORES = range(7)
+KINDS = ("boot", "request", "step", "resume", "close", "ticks", "stores")
 
 
 class Row(NamedTuple):
@@ -67,9 +73,9 @@ class Turn(NamedTuple):
 
     kind: int
     number: int
-    """Of the operation."""
-    what: Row | int | dict[int, int] | None
-    """The request, the time of a step, or how many ticks an operation had."""
+    """Of the operation; of stores, how many there had been."""
+    what: Row | int | dict[int, int] | str | None
+    """The request, the time of a step, how many ticks an operation had, or "value path" of stores, a line each."""
     values: list[Value]
     outcome: int | str | None
     """What the slice came to: None where it goes on; a number; "-ENOENT"."""
@@ -87,9 +93,11 @@ class Head(NamedTuple):
     """Which of the journals this is: it goes on from the checkpoint of that number; 0 from the boot."""
     nr_before: int = 0
     """Records of the journal before."""
+    nr_stores: int = 0
+    """Stores (state_stores.py) that are in those before."""
 
 
-FORMAT = 2
+FORMAT = 3
 _encode = msgspec.msgpack.Encoder().encode
 decode_turn = msgspec.msgpack.Decoder(Turn).decode
 decode_head = msgspec.msgpack.Decoder(Head).decode
@@ -109,10 +117,18 @@ class Recorder:
     """Notes turns as they happen: what dpud.owner.Turns asks for.
 
     `looks_change`: whether just now even requests that only look leave something behind, because they are traced.
+    `stores`: where those are that are taken without the machine; none are taken while they could not be noted.
     """
 
-    def __init__(self, journal: Journal, outside: Outside, looks_change: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        outside: Outside,
+        looks_change: Callable[[], bool] = lambda: False,
+        stores: KeptStores | None = None,
+    ) -> None:
         self.journal = journal
+        self._stores = stores
         self._outside = outside
         self._looks_change = looks_change
         self._number = 0
@@ -132,7 +148,7 @@ class Recorder:
 
     def begin(self, number: int, what: Any = None, *args: Any, closes: bool = False) -> None:
         """A turn begins, see dpud.owner.Turns."""
-        nr_bytes, only_looks = VALUES_BYTES, False
+        nr_bytes, only_looks = ROOM_BYTES, False
         if isinstance(what, Request):
             self._kind = REQUEST
             nr_bytes += len(what.data)
@@ -142,6 +158,8 @@ class Recorder:
         self._has_room = self.journal.reserve(nr_bytes)
         if not self._has_room and not only_looks:
             raise NoRoom
+        if self._has_room and self._stores is not None and not self._stores.is_open:
+            self._stores.is_open = True
         self._number, self._what, self._args, self._only_looks = number, what, args, only_looks
         self._outside.begin()
 
@@ -166,6 +184,31 @@ class Recorder:
         if self._held or self._ticks:
             self.flush()
         self._write(record)
+
+    def begin_stores(self) -> None:
+        """See dpud.owner.Turns. Until they are noted none is taken: it could be in the place of one of these."""
+        if self._stores is not None:
+            self._stores.is_open = False
+        self._outside.begin()
+
+    def end_stores(self, done: list[tuple[str, int]], number: int) -> None:
+        """See dpud.owner.Turns."""
+        values = self._outside.end()
+        if self._held or self._ticks:
+            self.flush()
+        what = "\n".join(f"{value} {path}" for path, value in done)
+        self._write(self._encoded((STORES, number, what, values, 0)))
+        self.take_stores()
+
+    def take_stores(self) -> None:
+        """From now on, if they can be noted."""
+        if self._stores is not None:
+            self._stores.is_open = self.journal.reserve(STORES_BYTES)
+
+    def close(self) -> None:
+        """No stores are taken any more: what would set them is not noted."""
+        if self._stores is not None:
+            self._stores.is_open = False
 
     def _is_tick(self, outcome: Slice | Exception) -> bool:
         return (

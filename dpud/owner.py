@@ -134,6 +134,14 @@ class Turns(Protocol):
         """It is over. Raises NoRoom if it has to be noted and cannot be; its operation will not go on."""
         ...
 
+    def begin_stores(self) -> None:
+        """Values that were stored without the machine (Changes.settle) are going to be set."""
+        ...
+
+    def end_stores(self, done: list[tuple[str, int]], number: int) -> None:
+        """These were, (path, value) of each; there have been `number` stores by now."""
+        ...
+
 
 class Owner:
     """Runs requests one at a time, and long ones in slices.
@@ -396,8 +404,17 @@ class Owner:
             changes.begin_turn()
         self._changes_memory = changing and not apart
         if changes.counts[changes.STORES] != changes.nr_settled:
-            changes.settle()
+            self._settle()
         self._begin_ns = time.perf_counter_ns()
+
+    def _settle(self) -> None:
+        """Set what was stored without the machine."""
+        turns, changes = self.turns, self.changes
+        if turns is None:
+            changes.settle()
+        else:
+            turns.begin_stores()
+            turns.end_stores(changes.settle(), changes.nr_settled)
 
     def _give(self) -> None:
         try:

@@ -4,6 +4,7 @@
     journal, journal.N   its turns since it was booted, or since checkpoint N (journal_turns.py); the first is there
                          from the end of the first boot on
     checkpoint.N         the machine at the moment from which journal.N goes on (checkpoint.py)
+    stores               values written into files that are in no journal yet (state_stores.py)
     gpu-checkpoints/     clients' checkpoints of the GPU side, where no folder is configured for them
     *.damaged-N          what was found damaged and put aside
     *.new                what was being written; of no use
@@ -25,7 +26,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from dpud.journal import End, Journal
 from dpud.journal_turns import BOOT, FORMAT, Head, Turn, encode
 from dpud.state_kobject import StateFiles
 from dpud.state_segments import CHECKPOINT, JOURNAL, Segment, checkpoint_at, journal_at, numbers, put_aside
+from dpud.state_stores import STORES, KeptStores
 
 if TYPE_CHECKING:
     from dpud.checkpoint import Whole
@@ -131,7 +133,7 @@ class State:
             unfinished.unlink()
         if not numbers(self.directory, JOURNAL) and not numbers(self.directory, CHECKPOINT):
             return
-        self.checkpoint = state_segments.usable_checkpoint(self.directory, self._tell)
+        self.checkpoint = state_segments.usable_checkpoint(self.directory, self.tell)
         first = self.checkpoint.number if self.checkpoint else 0
         if self.checkpoint is not None:
             self._check(checkpoint_at(self.directory, first), self.checkpoint, replays=False)
@@ -150,7 +152,7 @@ class State:
         if last < 0 or not self.recover:
             way_out = "" if last < 0 else ": start with --recover to go on from what is whole before that"
             raise UserError(f"{self.directory}: {why}. What was acknowledged is lost{way_out}")
-        self._tell(f"{self.directory}: {why}")
+        self.tell(f"{self.directory}: {why}")
         self.cut(last)
 
     def cut(self, last: int) -> None:
@@ -161,7 +163,7 @@ class State:
             for number in numbers(self.directory, name):
                 if number > limit:
                     path = at(self.directory, number)
-                    self._tell(f"{path}: kept as {put_aside(path).name}")
+                    self.tell(f"{path}: kept as {put_aside(path).name}")
 
     def _judge(self, segment: Segment) -> None:
         end = segment.end
@@ -174,7 +176,7 @@ class State:
         if end.next_whole is not None:
             self.keep_good_part(segment, end, f"record {end.number} is damaged: {end.problem}")
         elif end.problem:
-            self._tell(f"{where}: {end.problem}, and nothing is behind it: cut off")
+            self.tell(f"{where}: {end.problem}, and nothing is behind it: cut off")
 
     def _check(self, path: Path, head: Head | checkpoint_file.Head, replays: bool = True) -> None:
         if head.version != build_of() and not (self.recover and replays):
@@ -196,10 +198,11 @@ class State:
         os.replace(good, segment.path)
         self.sync()
         segment.end = End(end.offset, end.number)
-        self._tell(f"{segment.path}: {why}: kept as {aside.name}; going on from record {end.number - 1}")
+        self.tell(f"{segment.path}: {why}: kept as {aside.name}; going on from record {end.number - 1}")
         self.cut(self.segments.index(segment))
 
-    def _tell(self, line: str) -> None:
+    def tell(self, line: str) -> None:
+        """Say something to who starts the daemon."""
         print(f"dpud: {line}", file=sys.stderr, flush=True)
 
     # Once it is built.
@@ -222,18 +225,29 @@ class State:
         self.name(journal, 0)
         return journal
 
+    @cached_property
+    def stores(self) -> KeptStores:
+        """Values that are taken without the machine. Raises UserError."""
+        path = self.directory / STORES
+        try:
+            if self.end is None and path.exists() and any(path.read_bytes()):
+                self.tell(f"{path}: of a machine whose journal is not there: kept as {put_aside(path).name}")
+            return KeptStores(path, self.sync_ms)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from error
+
     @property
     def sync_ms(self) -> int | None:
         sync = self.config.state.sync
         return {"none": None, "always": 0}[sync] if isinstance(sync, str) else sync
 
-    def new_journal(self, number: int, nr_before: int) -> Journal:
+    def new_journal(self, number: int, nr_before: int, nr_stores: int = 0) -> Journal:
         """One that has no name yet. Raises OSError."""
         assert self.boot is not None
         new = self.directory / f"{JOURNAL}.new"
         new.unlink(missing_ok=True)
         journal = Journal(new, None, self.sync_ms)
-        head = Head(FORMAT, build_of(), machine_keys(self.config), number, nr_before)
+        head = Head(FORMAT, build_of(), machine_keys(self.config), number, nr_before, nr_stores)
         for record in (head, self.boot):
             journal.append(encode(record))
         return journal

@@ -20,6 +20,7 @@ from dpud.journal_turns import Recorder
 from dpud.owner import Owner
 from dpud.state import GPU_CHECKPOINTS, State
 from dpud.state_segments import Segment, checkpoint_at, put_aside
+from dpud.state_stores import KeptStores, Store
 from fs.performer import Performer
 from fs.requests import ROOT
 from kernelsim.machine import Machine
@@ -35,8 +36,11 @@ def noted(state: State | None, machine: Machine, owner: Owner, performer: Perfor
         yield
         return
     assert state.whole is not None
-    owner.turns = recorder = Recorder(state.journal(), state.outside, machine.tracing.looks_leave_records)
-    recorder.nr_turns = state.nr_turns
+    stores = state.stores
+    recorder = Recorder(state.journal(), state.outside, machine.tracing.looks_leave_records, stores)
+    owner.turns, recorder.nr_turns = recorder, state.nr_turns
+    owner.call(_set_pending, state, owner, performer)
+    recorder.take_stores()
     for request in performer.open_files():
         owner.request(performer.perform, request, ROOT)
     keeper = Keeper(state, state.whole, recorder)
@@ -48,11 +52,41 @@ def noted(state: State | None, machine: Machine, owner: Owner, performer: Perfor
         keeper.close()
         owner.call(_forget, owner, recorder)
         recorder.journal.close()
+        stores.close()
+
+
+def _set_pending(state: State, owner: Owner, performer: Performer) -> None:
+    """Set and note what the daemon before had taken, and had no time to. Raises UserError where some of it is lost."""
+    stores, changes = state.stores, owner.changes
+    assert owner.turns is not None
+    if pending := _pending(state, stores, changes.nr_settled):
+        owner.turns.begin_stores()
+        try:
+            done = [(performer.path_of(store.nodeid), store.value) for store in pending]
+            for path, value in done:
+                performer.settle(path, value)
+        except OSError as error:
+            raise UserError(f"{stores.path}: {error.filename}: it is no file of this machine that takes one") from error
+        changes.go_on_from(changes.nr_settled + len(done))
+        owner.turns.end_stores(done, changes.nr_settled)
+    stores.begin()
+
+
+def _pending(state: State, stores: KeptStores, number: int) -> list[Store]:
+    pending = stores.pending(number)
+    if pending.problem and not state.recover:
+        raise UserError(
+            f"{stores.path}: {pending.problem}. What was acknowledged is lost: start with --recover to go on without"
+        )
+    if pending.problem:
+        state.tell(f"{stores.path}: {pending.problem}: kept as {stores.put_aside().name}")
+    return pending.stores
 
 
 def _forget(owner: Owner, recorder: Recorder) -> None:
     """What happens from here on, while the daemon ends, did not happen: as if it had been killed now."""
     recorder.flush()
+    recorder.close()
     owner.turns = None
 
 
@@ -63,6 +97,7 @@ def come_back(state: State, machine: Machine, owner: Owner, performer: Performer
     assert isinstance(driver, NotedDriver)
     if state.checkpoint is not None:
         _come_up(state, state.checkpoint)
+    owner.changes.go_on_from(state.segments[0].head.nr_stores)
     _replay(state, machine, owner, performer, driver)
 
 

@@ -43,7 +43,8 @@ memory."""
 file_dtype = np.dtype([(name, np.int64) for name in ("slot", "text", "open_flags", "is_quick", "next")])
 text_dtype = np.dtype([(name, np.int64) for name in ("address", "nr_bytes", "nr_users", "is_own")])
 """is_own: it was made here, in memory of malloc(3); else Python keeps it."""
-store_dtype = np.dtype([(name, np.int64) for name in ("nodeid", "value")])
+store_dtype = np.dtype([(name, np.int64) for name in ("number", "nodeid", "value", "checksum")])
+"""number: of stores before it. checksum: fuse_stores.checksum, where stores are kept."""
 table_dtype = np.dtype(
     [
         ("slots", slot_dtype, (NR_SLOTS,)),
@@ -51,6 +52,7 @@ table_dtype = np.dtype(
         ("files", file_dtype, (NR_FILES,)),
         ("texts", text_dtype, (NR_TEXTS,)),
         ("stores", store_dtype, (NR_STORES,)),
+        ("kept_at", np.int64),  # address of where stores are kept, too (fuse_stores.py), or 0
         ("nr_settled", np.int64),
         ("nr_others_set", np.int64),  # Changes.stores as of the last store that may have changed others' values
         ("nr_rendering", np.int64),  # threads that make a text

@@ -32,6 +32,7 @@ Theory of operation
     A whole number written into a file that is just that number (Attr.plain) goes into a list, and is taken with that.
     Whoever gets the machine next sets it, before he does or looks at anything else, so nobody can tell that it was not
     set at once. Only plain decimal numbers are read here; with all else that a sysctl takes Python has to deal.
+    Where the machine is kept, it is put where it outlives the daemon, too, before the answer (fuse_stores.py).
 
     `guard` is held for the table, for no longer than a text takes to copy, and never in a call that could wait; the
     turn is held while Python answers.
@@ -93,6 +94,7 @@ from fs.fuse_rows import (
     unlock,
     use,
 )
+from fs.fuse_stores import are_taken, keep
 from fs.slices import be_ready, set_to_work
 from kernelsim.attr import NR_COUNTS, Changes
 from kernelsim.jit import i64, njit
@@ -330,10 +332,13 @@ def _write(buffer: Buffer, table: Table, counts: Counts) -> int:
         and _access(buffer[0].uid, slot, table) & WRITE
         and slot.lo <= value <= slot.hi
         and counts[_STORES] - table[0].nr_settled < NR_STORES
+        and are_taken(table)
     )
     if is_taken:
         store = table[0].stores[counts[_STORES] & (NR_STORES - 1)]
-        store.nodeid, store.value = slot.nodeid, value
+        store.number, store.nodeid, store.value = counts[_STORES], slot.nodeid, value
+        if table[0].kept_at:
+            keep(table, store)
         counts[_STORES] += 1
         if slot.traits & SETS_OTHERS:
             table[0].nr_others_set = counts[_STORES]

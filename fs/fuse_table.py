@@ -68,7 +68,7 @@ class QuickFiles:
         self._stores = np.zeros((layout.NR_STORES, 2), dtype=np.int64)
         self.counts = np.frombuffer(self._counts, dtype=np.int64)
         self.table = layout.make_table(tree.uid, far_out)
-        self.table["nr_settled"] = self._changes.nr_settled
+        self.table["nr_settled"], self.table["kept_at"] = self._changes.nr_settled, tree.stores_at
         self.table["nr_values_set_at"] = np.frombuffer(nr_values_set, dtype=np.int64).ctypes.data
         slices.set_up(self.table)
         self._changes.settle, self._changes.forget, self._changes.renew = self.settle, self.forget, self.renew
@@ -207,15 +207,17 @@ class QuickFiles:
         self._nr_slow[file.ino] = self._nr_slow[file.ino] + 1 if is_slow else 0
         return text or None
 
-    def settle(self) -> None:
-        """Set the values that were stored, in their order. For whoever holds the machine."""
-        nr = rows.take_stores(self.table, self.counts, self._stores)
+    def settle(self) -> list[tuple[str, int]]:
+        """Set the values that were stored, in their order -> (path, value) of each. For whoever holds the machine."""
+        nr, done = rows.take_stores(self.table, self.counts, self._stores), []
         stores = self._stores[:nr].tolist()
         for (nodeid, value), (following, _) in pairwise([*stores, _NO_STORE]):
             if nodeid != following:  # of several in a row nobody can tell
                 file = self._plain[nodeid]
                 file.attr.settle(file.kobj, value)
+                done.append((file.path, value))
         self._changes.nr_settled += nr
+        return done
 
     def forget(self, nodeid: int) -> None:
         """A file went or got another mode."""

@@ -253,6 +253,7 @@ class Tree:
     run_as      drives an operation on behalf of whoever asks
     request     `call` for requests, as (perform, request, cred); `call` itself if None
     settles     these three begin with Changes.settle where there is something to be set
+    stores_at   address of where what is to be set has to be kept until it was, or 0 (fuse_stores.py)
     outside     what does not follow from requests is read through it
     """
 
@@ -270,6 +271,7 @@ class Tree:
         request: Callable[..., Any] | None = None,
         outside: Ask = ask_directly,
         settles: bool = False,
+        stores_at: int = 0,
     ) -> None:
         self.call = call
         self.look = look or call
@@ -277,7 +279,7 @@ class Tree:
         self.changes = registry.changes
         self.uid = uid
         self.access = Access(registry, uid, gid, control_gid)
-        self.settles = settles
+        self.settles, self.stores_at = settles, stores_at
         self._request = request
         self._registry = registry
         self._nodes = registry.nodes

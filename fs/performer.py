@@ -6,6 +6,7 @@ the name of who asks, and whether somebody is reading in a directory that is to 
 """
 
 from collections.abc import Callable
+from errno import ENOENT
 from typing import Any, TypeVar
 
 from fs import requests
@@ -35,6 +36,20 @@ class Performer:
         self._outside = outside
         self._users: dict[int, tuple[File, Any]] = {}
         self._nr_opened = 0
+
+    def settle(self, path: str, value: int) -> None:
+        """Set what had been written into a file without the machine (Changes.settle). Raises ENOENT."""
+        file = self._nodes.get(path)
+        if not isinstance(file, File) or not file.attr.plain:
+            raise error(ENOENT, path)
+        file.attr.settle(file.kobj, value)
+
+    def path_of(self, ino: int) -> str:
+        """Where the node with that number is. Raises ENOENT."""
+        for path, node in self._nodes.items():
+            if node.ino == ino:
+                return path
+        raise error(ENOENT, f"inode {ino}")
 
     def perform(self, request: Request, cred: Cred) -> Any:
         """Do what a request says, with the machine held -> the outcome, or the operation that will come to it."""

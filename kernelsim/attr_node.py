@@ -23,7 +23,8 @@ class Changes:
     turns   turns of the machine in which anything could be changed; who holds the machine counts each as it begins
     names   files that came, went or got another mode, counted afterwards; then `forget` is told of one that was there
     stores  values that were taken by whoever does not hold the machine (Attr.plain); of these, the first `nr_settled`
-            were set. Who gets the machine calls `settle`, which sets the others, before he looks at anything
+            were set. Who gets the machine calls `settle`, which sets the others and gives (path, value) of each,
+            before he looks at anything
     memory  turns that are over, but for those of who keeps apart from the kernel's memory (Kobject.apart): until then
             nobody has been told of a change. Who ends one calls `renew` before it is counted
     ended   turns that are over. While that is as many as have begun, the machine rests
@@ -36,9 +37,13 @@ class Changes:
         self.counts = memoryview(bytearray(8 * NR_COUNTS)).cast("Q")
         """turns, names, stores, memory, ended: shared with compiled code."""
         self.nr_settled = 0
-        self.settle: Callable[[], object] = lambda: None
+        self.settle: Callable[[], list[tuple[str, int]]] = list
         self.forget: Callable[[int], object] = lambda ino: None
         self.renew: Callable[[], object] = lambda: None
+
+    def go_on_from(self, nr_stores: int) -> None:
+        """So many values were taken and set, in a life before this one."""
+        self.counts[self.STORES] = self.nr_settled = nr_stores
 
     def begin_turn(self) -> None:
         self.counts[self.TURNS] += 1

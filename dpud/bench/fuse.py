@@ -48,10 +48,10 @@ def cat(path: str) -> None:
     os.close(fd)
 
 
-def echo(path: str) -> None:
+def echo(path: str, text: bytes = b"1\n") -> None:
     """What a shell's `echo 1 >` does to the file."""
     fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
-    os.write(fd, b"1\n")
+    os.write(fd, text)
     os.close(fd)
 
 

@@ -63,12 +63,16 @@ def test_what_was_echoed_is_there_after_kill_9(daemon: Daemon) -> None:
 def test_journal_show_and_verify(daemon: Daemon) -> None:
     with started(daemon):
         (daemon.mount / "proc/sys/vm/extfrag_threshold").write_text("321\n")
+        (daemon.mount / "dev/kmsg").write_text("a line\n")
     shown = dpud("journal", "show", str(daemon.state))
     assert shown.returncode == 0
     lines = shown.stdout.splitlines()
     assert [line.split()[1] for line in lines[:2]] == ["format", "boot"]
     (line,) = [line for line in lines if "extfrag_threshold" in line]
-    assert f" write /proc/sys/vm/extfrag_threshold '321\\n' pid={os.getpid()} -> 4 " in line
+    assert line.endswith(" stores 1 321 into /proc/sys/vm/extfrag_threshold -> 0 [0]")
+    (line,) = [line for line in lines if "a line" in line]
+    assert " write-stream /dev/kmsg 'a line\\n' " in line
+    assert f" pid={os.getpid()} -> 7 " in line
     verified = dpud("journal", "verify", str(daemon.state))
     assert (verified.returncode, verified.stdout.endswith(" bytes, whole\n")) == (0, True)
     with open(daemon.state / "journal", "r+b") as file:
@@ -108,7 +112,11 @@ def test_a_full_disk_fails_requests_and_loses_none(tmp_path: Path) -> None:
         kmsg, knob = daemon.mount / "dev/kmsg", daemon.mount / "proc/sys/vm/extfrag_threshold"
         filler = daemon.state / "filler"
         assert "No space left" in until_it_fails(lambda _: append(filler, bytes(1 << 16)))[1]
-        done, why = until_it_fails(lambda number: knob.write_text(f"{number % 1000}\n"))
+        done, why = until_it_fails(lambda number: knob.write_text(f"{number % 1000:#x}\n"))
+        assert "No space left" in why
+        assert knob.read_text() == f"{done % 1000}\n", "read, and unchanged"
+        assert knob.write_text("5\n"), "for numbers that need no Python there is some room besides"
+        done, why = until_it_fails(lambda number: (knob.write_text(f"{number % 1000}\n"), knob.read_text()))
         assert "No space left" in why
         assert knob.read_text() == f"{done % 1000}\n", "read, and unchanged"
         with pytest.raises(OSError, match="No space left"):
@@ -139,7 +147,7 @@ def test_the_guide_s_commands_keep_the_machine(tmp_path: Path) -> None:
             outputs.append(subprocess.check_output(["sh", "-c", command], cwd=tmp_path, text=True))
     daemon.kill()
     assert outputs[1] == "321\n"
-    assert "write /proc/sys/vm/extfrag_threshold '321\\n'" in outputs[2]
+    assert "321 into /proc/sys/vm/extfrag_threshold" in outputs[2]
     assert outputs[3].endswith("whole\n")
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kernelsim.content import Memory, page_holds
 from kernelsim.debug_free import Report, check_free_memory, count
-from kernelsim.jit import njit, njit_alloc
+from kernelsim.jit import i64, njit, njit_alloc
 from kernelsim.lruvec import folio_lru_list, lru_head
 from kernelsim.mm_types import Vm
 from kernelsim.mmzone import (
@@ -29,6 +29,7 @@ from kernelsim.page import (
     PG_head,
     PG_huge,
     PG_isolated,
+    PG_ksm,
     PG_lru,
     PG_mlocked,
     PG_nopage,
@@ -83,15 +84,29 @@ def _walk_lru_lists(
 
 
 @njit
+def _leads_to(vmas: Vmas, avcs: Avcs, mapping: int, index: int, mm: int, vpn: int) -> bool:
+    """A page of this rmap object may be mapped at this virtual page."""
+    avc = avcs[mapping].next
+    while avc != 0:
+        vma = avcs[avc].vma
+        if vmas[vma].mm == mm and vma_address(vmas, vma, index) == vpn:
+            return True
+        avc = avcs[avc].next
+    return False
+
+
+@njit
 def _maps_back(vmas: Vmas, avcs: Avcs, pages: Pages, mm: int, vpn: int, pfn: int) -> bool:
     """The page's rmap object leads to this virtual page."""
     head = compound_head(pages, pfn)
-    avc = avcs[pages[head].mapping].next
-    while avc != 0:
-        vma = avcs[avc].vma
-        if vmas[vma].mm == mm and vma_address(vmas, vma, pages[head].index + pfn - head) == vpn:
+    mapping = pages[head].mapping
+    if pages[head].flags & PG_ksm == 0:
+        return _leads_to(vmas, avcs, mapping, i64(pages[head].index) + pfn - head, mm, vpn)
+    place = avcs[mapping].next
+    while place != 0:
+        if _leads_to(vmas, avcs, avcs[place].vma, avcs[place].i_base, mm, vpn):
             return True
-        avc = avcs[avc].next
+        place = avcs[place].next
     return False
 
 
@@ -231,9 +246,10 @@ def _bad_folio(pages: Pages, nr_pages: int) -> int:
 
 @njit
 def _shared_and_writable(pages: Pages, maps: NDArray[np.int32], writable: NDArray[np.uint8]) -> int:
-    """First anonymous page that somebody may write although others map it too, or -1."""
+    """First anonymous page that somebody may write although others map it too, or KSM may have them, or -1."""
     for pfn in range(len(writable)):
-        if writable[pfn] and maps[pfn, HERE] > 1 and pages[compound_head(pages, pfn)].flags & PG_anon:
+        flags = pages[compound_head(pages, pfn)].flags
+        if writable[pfn] and flags & PG_anon and (maps[pfn, HERE] > 1 or flags & PG_ksm):
             return pfn
     return -1
 
@@ -292,6 +308,8 @@ def check(vm: Vm) -> list[str]:
     report.equal("vm_committed_as", vm.overcommit.vm_committed_as, promised)
     if vm.direct_blocks is not None:
         report.faults += vm.direct_blocks.violations()
+    if vm.ksm is not None:
+        report.faults += vm.ksm.violations()
     return report.faults
 
 

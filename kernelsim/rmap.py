@@ -11,7 +11,12 @@ A large folio's pages have consecutive indexes from its head's on. A VMA maps so
 folio is 2 MiB and aligned, by one PMD entry; each entry is one mapping of the folio, counted on its head. For the
 node's counters a folio is mapped, whole, as long as any part of it is (as in a kernel with CONFIG_NO_PAGE_MAPCOUNT).
 
-`avcs[mapping]` is a chain's head; for a file it also holds where its page cache begins in `i_pages`.
+A page that KSM shares (PG_ksm) is at another index in each VMA, of other anon_vmas. Its rmap object, the stable node
+(stable_node.py), is a chain of places instead of VMAs: each names an anon_vma and the index there, and a walk goes
+through the chain of each (rmap_walk_ksm).
+
+`avcs[mapping]` is a chain's head. For a file it also holds, in `i_base`, where its page cache begins in `i_pages`; for
+a stable node the pfn of its page; for an anon_vma how many places name it.
 """
 
 from typing import Any, TypeAlias
@@ -21,7 +26,7 @@ from numpy.typing import NDArray
 
 from kernelsim.jit import i64, njit
 from kernelsim.mmzone import Nodes, Zones
-from kernelsim.page import PAGE_SHIFT, Pages, PG_anon, PG_dirty, PG_partially_mapped
+from kernelsim.page import PAGE_SHIFT, Pages, PG_anon, PG_dirty, PG_ksm, PG_partially_mapped
 from kernelsim.pgtable import (
     _PAGE_DIRTY,
     _PAGE_FLAGS,
@@ -52,6 +57,7 @@ VM_SHARED = 1 << 3
 VM_LOCKED = 1 << 13
 VM_MLOCKING = 1 << 14  # as Linux's VM_IO during an mlock(2): its pages are being counted to, or from, VM_LOCKED
 VM_HUGEPAGE = 1 << 29  # MADV_HUGEPAGE
+VM_MERGEABLE = 1 << 30  # MADV_MERGEABLE; Linux's is bit 31, which is the sign here
 
 vma_dtype = np.dtype(
     [
@@ -64,7 +70,13 @@ vma_dtype = np.dtype(
         ("flags", np.int32),
     ]
 )
-avc_dtype = np.dtype([("vma", np.int32), ("next", np.int32), ("i_base", np.int64)])
+avc_dtype = np.dtype(
+    [
+        ("vma", np.int32),  # of a place: its anon_vma
+        ("next", np.int32),
+        ("i_base", np.int64),  # of a place: the index there; of a chain's head: see above
+    ]
+)
 mm_dtype = np.dtype(
     [
         ("root", np.int64),
@@ -180,11 +192,57 @@ def try_to_migrate(
     """
     if pages[pfn].order > 0:
         return _try_to_migrate_large(pages, zones, nodes, vmas, avcs, pt, touched, pfn)
+    if pages[pfn].flags & PG_ksm:
+        return _try_to_migrate_ksm(pages, zones, nodes, vmas, avcs, pt, touched, pfn)
+    mapping, index = pages[pfn].mapping, i64(pages[pfn].index)
+    return _try_to_migrate_chain(pages, zones, nodes, vmas, avcs, pt, touched, pfn, mapping, index)
+
+
+@njit
+def _try_to_migrate_ksm(
+    pages: Pages,
+    zones: Zones,
+    nodes: Nodes,
+    vmas: Vmas,
+    avcs: Avcs,
+    pt: PageTables,
+    touched: NDArray[np.uint8],
+    pfn: int,
+) -> tuple[int, int, int]:
     nr = 0
     first_vma = 0
     first_ptep = -1
-    index = pages[pfn].index
-    avc = avcs[pages[pfn].mapping].next
+    place = avcs[pages[pfn].mapping].next
+    while place != 0 and pages[pfn].mapcount > 0:
+        mapping, index = avcs[place].vma, avcs[place].i_base
+        more, vma, ptep = _try_to_migrate_chain(
+            pages, zones, nodes, vmas, avcs, pt, touched, pfn, mapping, index
+        )  # fmt: skip
+        if nr == 0:
+            first_vma, first_ptep = vma, ptep
+        nr += more
+        place = avcs[place].next
+    return nr, first_vma, first_ptep
+
+
+@njit
+def _try_to_migrate_chain(
+    pages: Pages,
+    zones: Zones,
+    nodes: Nodes,
+    vmas: Vmas,
+    avcs: Avcs,
+    pt: PageTables,
+    touched: NDArray[np.uint8],
+    pfn: int,
+    mapping: int,
+    index: int,
+) -> tuple[int, int, int]:
+    """Of the VMAs of one rmap object."""
+    nr = 0
+    first_vma = 0
+    first_ptep = -1
+    avc = avcs[mapping].next
     while avc != 0 and pages[pfn].mapcount > 0:
         vma = avcs[avc].vma
         vpn = vma_address(vmas, vma, index)
@@ -265,9 +323,34 @@ def remove_migration_ptes(
     """Point each migration entry for folio `old` at `new`, whose order, mapping and index are set; returns how many."""
     if pages[new].order > 0:
         return _remove_migration_ptes_large(pages, zones, nodes, vmas, avcs, pt, old, new)
+    mapping = pages[new].mapping
+    if pages[new].flags & PG_ksm == 0:
+        index = i64(pages[new].index)
+        return _remove_migration_ptes_chain(pages, zones, nodes, vmas, avcs, pt, old, new, mapping, index)
     nr = 0
-    index = pages[new].index
-    avc = avcs[pages[new].mapping].next
+    place = avcs[mapping].next
+    while place != 0:
+        mapping, index = avcs[place].vma, avcs[place].i_base
+        nr += _remove_migration_ptes_chain(pages, zones, nodes, vmas, avcs, pt, old, new, mapping, index)
+        place = avcs[place].next
+    return nr
+
+
+@njit
+def _remove_migration_ptes_chain(
+    pages: Pages,
+    zones: Zones,
+    nodes: Nodes,
+    vmas: Vmas,
+    avcs: Avcs,
+    pt: PageTables,
+    old: int,
+    new: int,
+    mapping: int,
+    index: int,
+) -> int:
+    nr = 0
+    avc = avcs[mapping].next
     while avc != 0:
         vma = avcs[avc].vma
         vpn = vma_address(vmas, vma, index)

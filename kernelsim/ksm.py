@@ -40,6 +40,7 @@ from kernelsim.ksm_merge import (
     STABLE,
     UNSTABLE,
     VOLATILE,
+    end_item,
     is_on_lru,
     ksm_pages_of,
     mapped_page,
@@ -244,7 +245,9 @@ class Ksm:
         item = self._item(vma, vpn)
         if item["state"] == STABLE:
             self.stable.remove(int(item["node"]), self._place(vma, vpn))
-        item["state"] = VOLATILE if self._page(vma, vpn) >= 0 else NONE
+        item["state"] = VOLATILE
+        if self._page(vma, vpn) < 0:
+            end_item(vma.rmap_items, vpn - vma.start)
 
     def forget(self, vma: Vma) -> None:
         """Drop the records of a mapping."""

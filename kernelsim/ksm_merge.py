@@ -89,6 +89,15 @@ def is_on_lru(pages: Pages, pfn: int) -> bool:
 
 
 @njit
+def end_item(items: RmapItems, i: int) -> None:
+    """There is no page any more; the next will be met as one never seen."""
+    items[i].state = NONE
+    items[i].checksum = 0
+    items[i].age = 0
+    items[i].remaining_skips = 0
+
+
+@njit
 def _skip_age(age: int) -> int:
     """After how many more passes to look again at a page that was looked at so often without being merged."""
     if age <= 3:
@@ -177,7 +186,7 @@ def scan_pages(
                 found[nr_found] = ~vpn
                 nr_found += 1
             else:
-                items[i].state = NONE
+                end_item(items, i)
         vpn += 1
     return vpn, nr, nr_skipped, nr_found
 

@@ -91,7 +91,7 @@ class Ksm:
         return (vma for vma in self.vm.vma_objects if self.vm.vmas["flags"][vma.id] & VM_MERGEABLE)
 
     def madvise(self, vma: Vma, mergeable: bool) -> LongOp:
-        """MADV_MERGEABLE and MADV_UNMERGEABLE (ksm_madvise). OSError(ENOMEM): a page cannot be copied."""
+        """ksm_madvise()."""
         flags = self.vm.vmas["flags"]
         if mergeable:
             flags[vma.id] |= VM_MERGEABLE
@@ -256,6 +256,10 @@ class Ksm:
                 self.stable.remove(int(vma.rmap_items["node"][i]), self._place(vma, vma.start + i))
             vma.rmap_items = None
 
+    def prune(self) -> None:
+        """Forget what the stable tree has that is no more."""
+        self.stable.prune()
+
     # Undoing it.
 
     def unmerge(self, vma: Vma) -> LongOp:
@@ -317,15 +321,12 @@ class Ksmd(Kthread):
     def __init__(self, ksm: Ksm) -> None:
         super().__init__("ksmd", 0)
         self.ksm = ksm
-        self._next_ns: int | None = None
+        self._next_ns = 0
 
     def due_ns(self, now_ns: int) -> int | None:
-        knobs = self.ksm.knobs
-        if knobs.run != KSM_RUN_MERGE or not (self.ksm.vm.vmas["flags"] & VM_MERGEABLE).any():
-            self._next_ns = None
-        elif self._next_ns is None:
-            self._next_ns = now_ns
-        return self._next_ns
+        if self.ksm.knobs.run != KSM_RUN_MERGE or not (self.ksm.vm.vmas["flags"] & VM_MERGEABLE).any():
+            return None
+        return max(self._next_ns, now_ns)
 
     def work(self, now_ns: int) -> LongOp | None:
         self._next_ns = now_ns + self.ksm.knobs.sleep_millisecs * 1_000_000

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""/sys/kernel/mm/ksm: knobs and counts of kernel samepage merging (mm/ksm.c, admin-guide/mm/ksm.rst); /proc/PID's too."""
+"""Files of kernel samepage merging: /sys/kernel/mm/ksm, /proc/PID (mm/ksm.c, fs/proc/base.c, admin-guide/mm/ksm.rst)."""
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from kernelsim.attr import Attr, Bool, Flavour, Int, Kobject, Text
-from kernelsim.kinds import c_string, einval
+from kernelsim.kinds import INT_MAX, c_string, einval
 from kernelsim.ksm_merge import NONE, STABLE, UNSTABLE
 from kernelsim.mm_types import LongOp
 
@@ -19,18 +20,30 @@ _STOP, _UNMERGE = 0, 2
 
 
 class _KstrtoBool(Bool):
-    """0 or 1, or words that mean it: by the first letter, of `on` and `off` by the second (kstrtobool())."""
+    """0 or 1, or words that mean it: by the first letter, of `on` and `off` by the second (kstrtobool(), 6.18)."""
 
     def parse(self, data: bytes, flavour: Flavour) -> tuple[int, int]:
         word = c_string(data).lower()
-        if word[:1] in (b"1", b"y", b"t") or word[:2] == b"on":
+        if word.startswith((b"1", b"y", b"t", b"e", b"on")):
             return 1, len(data)
-        if word[:1] in (b"0", b"n", b"f") or word[:2] == b"of":
+        if word.startswith((b"0", b"n", b"f", b"d", b"of")):
             return 0, len(data)
         raise einval("neither yes nor no")
 
     def illegal(self) -> tuple[str, ...]:
         return "2\n", "\n", "o\n", "-1\n", " 1\n", "abc\n"
+
+
+class _Kstrtoint(Int):
+    """A number whose store passes on what kstrtoint() says: ERANGE for one that is no int."""
+
+    def check(self, value: int) -> None:
+        if value > INT_MAX:
+            raise OSError(errno.ERANGE, "not an int")
+        super().check(value)
+
+    def illegal(self) -> tuple[str, ...]:
+        return f"{self.lo - 1}\n", "\n", "abc\n", "-\n", "1.5\n", "1,2", "0x", "--1"
 
 
 class KsmFiles(Kobject):
@@ -40,7 +53,7 @@ class KsmFiles(Kobject):
     pages_to_scan = Attr(Int(0, UINT_MAX), 100, doc="Pages that ksmd looks at before it sleeps.")
     sleep_millisecs = Attr(Int(0, UINT_MAX), 20, doc="How long ksmd sleeps.")
     max_page_sharing = Attr(
-        Int(2, 2**31 - 1), 256, doc="Merged pages that one KSM page stands for; further ones get another."
+        _Kstrtoint(2, INT_MAX), 256, doc="Merged pages that one KSM page stands for; further ones get another."
     )
     smart_scan = Attr(_KstrtoBool(), 1, doc="1: look less often at pages that were not merged in several passes.")
     pages_shared = Attr(Text(), doc="KSM pages.")

@@ -295,11 +295,12 @@ class Machine:
 
     def _ksmd(self) -> list[Ksmd]:
         """KSM and its thread, where this kernel has it."""
+        self.ksm: Ksm | None = None
         self.ksm_files = KsmFiles()
         if not self.has("KSM"):
             return []
-        self.ksm_files.ksm = self.vm.ksm = Ksm(self.vm, self.ksm_files)
-        return [Ksmd(self.vm.ksm)]
+        self.ksm = self.vm.ksm = self.ksm_files.ksm = Ksm(self.vm, self.ksm_files)
+        return [Ksmd(self.ksm)]
 
     def _add_tracing(self, hw: DpuHardware | None) -> None:
         """What can be traced, and the place in debugfs where tracing used to be."""

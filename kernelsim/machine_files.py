@@ -92,10 +92,10 @@ def _kernel_mm(machine: Machine) -> Files:
             yield f"/sys/kernel/mm/hugepages/{hstate.name}", HstateFiles(hstate)
     if machine.has("TRANSPARENT_HUGEPAGE"):
         yield "/sys/kernel/mm/transparent_hugepage", TransparentHugepage(machine.vm)
-    if machine.vm.ksm is not None:
+    if machine.ksm is not None:
         yield "/sys/kernel/mm/ksm", machine.ksm_files
         if machine.has("NUMA"):
-            yield "/sys/kernel/mm/ksm", KsmNumaFiles(machine.vm.ksm)
+            yield "/sys/kernel/mm/ksm", KsmNumaFiles(machine.ksm)
     for area in machine.vm.cma_areas:
         yield f"/sys/kernel/mm/cma/{area.name}", CmaSysfs(area)
 

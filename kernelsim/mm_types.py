@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from kernelsim.direct_alloc import DirectBlocks
     from kernelsim.filemap import File
     from kernelsim.hostmem import KernelStamps
-    from kernelsim.ksm import Ksm
     from kernelsim.mmap import Vma
 
 
@@ -82,6 +81,26 @@ class PageAllocator(Protocol):
 
     def wake_if_low(self, nid: int) -> None:
         """Wake kswapd where no zone is above its low watermark."""
+        ...
+
+
+class SamepageMerging(Protocol):
+    """What others ask of KSM (ksm.py)."""
+
+    def madvise(self, vma: Vma, mergeable: bool) -> LongOp:
+        """MADV_MERGEABLE and MADV_UNMERGEABLE. OSError(ENOMEM): a page cannot be copied."""
+        ...
+
+    def forget(self, vma: Vma) -> None:
+        """A mapping is about to go."""
+        ...
+
+    def prune(self) -> None:
+        """The last VMA of an anon_vma is gone."""
+        ...
+
+    def violations(self) -> list[str]:
+        """What is wrong, one line each."""
         ...
 
 
@@ -139,7 +158,7 @@ class Vm:
         self.foreign_tables = 0  # page-table pages of an imported host, whose processes are not here
         self.kernel_stamps: KernelStamps | None = None
         self.direct_blocks: DirectBlocks | None = None
-        self.ksm: Ksm | None = None
+        self.ksm: SamepageMerging | None = None
         self.page_alloc: PageAllocator = FreeListsOnly(mem)
         self.trace: TraceHook = NoTrace()
         self.pr_debug: Callable[..., object] = no_debug

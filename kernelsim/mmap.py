@@ -118,7 +118,7 @@ class Vma:
     def _put_anon_vma(self, mapping: int) -> None:
         """Its last VMA is gone; what a stable node still names leads nowhere now."""
         if self.vm.ksm is not None and self.vm.avcs["i_base"][mapping]:
-            self.vm.ksm.stable.prune()
+            self.vm.ksm.prune()
         else:
             self.vm.put_anon_vma(mapping)
 

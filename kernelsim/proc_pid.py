@@ -295,8 +295,8 @@ class Tasks:
         task = self.by_pid[pid] = ProcPid(self.machine, mm, pid, ppid, busy)
         self.next_pid = max(self.next_pid, pid + 1)
         self.machine.add_files(f"/proc/{pid}", task)
-        if self.machine.vm.ksm is not None:
-            task.ksm = ProcPidKsm(self.machine.vm.ksm, mm)
+        if self.machine.ksm is not None:
+            task.ksm = ProcPidKsm(self.machine.ksm, mm)
             self.machine.add_files(f"/proc/{pid}", task.ksm)
         return task
 

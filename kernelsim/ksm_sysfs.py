@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files of kernel samepage merging: /sys/kernel/mm/ksm, /proc/PID (mm/ksm.c, fs/proc/base.c, admin-guide/mm/ksm.rst)."""
+"""KSM's files: /sys/kernel/mm/ksm and in /proc/PID (mm/ksm.c, fs/proc/base.c, admin-guide/mm/ksm.rst)."""
 
 from __future__ import annotations
 

@@ -129,7 +129,9 @@ def test_linux_splits_what_is_mapped_in_part_before_it_moves_it(captured: bool, 
 
 
 def test_what_the_host_s_ksm_had_merged_moves_as_any_page(tmp_path: Path) -> None:
-    built = captures.machine(seed=3, nr_blocks=4)
+    built = captures.machine(seed=3, nr_blocks=20)
+    built.tasks = []
+    built.flags[256:320] = captures.PGTABLE  # frames for the page tables
     merged = np.flatnonzero((built.flags == captures.ANON_PAGE) & (built.counts > 0))[::3]
     built.flags[merged] |= KPF_KSM
     machine = imported(built, tmp_path / "capture")

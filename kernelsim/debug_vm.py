@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kernelsim.content import Memory, page_holds
 from kernelsim.debug_free import Report, check_free_memory, count
-from kernelsim.jit import i64, njit, njit_alloc
+from kernelsim.jit import njit, njit_alloc
 from kernelsim.lruvec import folio_lru_list, lru_head
 from kernelsim.mm_types import Vm
 from kernelsim.mmzone import (
@@ -53,7 +53,7 @@ from kernelsim.pgtable import (
     pte_pfn,
     walk_leaf,
 )
-from kernelsim.rmap import VM_SHARED, Avcs, Vmas, vma_address
+from kernelsim.rmap import VM_SHARED, Avcs, Vmas, first_chain, next_chain, vma_address
 from kernelsim.tlb import TLB_ENTRIES, Tlbs
 
 _ZERO = np.uint64(0)
@@ -99,14 +99,11 @@ def _leads_to(vmas: Vmas, avcs: Avcs, mapping: int, index: int, mm: int, vpn: in
 def _maps_back(vmas: Vmas, avcs: Avcs, pages: Pages, mm: int, vpn: int, pfn: int) -> bool:
     """The page's rmap object leads to this virtual page."""
     head = compound_head(pages, pfn)
-    mapping = pages[head].mapping
-    if pages[head].flags & PG_ksm == 0:
-        return _leads_to(vmas, avcs, mapping, i64(pages[head].index) + pfn - head, mm, vpn)
-    place = avcs[mapping].next
-    while place != 0:
-        if _leads_to(vmas, avcs, avcs[place].vma, avcs[place].i_base, mm, vpn):
+    mapping, index, place = first_chain(pages, avcs, head)
+    while mapping != 0:
+        if _leads_to(vmas, avcs, mapping, index + pfn - head, mm, vpn):
             return True
-        place = avcs[place].next
+        mapping, index, place = next_chain(avcs, place)
     return False
 
 

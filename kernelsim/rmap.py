@@ -98,6 +98,24 @@ def vma_address(vmas: Vmas, vma: int, index: int) -> int:
 
 
 @njit
+def first_chain(pages: Pages, avcs: Avcs, pfn: int) -> tuple[int, int, int]:
+    """(rmap object whose VMAs may map a single page, its index there, the place that says so): where a walk begins.
+
+    The object is 0 if nobody owns the page, the place 0 but for a KSM page.
+    """
+    if pages[pfn].flags & PG_ksm:
+        return next_chain(avcs, pages[pfn].mapping)
+    return i64(pages[pfn].mapping), i64(pages[pfn].index), 0
+
+
+@njit
+def next_chain(avcs: Avcs, place: int) -> tuple[int, int, int]:
+    """The same for the place behind this one; zeros if there is none (row 0 is that)."""
+    after = avcs[place].next
+    return i64(avcs[after].vma), i64(avcs[after].i_base), i64(after)
+
+
+@njit
 def folio_span(vmas: Vmas, vma: int, index: int, nr_pages: int) -> tuple[int, int, int]:
     """(first, end, base): the virtual pages at which a VMA would map pages of a folio; page i of it is at base + i."""
     base = int(vmas[vma].start) + index - int(vmas[vma].pgoff)
@@ -192,74 +210,30 @@ def try_to_migrate(
     """
     if pages[pfn].order > 0:
         return _try_to_migrate_large(pages, zones, nodes, vmas, avcs, pt, touched, pfn)
-    if pages[pfn].flags & PG_ksm:
-        return _try_to_migrate_ksm(pages, zones, nodes, vmas, avcs, pt, touched, pfn)
-    mapping, index = pages[pfn].mapping, i64(pages[pfn].index)
-    return _try_to_migrate_chain(pages, zones, nodes, vmas, avcs, pt, touched, pfn, mapping, index)
-
-
-@njit
-def _try_to_migrate_ksm(
-    pages: Pages,
-    zones: Zones,
-    nodes: Nodes,
-    vmas: Vmas,
-    avcs: Avcs,
-    pt: PageTables,
-    touched: NDArray[np.uint8],
-    pfn: int,
-) -> tuple[int, int, int]:
     nr = 0
     first_vma = 0
     first_ptep = -1
-    place = avcs[pages[pfn].mapping].next
-    while place != 0 and pages[pfn].mapcount > 0:
-        mapping, index = avcs[place].vma, avcs[place].i_base
-        more, vma, ptep = _try_to_migrate_chain(
-            pages, zones, nodes, vmas, avcs, pt, touched, pfn, mapping, index
-        )  # fmt: skip
-        if nr == 0:
-            first_vma, first_ptep = vma, ptep
-        nr += more
-        place = avcs[place].next
-    return nr, first_vma, first_ptep
-
-
-@njit
-def _try_to_migrate_chain(
-    pages: Pages,
-    zones: Zones,
-    nodes: Nodes,
-    vmas: Vmas,
-    avcs: Avcs,
-    pt: PageTables,
-    touched: NDArray[np.uint8],
-    pfn: int,
-    mapping: int,
-    index: int,
-) -> tuple[int, int, int]:
-    """Of the VMAs of one rmap object."""
-    nr = 0
-    first_vma = 0
-    first_ptep = -1
-    avc = avcs[mapping].next
-    while avc != 0 and pages[pfn].mapcount > 0:
-        vma = avcs[avc].vma
-        vpn = vma_address(vmas, vma, index)
-        ptep = walk_pte(pt, vmas[vma].root, vpn) if vpn >= 0 else -1
-        if ptep >= 0 and pt[ptep] & _PAGE_PRESENT and pte_pfn(pt[ptep]) == pfn:
-            if pt[ptep] & _PAGE_DIRTY:
-                pages[pfn].flags |= PG_dirty
-            pt[ptep] = (pt[ptep] & ~_PAGE_PRESENT) | _PAGE_MIGRATION
-            if trace_key() & SET_MIGRATION_PTE:
-                trace_row(SET_MIGRATION_PTE, vpn << PAGE_SHIFT, i64(pt[ptep]), 0)
-            remove_rmap(pages, zones, nodes, pfn)
-            touched[vmas[vma].mm] = 1
-            if nr == 0:
-                first_vma = vma
-                first_ptep = ptep
-            nr += 1
-        avc = avcs[avc].next
+    mapping, index, place = first_chain(pages, avcs, pfn)
+    while mapping != 0:
+        avc = avcs[mapping].next
+        while avc != 0 and pages[pfn].mapcount > 0:
+            vma = avcs[avc].vma
+            vpn = vma_address(vmas, vma, index)
+            ptep = walk_pte(pt, vmas[vma].root, vpn) if vpn >= 0 else -1
+            if ptep >= 0 and pt[ptep] & _PAGE_PRESENT and pte_pfn(pt[ptep]) == pfn:
+                if pt[ptep] & _PAGE_DIRTY:
+                    pages[pfn].flags |= PG_dirty
+                pt[ptep] = (pt[ptep] & ~_PAGE_PRESENT) | _PAGE_MIGRATION
+                if trace_key() & SET_MIGRATION_PTE:
+                    trace_row(SET_MIGRATION_PTE, vpn << PAGE_SHIFT, i64(pt[ptep]), 0)
+                remove_rmap(pages, zones, nodes, pfn)
+                touched[vmas[vma].mm] = 1
+                if nr == 0:
+                    first_vma = vma
+                    first_ptep = ptep
+                nr += 1
+            avc = avcs[avc].next
+        mapping, index, place = next_chain(avcs, place)
     return nr, first_vma, first_ptep
 
 
@@ -323,43 +297,20 @@ def remove_migration_ptes(
     """Point each migration entry for folio `old` at `new`, whose order, mapping and index are set; returns how many."""
     if pages[new].order > 0:
         return _remove_migration_ptes_large(pages, zones, nodes, vmas, avcs, pt, old, new)
-    mapping = pages[new].mapping
-    if pages[new].flags & PG_ksm == 0:
-        index = i64(pages[new].index)
-        return _remove_migration_ptes_chain(pages, zones, nodes, vmas, avcs, pt, old, new, mapping, index)
     nr = 0
-    place = avcs[mapping].next
-    while place != 0:
-        mapping, index = avcs[place].vma, avcs[place].i_base
-        nr += _remove_migration_ptes_chain(pages, zones, nodes, vmas, avcs, pt, old, new, mapping, index)
-        place = avcs[place].next
-    return nr
-
-
-@njit
-def _remove_migration_ptes_chain(
-    pages: Pages,
-    zones: Zones,
-    nodes: Nodes,
-    vmas: Vmas,
-    avcs: Avcs,
-    pt: PageTables,
-    old: int,
-    new: int,
-    mapping: int,
-    index: int,
-) -> int:
-    nr = 0
-    avc = avcs[mapping].next
-    while avc != 0:
-        vma = avcs[avc].vma
-        vpn = vma_address(vmas, vma, index)
-        ptep = walk_pte(pt, vmas[vma].root, vpn) if vpn >= 0 else -1
-        if ptep >= 0 and restore_pte(pages, zones, nodes, pt, ptep, old, new):
-            if trace_key() & REMOVE_MIGRATION_PTE:
-                trace_row(REMOVE_MIGRATION_PTE, vpn << PAGE_SHIFT, i64(pt[ptep]), 0)
-            nr += 1
-        avc = avcs[avc].next
+    mapping, index, place = first_chain(pages, avcs, new)
+    while mapping != 0:
+        avc = avcs[mapping].next
+        while avc != 0:
+            vma = avcs[avc].vma
+            vpn = vma_address(vmas, vma, index)
+            ptep = walk_pte(pt, vmas[vma].root, vpn) if vpn >= 0 else -1
+            if ptep >= 0 and restore_pte(pages, zones, nodes, pt, ptep, old, new):
+                if trace_key() & REMOVE_MIGRATION_PTE:
+                    trace_row(REMOVE_MIGRATION_PTE, vpn << PAGE_SHIFT, i64(pt[ptep]), 0)
+                nr += 1
+            avc = avcs[avc].next
+        mapping, index, place = next_chain(avcs, place)
     return nr
 
 

@@ -363,9 +363,11 @@ class Process(Kobject):
     @exclusive
     def _set_mergeable(self, _old: int, new: int) -> LongOp:
         ksm = self.mm.vm.ksm
-        if new and ksm is None:
-            raise OSError(errno.EINVAL, "no KSM in this kernel")
-        for vma in self.anon_vmas if ksm is not None else ():
+        if ksm is None:
+            if new:
+                raise OSError(errno.EINVAL, "no KSM in this kernel")
+            return
+        for vma in self.anon_vmas:
             yield from ksm.madvise(vma, bool(new))
 
     @verify.show

@@ -119,7 +119,7 @@ class Merging(RuleBasedStateMachine):
 
 
 class TestMerging(Merging.TestCase):
-    settings = settings(max_examples=examples(12), stateful_step_count=15, deadline=None)
+    settings = settings(max_examples=examples(8), stateful_step_count=15, deadline=None)
 
 
 @pytest.mark.slow

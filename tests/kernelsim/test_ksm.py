@@ -185,12 +185,10 @@ def test_all_is_unmerged(path: str, text: str) -> None:
 
 
 def test_without_room_to_unmerge_it_stops_halfway() -> None:
-    lab = merged(nodes=(32,))
-    lab.write(f"{KSM}/run", "0")
-    lab.spawn("b2", mergeable="1", anon="8M", same="100")
+    lab = merged()
+    lab.spawn("c", mergeable="1", anon="8M", same="100")
     scan(lab)
-    hog = lab.allocator("hog", order="0", gfp="GFP_KERNEL|__GFP_NOWARN", count="100000")
-    lab.alloc(hog)
+    lab.spawn("most", anon="27M")
     assert errno_of(lab.write, f"{KSM}/run", "2") == errno.ENOMEM
     assert lab.read(f"{KSM}/run") == "0\n"
     lab.assert_at_rest()

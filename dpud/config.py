@@ -310,7 +310,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         self._check_files()
         try:
-            self.kernel.for_machine(len(self.machine.nodes), any(node.cma for node in self.machine.nodes))
+            has_cma = any(node.cma for node in self.machine.nodes)
+            self.kernel.for_machine(len(self.machine.nodes), has_cma, self.memory.bytes != "none")
         except ValueError as error:
             raise ValueError(f"kconfig.{error}") from error
 

@@ -9,7 +9,7 @@ How the tree is laid over:
 - A directory of `_SHARED` also holds files of the real kernel that stay in sight, so its entries are bound
   one by one: /proc/buddyinfo is emulated, /proc/self is not.
 - Any other directory is bound whole. It shows only what is emulated: of /proc/sys/vm the emulated sysctls, of
-  /sys/kernel/mm no KSM and no DAMON, which would be the host's.
+  /sys/kernel/mm no DAMON, which would be the host's.
 - A name that the real kernel lacks has no mount point to bind over. Under /sys the shared directory is
   rebuilt as a tmpfs that shows the old entries and has room for the new ones. /proc and /dev stay as they
   are: a file that is missing there is only seen under the daemon's mount point.

@@ -29,6 +29,7 @@ from kernelsim.page import (
     PG_head,
     PG_huge,
     PG_isolated,
+    PG_ksm,
     PG_lru,
     PG_mlocked,
     PG_nopage,
@@ -52,7 +53,7 @@ from kernelsim.pgtable import (
     pte_pfn,
     walk_leaf,
 )
-from kernelsim.rmap import VM_SHARED, Avcs, Vmas, vma_address
+from kernelsim.rmap import VM_SHARED, Avcs, Vmas, first_chain, next_chain, vma_address
 from kernelsim.tlb import TLB_ENTRIES, Tlbs
 
 _ZERO = np.uint64(0)
@@ -83,15 +84,26 @@ def _walk_lru_lists(
 
 
 @njit
+def _leads_to(vmas: Vmas, avcs: Avcs, mapping: int, index: int, mm: int, vpn: int) -> bool:
+    """A page of this rmap object may be mapped at this virtual page."""
+    avc = avcs[mapping].next
+    while avc != 0:
+        vma = avcs[avc].vma
+        if vmas[vma].mm == mm and vma_address(vmas, vma, index) == vpn:
+            return True
+        avc = avcs[avc].next
+    return False
+
+
+@njit
 def _maps_back(vmas: Vmas, avcs: Avcs, pages: Pages, mm: int, vpn: int, pfn: int) -> bool:
     """The page's rmap object leads to this virtual page."""
     head = compound_head(pages, pfn)
-    avc = avcs[pages[head].mapping].next
-    while avc != 0:
-        vma = avcs[avc].vma
-        if vmas[vma].mm == mm and vma_address(vmas, vma, pages[head].index + pfn - head) == vpn:
+    mapping, index, place = first_chain(pages, avcs, head)
+    while mapping != 0:
+        if _leads_to(vmas, avcs, mapping, index + pfn - head, mm, vpn):
             return True
-        avc = avcs[avc].next
+        mapping, index, place = next_chain(avcs, place)
     return False
 
 
@@ -231,9 +243,10 @@ def _bad_folio(pages: Pages, nr_pages: int) -> int:
 
 @njit
 def _shared_and_writable(pages: Pages, maps: NDArray[np.int32], writable: NDArray[np.uint8]) -> int:
-    """First anonymous page that somebody may write although others map it too, or -1."""
+    """First anonymous page that somebody may write although others map it too, or KSM may have them, or -1."""
     for pfn in range(len(writable)):
-        if writable[pfn] and maps[pfn, HERE] > 1 and pages[compound_head(pages, pfn)].flags & PG_anon:
+        flags = pages[compound_head(pages, pfn)].flags
+        if writable[pfn] and flags & PG_anon and (maps[pfn, HERE] > 1 or flags & PG_ksm):
             return pfn
     return -1
 
@@ -292,6 +305,8 @@ def check(vm: Vm) -> list[str]:
     report.equal("vm_committed_as", vm.overcommit.vm_committed_as, promised)
     if vm.direct_blocks is not None:
         report.faults += vm.direct_blocks.violations()
+    if vm.ksm is not None:
+        report.faults += vm.ksm.violations()
     return report.faults
 
 

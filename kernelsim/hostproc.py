@@ -41,6 +41,7 @@ from kernelsim.page import (
     Pages,
     PG_anon,
     PG_head,
+    PG_ksm,
     PG_lru,
     PG_partially_mapped,
     PG_private,
@@ -53,6 +54,7 @@ from kernelsim.pgtable import _PAGE_PSE as PSE
 from kernelsim.pgtable import _PAGE_TABLE as TABLE
 from kernelsim.pgtable import HPAGE_PMD_NR, PTRS_PER_PT, PageTables, mk_pte, pgtable_trans_huge_deposit, pte_pfn
 from kernelsim.rmap import Mms, Vmas, add_rmap, add_rmap_pmd, is_partially_mapped
+from kernelsim.stable_node import make_ksm
 
 MAX_SYNTHETIC = 16  # processes that share imported pages; higher mapcounts are cut to this
 _PTE_BITS = 0x25  # present, user, accessed; shared pages are read-only, so the first write after import faults
@@ -147,6 +149,17 @@ def _note_partially_mapped(pages: Pages, nr_pages: int) -> None:
     for pfn in range(nr_pages):
         if pages[pfn].flags & PG_head and pages[pfn].flags & PG_lru and is_partially_mapped(pages, pfn):
             pages[pfn + 1].flags |= PG_partially_mapped
+
+
+def _own_ksm_pages(vm: Vm) -> None:
+    """Pages that the host's KSM had merged are at one place each here: others that mapped them were not found."""
+    pages = vm.mem.pages
+    ksm = PG_anon | PG_ksm
+    for pfn in np.flatnonzero((pages["flags"] & np.uint32(ksm | PG_tail) == ksm) & (pages["mapping"] != 0)).tolist():
+        node = vm.take_mapping()
+        mapping, index = make_ksm(pages, vm.avcs, pfn, node)
+        vm.link(node, mapping, index)
+        vm.avcs["i_base"][mapping] += 1
 
 
 @njit
@@ -355,6 +368,7 @@ class HostImporter:
             mem.zones["node"][mem.pages["zone"][extra]], minlength=mem.nr_nodes
         )
         _note_partially_mapped(mem.pages, mem.nr_pages)
+        _own_ksm_pages(vm)
         vm.foreign_tables = max(self.nr_tables - used, 0)
         kernel = np.isin(self.kinds, (USE_KERNEL, USE_COMPOUND, USE_TABLE, USE_UNOWNED))
         kernel[self.frames[:used]] = False

@@ -71,6 +71,10 @@ OPTIONS: Mapping[str, Option] = {
             default=False,
             selects=("CONFIG_MIGRATION",),
         ),
+        Option(
+            "CONFIG_KSM",
+            "Pages with the same content are merged: sysfs ksm, /proc/PID/ksm_stat, cow_ksm; needs contents.",
+        ),
         Option("CONFIG_HUGETLB_PAGE", "The pool of 2 MiB pages: nr_hugepages, HugePages_* in meminfo."),
         Option("CONFIG_DEBUG_FS", "/sys/kernel/debug."),
         Option("CONFIG_FTRACE", "/sys/kernel/tracing, its events, and the link to it in debugfs."),
@@ -100,7 +104,6 @@ FIXED: Mapping[str, bool] = {
     "CONFIG_NO_PAGE_MAPCOUNT": True,
     "CONFIG_IDLE_PAGE_TRACKING": False,
     "CONFIG_SWAP": False,
-    "CONFIG_KSM": False,
     "CONFIG_PAGE_REPORTING": True,
     "CONFIG_PRINTK": True,
     "CONFIG_PROC_FS": True,
@@ -136,13 +139,19 @@ class Kconfig:
             return FIXED[name]
         return OPTIONS[name].name in self.enabled
 
-    def for_machine(self, nr_nodes: int, has_cma: bool) -> "Kconfig":
-        """The same for a machine of so many nodes, with CMA areas or not. ValueError if it cannot run this kernel."""
+    def for_machine(self, nr_nodes: int, has_cma: bool, has_contents: bool = True) -> "Kconfig":
+        """The same for a machine of so many nodes, with CMA areas or not, and with something in its pages or not.
+
+        ValueError if it cannot run this kernel.
+        """
         if nr_nodes > 1 and not self.IS_ENABLED("CONFIG_NUMA"):
             raise ValueError(f"CONFIG_NUMA: is needed for {nr_nodes} nodes")
         if has_cma != (self.given.get("CONFIG_CMA", "y" if has_cma else "n") == "y"):
             raise ValueError(f"CONFIG_CMA: there is {'a' if has_cma else 'no'} CMA area")
-        return Kconfig({**self.given, "CONFIG_CMA": "y"}) if has_cma else self
+        if not has_contents and self.given.get("CONFIG_KSM") == "y":
+            raise ValueError("CONFIG_KSM: needs the contents of pages (memory.bytes)")
+        follows = ({"CONFIG_CMA": "y"} if has_cma else {}) | ({} if has_contents else {"CONFIG_KSM": "n"})
+        return Kconfig({**self.given, **follows}) if follows else self
 
     def text(self) -> str:
         """The .config, in the format that the kernel's own build writes."""

@@ -40,6 +40,8 @@ from kernelsim.hostproc import import_processes
 from kernelsim.hugetlb import HugetlbPool
 from kernelsim.kcompactd import Kcompactd
 from kernelsim.kconfig import Kconfig
+from kernelsim.ksm import Ksm, Ksmd
+from kernelsim.ksm_sysfs import KsmFiles
 from kernelsim.kswapd import Kswapd
 from kernelsim.kthread import Kthreads
 from kernelsim.machine_files import ALLOC_CONFIGFS as ALLOC_CONFIGFS
@@ -111,7 +113,8 @@ class MachineConfig:
         if self.bytes not in _WORDS:
             raise ValueError('memory bytes must be "full", "stamp" or "none"')
         has_cma = any(node.cma_bytes for node in self.nodes)
-        object.__setattr__(self, "kconfig", self.kconfig.for_machine(len(self.nodes), has_cma))
+        kconfig = self.kconfig.for_machine(len(self.nodes), has_cma, self.bytes != "none")
+        object.__setattr__(self, "kconfig", kconfig)
         if self.distance and [len(row) for row in self.distance] != [len(self.nodes)] * len(self.nodes):
             raise ValueError("distance must be a square matrix, one row for each node")
 
@@ -280,7 +283,8 @@ class Machine:
             if compaction is not None
         ]
         self.compaction_sysctl.proactiveness_written = self._trigger_kcompactd
-        self.kthreads = Kthreads([*self.kswapds, *self.kcompactds], current=self.tracing.trace.current)
+        threads = [*self.kswapds, *self.kcompactds, *self._ksmd()]
+        self.kthreads = Kthreads(threads, current=self.tracing.trace.current)
         for pid, thread in enumerate(self.kthreads.threads, 2):  # init is 1
             thread.task.pid = pid
             thread.task.cpu = next(iter(self.cpus[thread.nid]), 0)
@@ -288,6 +292,15 @@ class Machine:
         self.slowpath = AllocSlowpath(vm, self.reclaim, self.kswapds, compaction, self.dpu_direct, report)
         self.direct_blocks = vm.direct_blocks = DirectBlocks(vm)
         vm.page_alloc = self.slowpath
+
+    def _ksmd(self) -> list[Ksmd]:
+        """KSM and its thread, where this kernel has it."""
+        self.ksm: Ksm | None = None
+        self.ksm_files = KsmFiles()
+        if not self.has("KSM"):
+            return []
+        self.ksm = self.vm.ksm = self.ksm_files.ksm = Ksm(self.vm, self.ksm_files)
+        return [Ksmd(self.ksm)]
 
     def _add_tracing(self, hw: DpuHardware | None) -> None:
         """What can be traced, and the place in debugfs where tracing used to be."""
@@ -385,6 +398,7 @@ class Machine:
             mm = yield from dup_mm(parent.mm, cpus[self.tasks.next_pid % len(cpus)])
         child = Process(self, name, mm)
         child.files = list(parent.files)
+        child.mergeable = parent.mergeable
         for file in child.files:
             self.share(file)
         self.processes[name] = child

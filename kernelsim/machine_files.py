@@ -22,6 +22,7 @@ from kernelsim.huge_memory import TransparentHugepage
 from kernelsim.hugetlb import HstateFiles, HugetlbPool
 from kernelsim.kconfig import IkConfig
 from kernelsim.kpage import PageMonitor
+from kernelsim.ksm_sysfs import KsmNumaFiles
 from kernelsim.meminfo import Meminfo
 from kernelsim.mm_configfs import MmGroup
 from kernelsim.node import Node, Nodes
@@ -91,6 +92,10 @@ def _kernel_mm(machine: Machine) -> Files:
             yield f"/sys/kernel/mm/hugepages/{hstate.name}", HstateFiles(hstate)
     if machine.has("TRANSPARENT_HUGEPAGE"):
         yield "/sys/kernel/mm/transparent_hugepage", TransparentHugepage(machine.vm)
+    if machine.ksm is not None:
+        yield "/sys/kernel/mm/ksm", machine.ksm_files
+        if machine.has("NUMA"):
+            yield "/sys/kernel/mm/ksm", KsmNumaFiles(machine.ksm)
     for area in machine.vm.cma_areas:
         yield f"/sys/kernel/mm/cma/{area.name}", CmaSysfs(area)
 

@@ -40,6 +40,7 @@ from kernelsim.page import (
     PG_anon,
     PG_dirty,
     PG_isolated,
+    PG_ksm,
     PG_swapbacked,
     PG_uptodate,
     compound_head,
@@ -208,16 +209,19 @@ def do_wp_page(
 ) -> int:
     """Write to a read-only PTE of a writable VMA: reuse the page if nobody else maps it, else copy. pfn or -ENOMEM.
 
-    A page of a large folio counts as shared while its folio has other mappings, of whichever pages.
+    A page of a large folio counts as shared while its folio has other mappings, of whichever pages. One that KSM shares
+    is never written again.
     """
     old = pte_pfn(pt[ptep])
     head = compound_head(pages, old)
     events[0].pgfault += 1
     # pins do not make a page shared: who pinned it had it made exclusive first (unshare_pages)
-    exclusive = pages[head].mapcount == 1 and (pages[head].refcount - 1) % GUP_PIN_BIAS == 0
+    ksm = pages[head].flags & PG_ksm != 0
+    exclusive = not ksm and pages[head].mapcount == 1 and (pages[head].refcount - 1) % GUP_PIN_BIAS == 0
     if exclusive or vmas[vma].flags & VM_SHARED:
         pt[ptep] |= _PAGE_RW
         return old
+    events[0].cow_ksm += ksm
     index = vpn - vmas[vma].start + vmas[vma].pgoff
     flags = PG_anon | PG_swapbacked
     pfn = _new_folio(pages, zones, blocks, nodes, zonelist, flags, vmas[vma].mapping, index)

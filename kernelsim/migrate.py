@@ -132,6 +132,8 @@ def folio_migrate(
         slot = avcs[src.mapping].i_base + src.index
         for i in range(nr_pages):
             i_pages[slot + i] = new + i
+    elif src.flags & PG_ksm and src.mapping != 0:
+        avcs[src.mapping].i_base = new
     clear_page(pages, old)
     src.flags = PG_held
     for i in range(1, nr_pages):

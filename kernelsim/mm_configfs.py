@@ -11,6 +11,9 @@
     echo 5 > web/pin                pins a random 5 percent of its anonymous pages, as long-term DMA does; such pages
                                     leave CMA areas first
     echo 20 > web/touch             writes a random 20 percent of its pages anew
+    echo '50 kinds=4' > web/same    writes one of 4 contents, which are the same in all processes, to a random half of
+                                    its anonymous pages
+    echo 1 > web/mergeable          lets KSM merge its anonymous pages that are the same as others
     cat web/verify                  reads everything back: `ok`, or how many pages differ
     rmdir web                       ends it
 
@@ -35,6 +38,7 @@ from kernelsim.mm_types import LongOp
 from kernelsim.mmap import Mm, Vma
 from kernelsim.operation import Mutex, Operation, complete
 from kernelsim.page import PAGE_SIZE
+from kernelsim.same_pages import MAX_KINDS, choose_kinds
 
 if TYPE_CHECKING:
     from kernelsim.machine import Machine
@@ -48,7 +52,9 @@ _MAX_RUN = 63
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
-def parse_amount(text: str, *, flags: tuple[str, ...] = ()) -> tuple[int, dict[str, int], set[str]]:
+def parse_amount(
+    text: str, *, flags: tuple[str, ...] = (), keys: tuple[str, ...] = ("seed",)
+) -> tuple[int, dict[str, int], set[str]]:
     """`50 seed=7 runs` -> (50, {"seed": 7}, {"runs"}). Raises OSError(EINVAL)."""
     words = text.split()
     if not text.isascii() or not words or not words[0].isdecimal() or len(words[0]) > 18 or int(words[0]) > 100:
@@ -57,7 +63,7 @@ def parse_amount(text: str, *, flags: tuple[str, ...] = ()) -> tuple[int, dict[s
     found: set[str] = set()
     for word in words[1:]:
         key, equals, value = word.partition("=")
-        if key == "seed" and equals and value.isdecimal() and len(value) < 19:
+        if key in keys and equals and value.isdecimal() and len(value) < 19:
             options[key] = int(value)
         elif word in flags:
             found.add(word)
@@ -135,6 +141,13 @@ class Process(Kobject):
     mlock = Attr(Text(), doc="PERCENT of anonymous memory that is locked, from its start.")
     pin = Attr(Text(), doc="`PERCENT [seed=N]` of its anonymous pages to pin for DMA; 0 drops all pins.")
     touch = Attr(Text(), doc="`PERCENT [seed=N]` of its pages to write anew.", mode=0o200)
+    same = Attr(
+        Text(),
+        doc="`PERCENT [seed=N] [kinds=N]`: write that part of the anonymous pages, each one of `kinds` (1) contents "
+        "that are the same in all processes.",
+        mode=0o200,
+    )
+    mergeable = Attr(Bool(), 0, doc="1: KSM may merge its anonymous memory (MADV_MERGEABLE); 0: no more.")
     verify = Attr(
         Text(),
         doc="Reads back everything the process wrote: `ok`, or how many pages differ. Where no contents are kept "
@@ -228,8 +241,8 @@ class Process(Kobject):
         if not nr_pages:
             return
         vma = self.mm.mmap(nr_pages, file)
-        if file is None and self.thp:
-            vma.madvise_hugepage()
+        if file is None:
+            yield from self._madvise(vma)
         try:
             yield from self.mm.write(vma)
         except OSError:
@@ -238,6 +251,13 @@ class Process(Kobject):
         except GeneratorExit:
             self.mm.munmap_now(vma)
             raise
+
+    def _madvise(self, vma: Vma) -> LongOp:
+        """What its switches ask for its new memory."""
+        if self.thp:
+            vma.madvise_hugepage()
+        if self.mergeable and self.mm.vm.ksm is not None:
+            yield from self.mm.vm.ksm.madvise(vma, True)
 
     def _unmap(self, vmas: list[Vma]) -> LongOp:
         """Take mappings down, to the end even when interrupted."""
@@ -325,6 +345,30 @@ class Process(Kobject):
             for vpns in chosen_vpns(vma, percent, options.get("seed", 0) + number):
                 yield from self.mm.write(vma, vpns)
                 yield None
+
+    @same.store
+    @exclusive
+    def _same(self, text: str) -> LongOp:
+        percent, options, _ = parse_amount(text, keys=("seed", "kinds"))
+        kinds = options.get("kinds", 1)
+        if not 1 <= kinds <= MAX_KINDS:
+            raise OSError(errno.EINVAL, f"want 1 to {MAX_KINDS} kinds")
+        rng = np.random.default_rng(options.get("seed", 0))
+        for number, vma in enumerate(self.anon_vmas):
+            for vpns in chosen_vpns(vma, percent, options.get("seed", 0) + number):
+                yield from self.mm.write_same(vma, vpns, choose_kinds(len(vpns), kinds, rng))
+                yield None
+
+    @mergeable.stored
+    @exclusive
+    def _set_mergeable(self, _old: int, new: int) -> LongOp:
+        ksm = self.mm.vm.ksm
+        if ksm is None:
+            if new:
+                raise OSError(errno.EINVAL, "no KSM in this kernel")
+            return
+        for vma in self.anon_vmas:
+            yield from ksm.madvise(vma, bool(new))
 
     @verify.show
     @exclusive

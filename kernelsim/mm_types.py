@@ -84,6 +84,26 @@ class PageAllocator(Protocol):
         ...
 
 
+class SamepageMerging(Protocol):
+    """What others ask of KSM (ksm.py)."""
+
+    def madvise(self, vma: Vma, mergeable: bool) -> LongOp:
+        """MADV_MERGEABLE and MADV_UNMERGEABLE. OSError(ENOMEM): a page cannot be copied."""
+        ...
+
+    def forget(self, vma: Vma) -> None:
+        """A mapping is about to go."""
+        ...
+
+    def prune(self) -> None:
+        """The last VMA of an anon_vma is gone."""
+        ...
+
+    def violations(self) -> list[str]:
+        """What is wrong, one line each."""
+        ...
+
+
 class FreeListsOnly:
     """The allocator of a Vm that is no machine's: what is not free cannot be had."""
 
@@ -138,6 +158,7 @@ class Vm:
         self.foreign_tables = 0  # page-table pages of an imported host, whose processes are not here
         self.kernel_stamps: KernelStamps | None = None
         self.direct_blocks: DirectBlocks | None = None
+        self.ksm: SamepageMerging | None = None
         self.page_alloc: PageAllocator = FreeListsOnly(mem)
         self.trace: TraceHook = NoTrace()
         self.pr_debug: Callable[..., object] = no_debug
@@ -201,24 +222,42 @@ class Vm:
         else:
             self._avcs.release(mapping)
 
-    def link(self, mapping: int, vma: int) -> None:
-        """Put a VMA at the front of an rmap object's chain."""
+    def link(self, mapping: int, vma: int, index: int = 0) -> int:
+        """Put a VMA at the front of an rmap object's chain; or a place, an anon_vma and an index, at a stable node's.
+
+        Returns the avc.
+        """
         avc = self._avcs.take()
         avcs = self.avcs
         avcs["vma"][avc] = vma
+        avcs["i_base"][avc] = index
         avcs["next"][avc] = avcs["next"][mapping]
         avcs["next"][mapping] = avc
+        return avc
 
     def unlink(self, mapping: int, vma: int) -> bool:
         """Take a VMA out of a chain; True if the chain is empty now."""
         avcs = self.avcs
+        avc = int(avcs["next"][mapping])
+        while avcs["vma"][avc] != vma:
+            avc = int(avcs["next"][avc])
+        self.unlink_avc(mapping, avc)
+        return bool(avcs["next"][mapping] == 0)
+
+    def unlink_avc(self, mapping: int, avc: int) -> None:
+        """Take one avc out of a chain."""
+        avcs = self.avcs
         before = mapping
-        while avcs["vma"][avcs["next"][before]] != vma:
+        while avcs["next"][before] != avc:
             before = int(avcs["next"][before])
-        avc = int(avcs["next"][before])
         avcs["next"][before] = avcs["next"][avc]
         self._avcs.release(avc)
-        return bool(avcs["next"][mapping] == 0)
+
+    def put_anon_vma(self, mapping: int) -> None:
+        """An anon_vma lost a VMA, or a stable node's place that named it: it is gone with the last of both."""
+        avcs = self.avcs
+        if avcs["next"][mapping] == 0 and avcs["i_base"][mapping] == 0:
+            self.release_mapping(mapping)
 
     def chain(self, mapping: int) -> list[int]:
         """The VMAs of an rmap object."""

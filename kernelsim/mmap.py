@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,11 @@ from kernelsim.operation import Operation, complete
 from kernelsim.page_alloc import free_pages
 from kernelsim.pgtable import _PAGE_PSE, HPAGE_PMD_NR, HPAGE_PMD_ORDER, alloc_table, free_pgtables, walk_leaf
 from kernelsim.rmap import VM_HUGEPAGE, VM_LOCKED, VM_MLOCKING, VM_SHARED, VM_WRITE
+from kernelsim.same_pages import store_stamps
 from kernelsim.tlb import flush_tlb_mm
+
+if TYPE_CHECKING:
+    from kernelsim.ksm_merge import RmapItems
 
 MMAP_BASE_VPN = 0x7F00_0000_0000 >> 12
 VPN_LIMIT = 1 << 35
@@ -48,6 +53,8 @@ class Vma:
         self.wrote: NDArray[np.uint64] = np.zeros(nr_pages, dtype=np.uint64) if file is None else file.disk
         self.chains: list[int] = []
         self.accounted = False
+        self.rmap_items: RmapItems | None = None
+        """What ksmd remembers of its pages, once it was here."""
         row = self.vm.vmas
         row["start"][self.id], row["end"][self.id] = start, start + nr_pages
         row["root"][self.id], row["mm"][self.id] = mm.root, mm.id
@@ -100,11 +107,20 @@ class Vma:
         """Leave all chains; an anon_vma whose chain is empty is gone."""
         if self.accounted:
             self.vm.overcommit.vm_unacct_memory(self.nr_pages)
+        if self.vm.ksm is not None:
+            self.vm.ksm.forget(self)
         for mapping in self.chains:
             if self.vm.unlink(mapping, self.id) and (self.file is None or mapping != self.file.mapping):
-                self.vm.release_mapping(mapping)
+                self._put_anon_vma(mapping)
         self.vm.release_vma(self.id)
         self.vm.vma_objects.remove(self)
+
+    def _put_anon_vma(self, mapping: int) -> None:
+        """Its last VMA is gone; what a stable node still names leads nowhere now."""
+        if self.vm.ksm is not None and self.vm.avcs["i_base"][mapping]:
+            self.vm.ksm.prune()
+        else:
+            self.vm.put_anon_vma(mapping)
 
 
 class Mm:
@@ -187,7 +203,11 @@ class Mm:
     def write(self, vma: Vma, vpns: NDArray[np.int64] | None = None) -> LongOp:
         """Store new content in every page of `vpns` (all of the VMA's if None), faulting them in."""
         for part in vma.vpns_by(_VPNS_AT_ONCE) if vpns is None else (vpns,):
-            yield from self._access(vma, part, True)
+            yield from self._access(vma, part)
+
+    def write_same(self, vma: Vma, vpns: NDArray[np.int64], stamps: NDArray[np.uint64]) -> LongOp:
+        """Store the contents with these stamps."""
+        yield from self._access(vma, vpns, stamps)
 
     def count_wrong(self, vma: Vma) -> Operation[int]:
         """Read everything back; returns how many pages differed from what was stored."""
@@ -204,22 +224,37 @@ class Mm:
                     yield None
         return nr_wrong
 
-    def _access(self, vma: Vma, vpns: NDArray[np.int64], write: bool) -> LongOp:
+    def _access(self, vma: Vma, vpns: NDArray[np.int64], stamps: NDArray[np.uint64] | None = None) -> LongOp:
         done = 0
         while done < len(vpns):
-            huge = write and thp_allowable(self.vm, vma.id)
-            nr, _, error = self._access_slice(vma, vpns[done : done + SLICE_PAGES], write, huge)
+            nr, error = self._store(vma, vpns, stamps, done, SLICE_PAGES, thp_allowable(self.vm, vma.id))
             done += nr
             if error == -_memory.VM_FAULT_HUGE:
                 error = 0
                 if not (yield from self._huge_fault(vma, int(vpns[done]))):
-                    nr, _, error = self._access_slice(vma, vpns[done : done + 1], write)
+                    nr, error = self._store(vma, vpns, stamps, done, 1, False)
                     done += nr
             self.vm.page_alloc.wake_if_low(self.node)
             if error:
                 yield from self._wait_or_make_room(error, "page fault")
             else:
                 yield None
+
+    def _store(
+        self,
+        vma: Vma,
+        vpns: NDArray[np.int64],
+        stamps: NDArray[np.uint64] | None,
+        first: int,
+        most: int,
+        huge: bool,
+    ) -> tuple[int, int]:
+        """Write up to `most` of the pages from vpns[first] on -> (how many were, 0 or what stopped it)."""
+        nr, _, error = self._access_slice(vma, vpns[first : first + most], True, huge)
+        if stamps is not None:
+            part = slice(first, first + nr)
+            store_stamps(self.vm.memory, self.vm.vmas, self.vm.pt, vma.wrote, vma.id, vpns[part], stamps[part])
+        return nr, error
 
     def _wait_or_make_room(self, error: int, what: str) -> LongOp:
         """An access could not go on: wait for what is in flight, or have memory freed. OSError if neither helps."""
@@ -334,6 +369,8 @@ class Mm:
             upper.join(mapping)
         if vma.file is None:
             upper.wrote, vma.wrote = vma.wrote[offset:], vma.wrote[:offset]
+            if vma.rmap_items is not None:
+                upper.rmap_items, vma.rmap_items = vma.rmap_items[offset:], vma.rmap_items[:offset]
         self.vma.append(upper)
         return upper
 
@@ -366,7 +403,7 @@ class Mm:
         """
         pinned = np.empty(len(vpns), dtype=np.int64)
         while True:
-            yield from self._unshare(vma, vpns)
+            yield from self.unshare(vma, vpns)
             if (yield from migrate_longterm_unpinnable_folios(self.vm, vma.id, vpns, self.comm)):
                 continue
             nr = pin_pages(self.vm.vmas, self.vm.pt, self.vm.mem.pages, vma.id, vpns, pinned)
@@ -375,7 +412,8 @@ class Mm:
                 return
             yield self.vm.in_flight[0]
 
-    def _unshare(self, vma: Vma, vpns: NDArray[np.int64]) -> LongOp:
+    def unshare(self, vma: Vma, vpns: NDArray[np.int64]) -> LongOp:
+        """Give it pages of its own where it shares anonymous ones. OSError(ENOMEM): there is no room."""
         vm, mem = self.vm, self.vm.mem
         while error := _memory.unshare_pages(
             mem.pages, mem.zones, mem.blocks, mem.nodes, self.zonelist, vm.vmas, vm.avcs, vm.mms, vm.pt, vm.tlbs,

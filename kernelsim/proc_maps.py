@@ -15,7 +15,7 @@ from kernelsim import task_mmu as mmu
 from kernelsim.huge_memory import thp_allowable
 from kernelsim.mmap import Mm, Vma
 from kernelsim.page import PAGE_SIZE
-from kernelsim.rmap import VM_HUGEPAGE, VM_LOCKED, VM_SHARED
+from kernelsim.rmap import VM_HUGEPAGE, VM_LOCKED, VM_MERGEABLE, VM_SHARED
 
 _NAME_COLUMN = 73
 _KB = 1024
@@ -121,6 +121,7 @@ def _vm_flags(vma: Vma) -> str:
         ("lo", flags & VM_LOCKED),
         ("ac", vma.accounted),
         ("hg", flags & VM_HUGEPAGE),
+        ("mg", flags & VM_MERGEABLE),
     )
     return " ".join(name for name, is_set in named if is_set)
 

@@ -25,6 +25,7 @@ from kernelsim import task_mmu as mmu
 from kernelsim.attr import Attr, Entries, Flavour, Guard, Int, Kobject, Text
 from kernelsim.bitmap import format_list, format_mask
 from kernelsim.kinds import c_string
+from kernelsim.ksm_sysfs import ProcPidKsm
 from kernelsim.mmap import Mm
 from kernelsim.operation import Operation
 from kernelsim.page import PAGE_SIZE
@@ -93,6 +94,7 @@ class ProcPid(Kobject):
         self.ppid = ppid
         self.busy = busy
         self.gone = False
+        self.ksm: ProcPidKsm | None = None
         self._start_ns = machine.clock.now_ns()
 
     # Mappings.
@@ -293,10 +295,15 @@ class Tasks:
         task = self.by_pid[pid] = ProcPid(self.machine, mm, pid, ppid, busy)
         self.next_pid = max(self.next_pid, pid + 1)
         self.machine.add_files(f"/proc/{pid}", task)
+        if self.machine.ksm is not None:
+            task.ksm = ProcPidKsm(self.machine.ksm, mm)
+            self.machine.add_files(f"/proc/{pid}", task.ksm)
         return task
 
     def release_task(self, pid: int) -> None:
         """The process has ended."""
         task = self.by_pid.pop(pid)
         task.gone = True
+        if task.ksm is not None:
+            self.machine.registry.remove(f"/proc/{pid}", task.ksm)
         self.machine.registry.remove(f"/proc/{pid}", task)

@@ -11,7 +11,12 @@ A large folio's pages have consecutive indexes from its head's on. A VMA maps so
 folio is 2 MiB and aligned, by one PMD entry; each entry is one mapping of the folio, counted on its head. For the
 node's counters a folio is mapped, whole, as long as any part of it is (as in a kernel with CONFIG_NO_PAGE_MAPCOUNT).
 
-`avcs[mapping]` is a chain's head; for a file it also holds where its page cache begins in `i_pages`.
+A page that KSM shares (PG_ksm) is at another index in each VMA, of other anon_vmas. Its rmap object, the stable node
+(stable_node.py), is a chain of places instead of VMAs: each names an anon_vma and the index there, and a walk goes
+through the chain of each (rmap_walk_ksm).
+
+`avcs[mapping]` is a chain's head. For a file it also holds, in `i_base`, where its page cache begins in `i_pages`; for
+a stable node the pfn of its page; for an anon_vma how many places name it.
 """
 
 from typing import Any, TypeAlias
@@ -21,7 +26,7 @@ from numpy.typing import NDArray
 
 from kernelsim.jit import i64, njit
 from kernelsim.mmzone import Nodes, Zones
-from kernelsim.page import PAGE_SHIFT, Pages, PG_anon, PG_dirty, PG_partially_mapped
+from kernelsim.page import PAGE_SHIFT, Pages, PG_anon, PG_dirty, PG_ksm, PG_partially_mapped
 from kernelsim.pgtable import (
     _PAGE_DIRTY,
     _PAGE_FLAGS,
@@ -52,6 +57,7 @@ VM_SHARED = 1 << 3
 VM_LOCKED = 1 << 13
 VM_MLOCKING = 1 << 14  # as Linux's VM_IO during an mlock(2): its pages are being counted to, or from, VM_LOCKED
 VM_HUGEPAGE = 1 << 29  # MADV_HUGEPAGE
+VM_MERGEABLE = 1 << 30  # MADV_MERGEABLE; Linux's is bit 31, which is the sign here
 
 vma_dtype = np.dtype(
     [
@@ -64,7 +70,13 @@ vma_dtype = np.dtype(
         ("flags", np.int32),
     ]
 )
-avc_dtype = np.dtype([("vma", np.int32), ("next", np.int32), ("i_base", np.int64)])
+avc_dtype = np.dtype(
+    [
+        ("vma", np.int32),  # of a place: its anon_vma
+        ("next", np.int32),
+        ("i_base", np.int64),  # of a place: the index there; of a chain's head: see above
+    ]
+)
 mm_dtype = np.dtype(
     [
         ("root", np.int64),
@@ -83,6 +95,24 @@ def vma_address(vmas: Vmas, vma: int, index: int) -> int:
     if vpn < vmas[vma].start or vpn >= vmas[vma].end:
         return -1
     return int(vpn)
+
+
+@njit
+def first_chain(pages: Pages, avcs: Avcs, pfn: int) -> tuple[int, int, int]:
+    """(rmap object whose VMAs may map a single page, its index there, the place that says so): where a walk begins.
+
+    The object is 0 if nobody owns the page, the place 0 but for a KSM page.
+    """
+    if pages[pfn].flags & PG_ksm:
+        return next_chain(avcs, pages[pfn].mapping)
+    return i64(pages[pfn].mapping), i64(pages[pfn].index), 0
+
+
+@njit
+def next_chain(avcs: Avcs, place: int) -> tuple[int, int, int]:
+    """The same for the place behind this one; zeros if there is none (row 0 is that)."""
+    after = avcs[place].next
+    return i64(avcs[after].vma), i64(avcs[after].i_base), i64(after)
 
 
 @njit
@@ -183,25 +213,27 @@ def try_to_migrate(
     nr = 0
     first_vma = 0
     first_ptep = -1
-    index = pages[pfn].index
-    avc = avcs[pages[pfn].mapping].next
-    while avc != 0 and pages[pfn].mapcount > 0:
-        vma = avcs[avc].vma
-        vpn = vma_address(vmas, vma, index)
-        ptep = walk_pte(pt, vmas[vma].root, vpn) if vpn >= 0 else -1
-        if ptep >= 0 and pt[ptep] & _PAGE_PRESENT and pte_pfn(pt[ptep]) == pfn:
-            if pt[ptep] & _PAGE_DIRTY:
-                pages[pfn].flags |= PG_dirty
-            pt[ptep] = (pt[ptep] & ~_PAGE_PRESENT) | _PAGE_MIGRATION
-            if trace_key() & SET_MIGRATION_PTE:
-                trace_row(SET_MIGRATION_PTE, vpn << PAGE_SHIFT, i64(pt[ptep]), 0)
-            remove_rmap(pages, zones, nodes, pfn)
-            touched[vmas[vma].mm] = 1
-            if nr == 0:
-                first_vma = vma
-                first_ptep = ptep
-            nr += 1
-        avc = avcs[avc].next
+    mapping, index, place = first_chain(pages, avcs, pfn)
+    while mapping != 0:
+        avc = avcs[mapping].next
+        while avc != 0 and pages[pfn].mapcount > 0:
+            vma = avcs[avc].vma
+            vpn = vma_address(vmas, vma, index)
+            ptep = walk_pte(pt, vmas[vma].root, vpn) if vpn >= 0 else -1
+            if ptep >= 0 and pt[ptep] & _PAGE_PRESENT and pte_pfn(pt[ptep]) == pfn:
+                if pt[ptep] & _PAGE_DIRTY:
+                    pages[pfn].flags |= PG_dirty
+                pt[ptep] = (pt[ptep] & ~_PAGE_PRESENT) | _PAGE_MIGRATION
+                if trace_key() & SET_MIGRATION_PTE:
+                    trace_row(SET_MIGRATION_PTE, vpn << PAGE_SHIFT, i64(pt[ptep]), 0)
+                remove_rmap(pages, zones, nodes, pfn)
+                touched[vmas[vma].mm] = 1
+                if nr == 0:
+                    first_vma = vma
+                    first_ptep = ptep
+                nr += 1
+            avc = avcs[avc].next
+        mapping, index, place = next_chain(avcs, place)
     return nr, first_vma, first_ptep
 
 
@@ -266,17 +298,19 @@ def remove_migration_ptes(
     if pages[new].order > 0:
         return _remove_migration_ptes_large(pages, zones, nodes, vmas, avcs, pt, old, new)
     nr = 0
-    index = pages[new].index
-    avc = avcs[pages[new].mapping].next
-    while avc != 0:
-        vma = avcs[avc].vma
-        vpn = vma_address(vmas, vma, index)
-        ptep = walk_pte(pt, vmas[vma].root, vpn) if vpn >= 0 else -1
-        if ptep >= 0 and restore_pte(pages, zones, nodes, pt, ptep, old, new):
-            if trace_key() & REMOVE_MIGRATION_PTE:
-                trace_row(REMOVE_MIGRATION_PTE, vpn << PAGE_SHIFT, i64(pt[ptep]), 0)
-            nr += 1
-        avc = avcs[avc].next
+    mapping, index, place = first_chain(pages, avcs, new)
+    while mapping != 0:
+        avc = avcs[mapping].next
+        while avc != 0:
+            vma = avcs[avc].vma
+            vpn = vma_address(vmas, vma, index)
+            ptep = walk_pte(pt, vmas[vma].root, vpn) if vpn >= 0 else -1
+            if ptep >= 0 and restore_pte(pages, zones, nodes, pt, ptep, old, new):
+                if trace_key() & REMOVE_MIGRATION_PTE:
+                    trace_row(REMOVE_MIGRATION_PTE, vpn << PAGE_SHIFT, i64(pt[ptep]), 0)
+                nr += 1
+            avc = avcs[avc].next
+        mapping, index, place = next_chain(avcs, place)
     return nr
 
 

@@ -76,6 +76,7 @@ event_names = (
     "nr_tlb_remote_flush",
     "nr_tlb_local_flush_all",
     "nr_tlb_local_flush_one",
+    "cow_ksm",
     "dpu_compact_regions",
     "dpu_compact_pages_moved",
     "dpu_compact_ptes_updated",
@@ -112,6 +113,7 @@ _OPTION_OF = {
     "thp_split_": "CONFIG_TRANSPARENT_HUGEPAGE",
     "thp_deferred_": "CONFIG_TRANSPARENT_HUGEPAGE",
     "nr_hugetlb": "CONFIG_HUGETLB_PAGE",
+    "cow_ksm": "CONFIG_KSM",
 }
 """By how a counter's name begins: the option that it is listed with (include/linux/vm_event_item.h, mmzone.h)."""
 

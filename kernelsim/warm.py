@@ -79,6 +79,7 @@ def _exercise(machine: Machine) -> None:
     _compact(machine)
     for name, text in (("thp", "1"), ("anon", "8M"), ("fork", "huge"), ("touch", "1"), ("pin", "1"), ("holes", "1")):
         write(f"{home}/{name}", text)
+    _merge(machine)
     _allocate(machine)
     for enabled in "10":
         write("/proc/sys/vm/dpu_compact_enabled", enabled)
@@ -93,6 +94,17 @@ def _exercise(machine: Machine) -> None:
     machine.state_hash()
     for process in list(machine.processes.values()):
         complete(machine.end_process(process))
+
+
+def _merge(machine: Machine) -> None:
+    """KSM: pages become one, are found by compaction, and part."""
+    for name, text in (("mergeable", "1"), ("thp", "0"), ("anon", "2M"), ("same", "50 kinds=3")):
+        machine.registry.write(f"{MM_CONFIGFS}/warm/{name}", text)
+    assert machine.ksm is not None
+    for _ in range(2):
+        complete(machine.ksm.do_scan(2000))
+    machine.registry.write(f"{NODES_SYSFS}/node0/compact_dpu", "1")
+    machine.registry.write("/sys/kernel/mm/ksm/run", "2")
 
 
 def _look_at_pages(machine: Machine, pid: str) -> None:

@@ -129,6 +129,21 @@ def test_the_guide_knows_every_promise_of_a_client_and_every_policy() -> None:
 
 @pytest.mark.mount
 @pytest.mark.slow
+def test_the_guide_s_commands_merge_pages() -> None:
+    commands = re.search(r"comes from `same`:\n\n((?:    .*\n)+)", GUIDE.read_text())
+    assert commands is not None
+    script = "set -e\n" + textwrap.dedent(commands[1]) + "cat pages_shared pages_volatile\n"
+    command = [sys.executable, "-m", "dpud", "exec", "--", "sh", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(r"pages_shared:(\d+)\npages_sharing:(\d+)\n.*\nok\nok\n0\n0\n$", done.stdout)
+    assert found is not None, done.stdout
+    assert 50 <= int(found[1]) <= 100, "of which each stands for 256 at most"
+    assert int(found[1]) + int(found[2]) == pytest.approx(0.8 * 8192, rel=0.05)
+
+
+@pytest.mark.mount
+@pytest.mark.slow
 def test_the_guide_s_bandwidth_commands_do_what_they_say() -> None:
     text = GUIDE.read_text().split("## Bandwidth of GPU clients\n")[1]
     commands = re.search(r"only counted\.\n\n((?:    .*\n)+)", text)

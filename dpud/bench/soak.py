@@ -49,6 +49,7 @@ NR_OPS = 1_000_000
 LIFE = 20_000
 CHECK_EVERY = 1000
 MAX_RUNNING = 5
+KSM = "/sys/kernel/mm/ksm"
 CMA = "/sys/kernel/debug/cma"
 ENGINE = "/sys/kernel/debug/dpu_compact/engine"
 NAMES = ("a", "b", "c", "d")
@@ -92,6 +93,8 @@ class World:
         self.running: list[Operation[object]] = []
         self.lab.machine.kthreads.spawn = lambda operation, _name: self.running.append(operation)
         self.block = self.lab.allocator("block", count="3")
+        for name, text in (("run", "1"), ("pages_to_scan", "9000"), ("max_page_sharing", "30")):
+            self.lab.write(f"{KSM}/{name}", text)
         self.lab.spawn("a", anon="12M", holes="50 seed=9")
 
     def sound(self) -> None:
@@ -151,7 +154,7 @@ class World:
         self.lab.write(f"{self.block}/free", "1")
 
     def wake_threads(self) -> None:
-        """Time passes; what kswapd and kcompactd find to do takes turns with the requests."""
+        """Time passes; what kswapd, kcompactd and ksmd find to do takes turns with the requests."""
         clock = self.lab.machine.clock
         assert isinstance(clock, ManualClock)
         clock.advance(600_000_000)
@@ -292,6 +295,9 @@ OPERATIONS: tuple[tuple[int, str, Act], ...] = (
     (4, "fork", setting("fork", *NAMES)),
     (4, "exit", lambda world, chance: world.leave(chance.pick(NAMES))),
     (2, "thp", setting("thp", "0", "1")),
+    (4, "same", lambda world, chance: world.change(chance.pick(NAMES), "same", chance.percent(10, 60) + " kinds=20")),
+    (3, "mergeable", setting("mergeable", "0", "1", "1", "1")),
+    (1, "ksm", lambda world, chance: world.write(f"{KSM}/run", chance.pick("01112"))),
     (4, "mlock", setting("mlock", "0", "30", "100")),
     (4, "pin", portion("pin", 0, 0, 3, 40)),
     (6, "compact by the DPU", lambda world, chance: world.compact(chance.number(2))),

@@ -32,6 +32,7 @@ from fs.kernfs import Cred
 pytestmark = pytest.mark.slow
 
 TIMEOUT_S = 30
+KSM = "/sys/kernel/mm/ksm"
 TRACING = "/sys/kernel/tracing"
 DPU = "/sys/kernel/debug/dpu_compact"
 FAULT = "/sys/class/gpu_memvirt/gpu0/fault"
@@ -50,6 +51,9 @@ class Client:
             lambda: self.echo(f"{MM}/{name}/file", f"{self.chance.randrange(1, 3)}M"),
             lambda: self.echo(f"{MM}/{name}/holes", f"{self.chance.randrange(100)} seed={seed}"),
             lambda: self.echo(f"{MM}/{name}/fork", f"{name}-child{self.chance.randrange(2)}"),
+            lambda: self.echo(f"{MM}/{name}/mergeable", str(self.chance.randrange(2))),
+            lambda: self.echo(f"{MM}/{name}/same", f"{self.chance.randrange(100)} kinds=20"),
+            lambda: self.echo(f"{KSM}/run", str(self.chance.randrange(3))),
             lambda: self.echo(f"{VM}/compaction_proactiveness", str(self.chance.randrange(100))),
             lambda: self.echo(f"{VM}/nr_hugepages", str(self.chance.randrange(3))),
             lambda: self.echo(f"/sys/devices/system/node/node{self.chance.randrange(2)}/compact_dpu", "1"),

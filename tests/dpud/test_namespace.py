@@ -102,7 +102,7 @@ def test_the_rest_of_the_real_tree_stays(tree: Path) -> None:
 
 @pytest.mark.slow
 def test_no_memory_management_but_the_emulated_can_be_reached(tree: Path) -> None:
-    """Or whoever tries KSM in there would set the host's going."""
+    """Or whoever tries KSM or DAMON in there would set the host's going."""
     assert shell(tree, "ls -A /sys/kernel/mm /proc/sys/vm /sys/devices/system/node").split() == [
         *("/proc/sys/vm:", "dpu_compact_enabled", "swappiness"),
         *("/sys/devices/system/node:", "node0"),

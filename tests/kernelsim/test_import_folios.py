@@ -13,7 +13,7 @@ from kernelsim.machine import NODES_SYSFS, Machine
 from kernelsim.page_alloc import get_page_from_freelist
 
 PAGES = 512
-HEAD, TAIL, THP, MLOCKED = 1 << 15, 1 << 16, 1 << 22, 1 << 33
+HEAD, TAIL, KPF_KSM, THP, MLOCKED = 1 << 15, 1 << 16, 1 << 21, 1 << 22, 1 << 33
 FILE_PAGE = captures.UPTODATE | captures.LRU | captures.MMAP
 PARTIALLY_MAPPED = 1 << 9  # on the first tail
 THP_BLOCK, FILE_BLOCK, PART_BLOCK = 7, 11, 15
@@ -126,3 +126,19 @@ def test_linux_splits_what_is_mapped_in_part_before_it_moves_it(captured: bool, 
     assert len(now) == nr_mapped
     assert min(now) >= 22 * PAGES
     assert head_of(machine, 5) == ([] if nr_mapped == 20 else now[:1])
+
+
+def test_what_the_host_s_ksm_had_merged_moves_as_any_page(tmp_path: Path) -> None:
+    built = captures.machine(seed=3, nr_blocks=20)
+    built.tasks = []
+    built.flags[256:320] = captures.PGTABLE  # frames for the page tables
+    merged = np.flatnonzero((built.flags == captures.ANON_PAGE) & (built.counts > 0))[::3]
+    built.flags[merged] |= KPF_KSM
+    machine = imported(built, tmp_path / "capture")
+    assert np.flatnonzero(machine.mem.pages["flags"] & np.uint32(KPF_KSM)).tolist() == merged.tolist()
+    machine.registry.write("/proc/sys/vm/compact_memory", "1")
+    machine.registry.write(f"{NODES_SYSFS}/node0/compact_dpu", "1")
+    assert machine.check() == []
+    moved = np.flatnonzero(machine.mem.pages["flags"] & np.uint32(KPF_KSM))
+    assert len(moved) == len(merged)
+    assert set(moved.tolist()) != set(merged.tolist())

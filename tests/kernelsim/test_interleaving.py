@@ -47,6 +47,8 @@ SETTINGS = (
     *(("mlock", text) for text in ("0", "30", "100")),
     *(("pin", text) for text in ("0", "3 seed=6", "40")),
     *(("thp", text) for text in "110"),
+    *(("same", text) for text in ("60 kinds=9", "20 kinds=300 seed=3", "100 kinds=40")),
+    *(("mergeable", text) for text in "1110"),
 )
 
 
@@ -119,6 +121,10 @@ class Requests(RuleBasedStateMachine):
     @rule()
     def free(self) -> None:
         self.world.free()
+
+    @rule(run=st.sampled_from("12"))
+    def ksm(self, run: str) -> None:
+        self.world.write("/sys/kernel/mm/ksm/run", run)
 
     @rule()
     def threads(self) -> None:

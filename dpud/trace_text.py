@@ -46,14 +46,21 @@ MAX_SECONDS = 1 << 33
 BINARY = {
     b"PERFILE2": "a perf.data file: give the output of `perf script`",
     b"\x17\x08Dtracing": "a trace.dat file: give the output of `trace-cmd report`",
+    b"\x1f\x8b": "a gzip file: give its content, as text or compressed with zstd",
+    b"\xfd7zXZ": "an xz file: give its content, as text or compressed with zstd",
 }
 """How files begin that people will try, and what to do with them."""
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_BEFORE_NAME = r":\s+(?:\(\+\d+\)\s+)?(?:\d+\s+)?"
+"""The end of the time; `trace-cmd report --ts-diff` has a difference after it, `perf script -F +period` a period."""
 _EVENT = re.compile(
-    r"\[(\d{1,5})\](?:\s+[^\s\[\]]+)?\s+(\d{1,11})\.(\d{6}|\d{9}):\s+(?:\w+:)?(mm_\w+):(?:\s+(.*))?", re.ASCII
+    r"(?:\[(\d{1,5})\](?:\s+[^\s\[\]]+)?|\b(\d{1,5})[.dDXb][^\s\[\]]{3,6})"  # the second with latency-format
+    r"\s+(?:(\d{1,11})\.(\d{6}|\d{9})|(\d{1,15})us[ +!#*@$]?)"
+    rf"{_BEFORE_NAME}(?:\w+:)?(mm_\w+)(?::[a-zA-Z]+)?:(?:\s+(.*))?",  # perf's modifiers may follow the name
+    re.ASCII,
 )
-_STARTED = re.compile(r":\s+(?:kmem:)?mm_page_(?:alloc|free|alloc_extfrag)\b", re.ASCII)
+_STARTED = re.compile(_BEFORE_NAME + r"(?:kmem:)?mm_page_(?:alloc|free|alloc_extfrag)\b", re.ASCII)
 _FIELD = re.compile(r"\b(\w+)=(\S*)", re.ASCII)  # \b: a word without `=` is not tried again from each of its letters
 _LOST = re.compile(r"^CPU:? ?\d+:? \[?(?:LOST (\d{1,18}) EVENTS|(\d{1,18}) EVENTS DROPPED|EVENTS DROPPED)", re.ASCII)
 _PERF_RECORD_LOST = "PERF_RECORD_LOST"
@@ -191,10 +198,15 @@ class TraceReader:
             if _STARTED.search(line):
                 raise _BadLine("an event without a CPU in brackets or without a time in seconds")
             return self._lost(line)
-        cpu, seconds, fraction, name, text = found.groups()
-        if int(seconds) > MAX_SECONDS or int(cpu) >= 1 << 16:
-            raise _BadLine(f"no such time or CPU: {seconds} s, [{cpu}]")
-        head = int(seconds) * 1_000_000_000 + int(fraction) * 1000 ** (len(fraction) == 6), int(cpu)
+        bracketed_cpu, bare_cpu, seconds, fraction, microseconds, name, text = found.groups()
+        cpu = int(bracketed_cpu or bare_cpu)
+        if microseconds:
+            time_ns = int(microseconds) * 1000
+        else:
+            time_ns = int(seconds) * 1_000_000_000 + int(fraction) * 1000 ** (len(fraction) == 6)
+        if time_ns >= (MAX_SECONDS + 1) * 1_000_000_000 or cpu >= 1 << 16:
+            raise _BadLine(f"no such time or CPU: {time_ns // 1_000_000_000} s, [{cpu}]")
+        head = time_ns, cpu
         reader = _READERS.get(name)
         return None if reader is None else reader(self, head, dict(_FIELD.findall(text or "")))
 
@@ -238,8 +250,8 @@ class TraceReader:
         for word in text.split("|"):
             if word in gfp_names:
                 mask |= gfp_names[word]
-            elif re.fullmatch(r"0x[0-9a-f]{1,8}", word):
-                mask |= int(word, 16)
+            elif re.fullmatch(r"0x[0-9a-f]{1,8}|[1-9][0-9]{0,8}", word):
+                mask |= int(word, 0)
             elif word not in ("none", "0"):
                 self.notes.unknown_gfp.add(word[:40])
         return mask

@@ -161,6 +161,39 @@ def test_fields_in_another_order_and_unknown_ones(trace: Any) -> None:
     assert trace(text + " page=1\n")[WHAT].tolist() == [(ALLOC, 77, 2, 1, 0x100CC0, 1)]
 
 
+TAIL = "page=0x1f404 pfn=0x1f404 order=0 migratetype=1 gfp_flags=GFP_USER"
+
+
+@pytest.mark.parametrize(
+    ("line", "time_ns"),
+    [
+        (
+            f"      sh-4850    3..... 55254.912816: mm_page_alloc:        {TAIL}",
+            55254_912816_000,
+        ),  # trace-cmd report -l
+        (f"  sh-4850  [003] 55254.912816: (+11742) mm_page_alloc:        {TAIL}", 55254_912816_000),  # --ts-diff
+        (f"  sh-4850  [003] 55254.912816:          mm_page_alloc:        {TAIL}", 55254_912816_000),
+        (f"    sh-4850      3d..1.   17us : mm_page_alloc: {TAIL}", 17_000),  # the option latency-format
+        (f"    sh-4850      3.N.1.   17us+: mm_page_alloc: {TAIL}", 17_000),
+        (
+            f"sh  4850 [003] 7.000002:          1     kmem:mm_page_alloc: {TAIL}",
+            7_000_002_000,
+        ),  # perf script -F +period
+        (f"sh  4850 [003] 7.000002:     kmem:mm_page_alloc:k: {TAIL}", 7_000_002_000),  # perf record -e kmem:..:k
+        (f"sh-4850 [003] d..1. 7.000002: mm_page_alloc: {TAIL.replace('GFP_USER', '1051840')}", 7_000_002_000),
+        (  # the option fields
+            "sh-4850 [003] d..1. 7.000002: mm_page_alloc: migratetype=0x1 (1) gfp_flags=0x100cc0 (1051840) "
+            "order=0x0 (0) pfn=0x1f404 (128004)",
+            7_000_002_000,
+        ),
+    ],
+)
+def test_other_options_of_the_programs(trace: Any, line: str, time_ns: int) -> None:
+    events = trace(line + "\n")
+    assert events[WHAT].tolist() == [(ALLOC, 0x1F404, 0, 1, 0x100CC0, 3)]
+    assert events["time_ns"].tolist() == [time_ns]
+
+
 @pytest.mark.parametrize("page", ["(null)", "0000000000000000", "0x0", "(nil)"])
 def test_an_allocation_that_failed(trace: Any, page: str) -> None:
     text = f" sh-7 [001] 3.000005: mm_page_alloc: page={page} pfn=0x0 order=9 migratetype=1 gfp_flags=GFP_TRANSHUGE\n"
@@ -205,6 +238,7 @@ def test_what_is_no_event_is_passed_over(trace: Any) -> None:
         (b"hello\n", "no mm_page_alloc"),
         (b"PERFILE2 and so on", "perf script"),
         (b"\x17\x08Dtracing6\0", "trace-cmd report"),
+        (b"\x1f\x8b\x08\0", "a gzip file"),
         (b"\0\0\0", "not text"),
         (b"\x28\xb5\x2f\xfdxxxxxxxxxx", "broken zstd"),
         (b"x" * 100_000, "a line of more than"),

@@ -162,7 +162,7 @@ class TraceArray:
         if source.strip() == "0":
             return
         try:
-            self.filters[event] = source, compile_filter(event, source)
+            self.filters[event] = source, compile_filter(event, source, self.nr_cpus)
         except FilterError as error:
             self.filter_errors[event] = error.text
             self.log_error("event filter parse error", error)
@@ -177,7 +177,7 @@ class TraceArray:
             if source.strip() == "0":
                 continue
             try:
-                self.filters[event] = source, compile_filter(event, source)
+                self.filters[event] = source, compile_filter(event, source, self.nr_cpus)
             except FilterError as error:
                 reason = "Couldn't find or set field in one of a subsystem's events"
                 self.filter_errors[event] = FilterError(error.errno or errno.EINVAL, reason, source).text

@@ -25,7 +25,8 @@ from kernelsim.trace_output import GraphWriter, is_leaf
 from kernelsim.trace_raw import PAGE_BYTES, Symbols, take_page
 
 TRACEFS = "/sys/kernel/tracing"
-MARKER_MAX_BYTES = 4096
+MARKER_MAX_BYTES = 4054
+"""Of one write: what fits a page of the ring with all headers (seen on a 6.18 kernel); the rest is another write's."""
 SLICE_LINES = 1000  # a few milliseconds of formatting
 ULONG_MAX = 2**64 - 1
 _READ_WRITE, _READ, _WRITE = 0o640, 0o440, 0o220
@@ -319,9 +320,11 @@ class ArrayControl(Kobject):
         self._trace.set_option(name, name == word)
 
     @trace_marker.write
-    def _trace_marker(self, data: bytes) -> None:
-        text = data[:MARKER_MAX_BYTES].decode("utf-8", "surrogateescape")
+    def _trace_marker(self, data: bytes) -> int:
+        taken = data[:MARKER_MAX_BYTES]
+        text = taken.partition(b"\0")[0].decode("utf-8", "surrogateescape")  # it is printed as a string of C
         self._trace.marker(text if text.endswith("\n") else text + "\n")
+        return len(taken)
 
     @tracing_cpumask.show
     def _cpumask_show(self) -> str:

@@ -170,3 +170,9 @@ def test_busy_while_somebody_waits_at_its_pipe(lab: Lab, tree: Tree) -> None:
         assert errno_of(lambda: complete(items.drop(Q))) == errno.EBUSY
     assert complete(items.drop(Q))
     assert Q not in lab.registry.nodes
+
+
+@pytest.mark.parametrize(("size", "taken"), [(1, 1), (4053, 4053), (4054, 4054), (4055, 4054), (8192, 4054)])
+def test_a_marker_takes_what_fits_a_record(lab: Lab, tree: Tree, size: int, taken: int) -> None:
+    assert tree.open(f"{Q}/trace_marker", os.O_WRONLY).write(b"y" * size, 0) == taken
+    assert entries(lab, f"{Q}/trace") == ["tracing_mark_write: " + "y" * taken]

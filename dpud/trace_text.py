@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from dpud.errors import UserError
 from kernelsim.gfp import gfp_names
@@ -83,6 +84,8 @@ class TraceNotes:
     nr_events: int = 0
     is_cut: bool = False
     """Its last line ended in the middle of an event."""
+    nr_late: int = 0
+    """Events that stand behind later ones."""
     unknown_gfp: set[str] = field(default_factory=set)
     """Names in gfp_flags that are not known here; they were passed over."""
 
@@ -100,6 +103,7 @@ class TraceReader:
         self._places = np.zeros((NR_GFP_TEXTS, 2), dtype=np.int64)
         self._masks = np.zeros(NR_GFP_TEXTS, dtype=np.uint32)
         self._nr_masks = 0
+        self._latest_ns = 0
 
     def batches(self) -> Iterator[Events]:
         """The events in the order of the file, in arrays of some thousands. Raises TraceError."""
@@ -109,6 +113,7 @@ class TraceReader:
                 for text in self._chunks(file):
                     events = self._read(text)
                     self.notes.nr_events += len(events)
+                    self._count_late(events["time_ns"][events["kind"] != LOST])
                     if len(events):
                         yield events
         except zstandard.ZstdError as error:
@@ -120,6 +125,11 @@ class TraceReader:
                 f"{self.path}: no mm_page_alloc or mm_page_free event in {self.notes.nr_lines} lines: is it the text "
                 "of ftrace, of `trace-cmd report` or of `perf script`?"
             )
+
+    def _count_late(self, times_ns: NDArray[np.int64]) -> None:
+        latest_ns = np.maximum.accumulate(np.append(self._latest_ns, times_ns))
+        self.notes.nr_late += int(np.count_nonzero(times_ns < latest_ns[:-1]))
+        self._latest_ns = int(latest_ns[-1])
 
     # Bytes.
 

@@ -222,6 +222,18 @@ def test_other_lines_that_count(trace: Any, line: str, kind: int, nr: int) -> No
     assert kind != EXTFRAG or events[["order", "migratetype"]].tolist() == [(10, 2)]
 
 
+def test_events_behind_later_ones_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in per_cpu/cpu0/trace and per_cpu/cpu1/trace, one after the other; in as many chunks as you like."""
+    monkeypatch.setattr("dpud.trace_text.CHUNK_BYTES", 200)
+    times = [*range(1, 6), *range(3, 8)]
+    lines = [LINE.replace("3.000005", f"{second}.000005") for second in times]
+    lines.insert(7, "CPU:1 [LOST 5 EVENTS]")
+    (tmp_path / "trace").write_text("\n".join(lines))
+    reader = TraceReader(tmp_path / "trace")
+    assert len(np.concatenate([*reader.batches()])) == 11
+    assert reader.notes.nr_late == 2  # 3 and 4: they came after 5
+
+
 def test_what_is_no_event_is_passed_over(trace: Any) -> None:
     noise = (
         "# tracer: nop\n\n\tffffffff81234567 __alloc_pages+0x1 ([kernel.kallsyms])\ncpus=2\n"

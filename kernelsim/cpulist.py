@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Lists of CPUs as people write them: `0-2,5`, `all`, `N` for the last one, `0-7:2/4` for the first two of each four.
+"""Sets of CPUs as people write them.
 
-The grammar is that of bitmap_parselist() (lib/bitmap-str.c).
+Lists: `0-2,5`, `all`, `N` for the last one, `0-7:2/4` for the first two of each four. Masks: `f` or `1,ffffffff`. The
+grammars are those of bitmap_parselist() and bitmap_parse() (lib/bitmap-str.c).
 """
 
+import errno
 import re
 
+_WORD_DIGITS, _WORD_BITS = 8, 32  # of a mask
 _NUMBER = r"([0-9]{1,10}|N)"
 _REGION = re.compile(rf"(?:all|{_NUMBER}(?:-{_NUMBER})?)(?::([0-9]{{1,10}})/([0-9]{{1,10}}))?", re.ASCII)
 
@@ -37,3 +40,18 @@ def _region(word: str, nr_cpus: int) -> set[int]:
 
 def _number(text: str, nr_cpus: int) -> int:
     return nr_cpus - 1 if text == "N" else int(text)
+
+
+def parse_cpumask(text: str, nr_cpus: int) -> int:
+    """Bits in words of 32, the highest first. OSError(EINVAL): no mask; EOVERFLOW: of more CPUs than there are."""
+    words = [word for word in re.split(r"[\s,]+", text) if word]
+    mask = 0
+    for word in words:
+        if not re.fullmatch("[0-9a-fA-F]+", word):
+            raise OSError(errno.EINVAL, "not a mask")
+        if len(word) > _WORD_DIGITS:
+            raise OSError(errno.EOVERFLOW, "more digits than a word has")
+        mask = mask << _WORD_BITS | int(word, 16)
+    if len(words) > -(-nr_cpus // _WORD_BITS) or mask >> nr_cpus:
+        raise OSError(errno.EOVERFLOW, "no such CPU")
+    return mask

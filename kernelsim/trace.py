@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 from kernelsim import trace_key
-from kernelsim.glob import Glob
 from kernelsim.task import Current, Task
 from kernelsim.timer import Clock
 from kernelsim.trace_array import INSTANCE_OPTIONS, TraceArray
@@ -99,10 +98,11 @@ class Trace(TraceArray):
 
 
 def find_events(pattern: str) -> list[TraceEvent]:
-    """Events that one word of `set_event` names: `system:event`, `event`, either a glob, `system:` for all of one."""
+    """Events that one word of `set_event` names: `system:event`, or just one of the two; `*` or nothing stands for any.
+
+    There are no other globs (__ftrace_set_clr_event_nolock).
+    """
     system, colon, name = pattern.partition(":")
     if not colon:
-        either = Glob(pattern)
-        return [e for e in EVENTS if either.matches(e.name) or either.matches(e.system)]
-    of_system, of_name = Glob(system or "*"), Glob(name or "*")
-    return [e for e in EVENTS if of_system.matches(e.system) and of_name.matches(e.name)]
+        return [e for e in EVENTS if pattern in (e.name, e.system)]
+    return [e for e in EVENTS if system in ("", "*", e.system) and name in ("", "*", e.name)]

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from kernelsim import trace_output
 from kernelsim.attr import Attr, Flavour, Int, Kobject, Stream, Text
+from kernelsim.cpulist import parse_cpumask
 from kernelsim.ftrace import TRACERS, Ftrace
 from kernelsim.kinds import consumed, einval, parse_kstrto
 from kernelsim.operation import Operation
@@ -37,6 +38,8 @@ class Decimal(Int):
 
     def parse(self, data: bytes, flavour: Flavour) -> tuple[int, int]:
         value = parse_kstrto(data, 10, signed=False)
+        if value > ULONG_MAX:
+            raise OSError(errno.ERANGE, "more than 64 bits")
         self.check(value)
         return value, len(data)
 
@@ -44,7 +47,8 @@ class Decimal(Int):
         return "0 or more" if self.hi == ULONG_MAX else super().describe()
 
     def illegal(self) -> tuple[str, ...]:
-        return *super().illegal(), "0x1", " 1 ", "+-1"
+        illegal = (text for text in super().illegal() if text.strip() != str(ULONG_MAX + 1))  # ERANGE
+        return *illegal, "0x1", " 1 ", "+-1"
 
 
 class Switch(Decimal):
@@ -281,7 +285,7 @@ class ArrayControl(Kobject):
 
     @current_tracer.store
     def _current_tracer_store(self, text: str) -> None:
-        self._ftrace.select(text.rstrip())
+        self._ftrace.select(text.strip())
 
     @available_tracers.show
     def _available_tracers(self) -> str:
@@ -333,14 +337,7 @@ class ArrayControl(Kobject):
 
     @tracing_cpumask.store
     def _cpumask_store(self, text: str) -> None:
-        words = text.strip().split(",")
-        if not all(word and all(digit in "0123456789abcdefABCDEF" for digit in word) for word in words):
-            raise einval("not a mask")
-        mask = 0
-        for word in words:
-            mask = mask << 32 | int(word, 16)
-        if mask >> self._trace.nr_cpus:
-            raise OSError(errno.EOVERFLOW, "no such CPU")
+        mask = parse_cpumask(text, self._trace.nr_cpus)
         self._trace.drain()
         self._trace.cpumask = mask
 

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 
 from kernelsim.attr import PAGE_SIZE, Attr, Kobject, Text
-from kernelsim.kinds import einval
+from kernelsim.kinds import einval, parse_kstrto
 from kernelsim.trace import find_events
 from kernelsim.trace_array import TraceArray
 from kernelsim.trace_events import EVENTS, FTRACE_EVENTS, SYSTEMS
@@ -21,6 +22,7 @@ _SYSTEM_FILTER = """\
 # If no events are modified, an error message will be displayed here
 """
 _PAGE_DATA_BYTES = 4080
+MAX_PIDS = 1 << 30
 MAX_WORD = 127
 """Bytes of a word in set_event (EVENT_BUF_SIZE) and of a pid (PID_BUF_SIZE); a longer one is EINVAL."""
 
@@ -175,7 +177,9 @@ class EventSwitches(Kobject):
     """The files that name several events, or tasks."""
 
     set_event = Attr(
-        Text(), mode=_READ_WRITE, doc="The events that are on; `system:event`, globs, `!` switches off, `>` all off."
+        Text(),
+        mode=_READ_WRITE,
+        doc="The events that are on; `system:event`, `system:*`, `!` switches off, `>` all off.",
     )
     set_event_pid = Attr(Text(), mode=_READ_WRITE, doc="Record events of these tasks only; empty: of all.")
 
@@ -227,12 +231,13 @@ class EventLists(Kobject):
 
 
 def parse_pids(text: str) -> set[int]:
-    """Pids apart by space. OSError(EINVAL)."""
-    words = text.split()
-    if not all(_is_pid(word) for word in words):
-        raise einval("not a pid")
-    return {int(word) for word in words}
-
-
-def _is_pid(word: str) -> bool:
-    return len(word) <= MAX_WORD and word.isascii() and word.isdecimal() and int(word) < 1 << 22
+    """Pids apart by space, of 32 bits each. OSError(EINVAL), or EPERM for more than a list of them can hold."""
+    pids = set()
+    for word in text.split():
+        if len(word) > MAX_WORD:
+            raise einval("too long")
+        pid = parse_kstrto(word.encode("utf-8", "surrogateescape"), 0, signed=False) & 0xFFFFFFFF
+        if pid >= MAX_PIDS:
+            raise OSError(errno.EPERM, "no such pid")
+        pids.add(pid)
+    return pids

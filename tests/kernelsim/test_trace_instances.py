@@ -176,3 +176,41 @@ def test_busy_while_somebody_waits_at_its_pipe(lab: Lab, tree: Tree) -> None:
 def test_a_marker_takes_what_fits_a_record(lab: Lab, tree: Tree, size: int, taken: int) -> None:
     assert tree.open(f"{Q}/trace_marker", os.O_WRONLY).write(b"y" * size, 0) == taken
     assert entries(lab, f"{Q}/trace") == ["tracing_mark_write: " + "y" * taken]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "shown"),
+    [
+        ("current_tracer", " nop ", "nop"),
+        ("set_event_pid", "0x10 010 +5 4294967297", "1 5 8 16"),
+        ("tracing_cpumask", ",1", "1"),
+        ("tracing_cpumask", ",", "0"),
+        ("tracing_cpumask", " 1 ", "1"),
+        ("tracing_on", "18446744073709551615", "1"),
+    ],
+)
+def test_other_spellings_that_a_kernel_takes(lab: Lab, tree: Tree, file: str, text: str, shown: str) -> None:
+    lab.write(f"{Q}/{file}", text)
+    assert lab.read(f"{Q}/{file}").split() == shown.split()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "number"),
+    [
+        ("set_event_pid", "08", errno.EINVAL),
+        ("set_event_pid", "1,2", errno.EINVAL),
+        ("set_event_pid", "1073741824", errno.EPERM),
+        ("tracing_cpumask", "f", errno.EOVERFLOW),
+        ("tracing_cpumask", "00000000,00000001", errno.EOVERFLOW),
+        ("tracing_cpumask", "123456789", errno.EOVERFLOW),
+        ("tracing_cpumask", "0x1", errno.EINVAL),
+        ("tracing_on", "18446744073709551616", errno.ERANGE),
+        ("buffer_size_kb", "18446744073709551616", errno.ERANGE),
+        ("options/markers", "99999999999999999999999", errno.ERANGE),
+        ("events/kmem/enable", "99999999999999999999999", errno.ERANGE),
+    ],
+)
+def test_other_values_that_a_kernel_refuses(lab: Lab, tree: Tree, file: str, text: str, number: int) -> None:
+    before = lab.read(f"{Q}/{file}")
+    assert errno_of(lambda: lab.write(f"{Q}/{file}", text)) == number
+    assert lab.read(f"{Q}/{file}") == before

@@ -11,6 +11,7 @@ open finds it gone.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 
 from kernelsim.attr import ConfigGroup, Kobject
@@ -61,6 +62,8 @@ class Instances(ConfigGroup):
         self._systems = tuple(systems)
 
     def make_item(self, name: str) -> Kobject:
+        if not name:
+            raise OSError(errno.ENOENT, "a directory has a name")
         return Instance(self._trace, self._symbols, self._systems)
 
     def drop_item(self, name: str, kobj: Kobject) -> None:

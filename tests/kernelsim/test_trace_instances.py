@@ -137,6 +137,7 @@ def test_what_an_instance_does_not_take(lab: Lab, tree: Tree) -> None:
     ("make", "path", "number"),
     [
         (True, Q, errno.EEXIST),
+        (True, f"{T}/instances/", errno.ENOENT),
         (True, f"{Q}/x", errno.EPERM),
         (True, f"{Q}/events/x", errno.EPERM),
         (True, f"{T}/x", errno.EPERM),

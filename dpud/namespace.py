@@ -47,7 +47,7 @@ _SHARED = frozenset(
     )
 )
 
-_COVERED = ("/proc/sys/vm", "/sys/devices/system/node", "/sys/kernel/debug", "/sys/kernel/tracing")
+_COVERED = ("/proc/pressure", "/proc/sys/vm", "/sys/devices/system/node", "/sys/kernel/debug", "/sys/kernel/tracing")
 """Directories that are never the real kernel's: empty where the emulated one was configured without them."""
 
 _TRACEFS = "/sys/kernel/tracing"

@@ -132,6 +132,11 @@ def _lines(outcome: Outcome) -> Iterator[str]:
         yield f"{counts['failed']:,} requests that the real kernel served found no block here ({orders})."
     if outcome.notes.unknown_gfp:
         yield f"GFP flags that are not known here and were passed over: {', '.join(sorted(outcome.notes.unknown_gfp))}."
+    if outcome.notes.nr_late:
+        yield (
+            f"{outcome.notes.nr_late:,} events stand behind later ones, so pages seem to be freed before they were "
+            "allocated: put the lines in order of time (files of single CPUs cannot just be joined)."
+        )
     if outcome.notes.is_cut:
         yield "The trace's last line is cut off; it was left out."
     yield from _compaction_lines(outcome)
@@ -184,6 +189,7 @@ def as_json(outcome: Outcome) -> str:
         "nr_events": outcome.notes.nr_events,
         "nr_lines": outcome.notes.nr_lines,
         "is_cut": outcome.notes.is_cut,
+        "nr_late": outcome.notes.nr_late,
         "wall_s": outcome.wall_s,
         "samples": [dataclasses.asdict(sample) for sample in outcome.samples],
         "counts": outcome.counts,

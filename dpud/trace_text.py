@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from dpud.errors import UserError
 from kernelsim.gfp import gfp_names
@@ -46,14 +47,21 @@ MAX_SECONDS = 1 << 33
 BINARY = {
     b"PERFILE2": "a perf.data file: give the output of `perf script`",
     b"\x17\x08Dtracing": "a trace.dat file: give the output of `trace-cmd report`",
+    b"\x1f\x8b": "a gzip file: give its content, as text or compressed with zstd",
+    b"\xfd7zXZ": "an xz file: give its content, as text or compressed with zstd",
 }
 """How files begin that people will try, and what to do with them."""
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_BEFORE_NAME = r":\s+(?:\(\+\d+\)\s+)?(?:\d+\s+)?"
+"""The end of the time; `trace-cmd report --ts-diff` has a difference after it, `perf script -F +period` a period."""
 _EVENT = re.compile(
-    r"\[(\d{1,5})\](?:\s+[^\s\[\]]+)?\s+(\d{1,11})\.(\d{6}|\d{9}):\s+(?:\w+:)?(mm_\w+):(?:\s+(.*))?", re.ASCII
+    r"(?:\[(\d{1,5})\](?:\s+[^\s\[\]]+)?|\b(\d{1,5})[.dDXb][^\s\[\]]{3,6})"  # the second with latency-format
+    r"\s+(?:(\d{1,11})\.(\d{6}|\d{9})|(\d{1,15})us[ +!#*@$]?)"
+    rf"{_BEFORE_NAME}(?:\w+:)?(mm_\w+)(?::[a-zA-Z]+)?:(?:\s+(.*))?",  # perf's modifiers may follow the name
+    re.ASCII,
 )
-_STARTED = re.compile(r":\s+(?:kmem:)?mm_page_(?:alloc|free|alloc_extfrag)\b", re.ASCII)
+_STARTED = re.compile(_BEFORE_NAME + r"(?:kmem:)?mm_page_(?:alloc|free|alloc_extfrag)\b", re.ASCII)
 _FIELD = re.compile(r"\b(\w+)=(\S*)", re.ASCII)  # \b: a word without `=` is not tried again from each of its letters
 _LOST = re.compile(r"^CPU:? ?\d+:? \[?(?:LOST (\d{1,18}) EVENTS|(\d{1,18}) EVENTS DROPPED|EVENTS DROPPED)", re.ASCII)
 _PERF_RECORD_LOST = "PERF_RECORD_LOST"
@@ -76,6 +84,8 @@ class TraceNotes:
     nr_events: int = 0
     is_cut: bool = False
     """Its last line ended in the middle of an event."""
+    nr_late: int = 0
+    """Events that stand behind later ones."""
     unknown_gfp: set[str] = field(default_factory=set)
     """Names in gfp_flags that are not known here; they were passed over."""
 
@@ -93,6 +103,7 @@ class TraceReader:
         self._places = np.zeros((NR_GFP_TEXTS, 2), dtype=np.int64)
         self._masks = np.zeros(NR_GFP_TEXTS, dtype=np.uint32)
         self._nr_masks = 0
+        self._latest_ns = 0
 
     def batches(self) -> Iterator[Events]:
         """The events in the order of the file, in arrays of some thousands. Raises TraceError."""
@@ -102,6 +113,7 @@ class TraceReader:
                 for text in self._chunks(file):
                     events = self._read(text)
                     self.notes.nr_events += len(events)
+                    self._count_late(events["time_ns"][events["kind"] != LOST])
                     if len(events):
                         yield events
         except zstandard.ZstdError as error:
@@ -113,6 +125,11 @@ class TraceReader:
                 f"{self.path}: no mm_page_alloc or mm_page_free event in {self.notes.nr_lines} lines: is it the text "
                 "of ftrace, of `trace-cmd report` or of `perf script`?"
             )
+
+    def _count_late(self, times_ns: NDArray[np.int64]) -> None:
+        latest_ns = np.maximum.accumulate(np.append(self._latest_ns, times_ns))
+        self.notes.nr_late += int(np.count_nonzero(times_ns < latest_ns[:-1]))
+        self._latest_ns = int(latest_ns[-1])
 
     # Bytes.
 
@@ -191,10 +208,15 @@ class TraceReader:
             if _STARTED.search(line):
                 raise _BadLine("an event without a CPU in brackets or without a time in seconds")
             return self._lost(line)
-        cpu, seconds, fraction, name, text = found.groups()
-        if int(seconds) > MAX_SECONDS or int(cpu) >= 1 << 16:
-            raise _BadLine(f"no such time or CPU: {seconds} s, [{cpu}]")
-        head = int(seconds) * 1_000_000_000 + int(fraction) * 1000 ** (len(fraction) == 6), int(cpu)
+        bracketed_cpu, bare_cpu, seconds, fraction, microseconds, name, text = found.groups()
+        cpu = int(bracketed_cpu or bare_cpu)
+        if microseconds:
+            time_ns = int(microseconds) * 1000
+        else:
+            time_ns = int(seconds) * 1_000_000_000 + int(fraction) * 1000 ** (len(fraction) == 6)
+        if time_ns >= (MAX_SECONDS + 1) * 1_000_000_000 or cpu >= 1 << 16:
+            raise _BadLine(f"no such time or CPU: {time_ns // 1_000_000_000} s, [{cpu}]")
+        head = time_ns, cpu
         reader = _READERS.get(name)
         return None if reader is None else reader(self, head, dict(_FIELD.findall(text or "")))
 
@@ -238,8 +260,8 @@ class TraceReader:
         for word in text.split("|"):
             if word in gfp_names:
                 mask |= gfp_names[word]
-            elif re.fullmatch(r"0x[0-9a-f]{1,8}", word):
-                mask |= int(word, 16)
+            elif re.fullmatch(r"0x[0-9a-f]{1,8}|[1-9][0-9]{0,8}", word):
+                mask |= int(word, 0)
             elif word not in ("none", "0"):
                 self.notes.unknown_gfp.add(word[:40])
         return mask

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Directories that users make and remove: mkdir and rmdir below a ConfigGroup.
+"""Directories that users make and remove: mkdir and rmdir below a ConfigGroup, in configfs and in tracefs.
 
 Theory of operation
     mkdir asks the ConfigGroup of the parent directory for an item and registers it. An item is any
@@ -7,7 +7,7 @@ Theory of operation
     itself (a forked child) can be removed too. rmdir refuses an item that still holds items; attribute
     files and default groups do not count. It waits until no request is inside the item's files, takes the
     item out of the registry, and only then lets the group drop it: a drop hook never meets a half-done
-    store, and nobody finds an item that is half gone.
+    store, and nobody finds an item that is half gone. tracefs does not wait: its rmdir says EBUSY.
 
     Everything here runs with the machine held; methods that return an Operation give it away while they
     wait.
@@ -30,6 +30,8 @@ def error(number: int, path: str) -> OSError:
     return OSError(number, os.strerror(number), path)
 
 
+FLAVOURS = (Flavour.CONFIGFS, Flavour.DEBUGFS)
+"""Where such directories are."""
 MAX_ITEMS = 1 << 14
 """In one directory: each is some 20 to 100 KB of the daemon's memory, which no quota of the host is charged with."""
 
@@ -54,7 +56,7 @@ class Items:
     @contextmanager
     def inside(self, file: File) -> Iterator[None]:
         """Keeps the item that `file` belongs to from being dropped."""
-        item = self._item_of(file) if file.flavour is Flavour.CONFIGFS else None
+        item = self._item_of(file) if file.flavour in FLAVOURS else None
         if item is None:
             yield
             return
@@ -85,9 +87,11 @@ class Items:
         self._registry.add(path, item)
 
     def drop(self, path: str) -> Operation[bool]:
-        """rmdir(2) -> False, and nothing done, while a request is inside. Not to be interrupted."""
+        """rmdir(2) -> False, and nothing done, while a request is inside; EBUSY in tracefs. Not to be interrupted."""
         item, group = self._removable(path)
         if self._ask(lambda: int(item in self._nr_inside)):  # who only reads is nowhere written down
+            if item.flavour is Flavour.DEBUGFS:
+                raise error(errno.EBUSY, path)
             return False
         kobjs = list(item.kobjs)
         for kobj in kobjs:

@@ -10,7 +10,7 @@ from errno import ENOENT
 from typing import Any, TypeVar
 
 from fs import requests
-from fs.configfs import Ask, Items, error
+from fs.configfs import FLAVOURS, Ask, Items, error
 from fs.requests import Cred, Request
 from fs.rules import RULES
 from kernelsim.attr import File, Flavour, Opener, Operation, Registry
@@ -59,7 +59,7 @@ class Performer:
         file = self._file(request)
         _, user = self._users.get(request.user, _NOBODY)
         operation = self._run_as(cred, work(file, request, user))
-        return self._inside(file, operation) if file.flavour is Flavour.CONFIGFS else operation
+        return self._inside(file, operation) if file.flavour in FLAVOURS else operation
 
     def _file(self, request: Request) -> File:
         file = self._nodes.get(request.path)

@@ -267,12 +267,13 @@ class Attr(Hooks[T]):
         return None if self._poll is None else self._poll(kobj, pos)
 
     def write_stream(self, kobj: "Kobject", data: bytes, pos: int = 0, user: Any = None) -> Operation[int]:
-        """One write(2) to a stream -> bytes taken: all of them, or for Bytes what fitted at `pos`."""
+        """One write(2) to a stream -> bytes taken: all of them, or what its hook says."""
         if self._write_at is not None:
             return cast(int, (yield from outcome(self._write_at(kobj, pos, data))))
         assert self._write is not None
-        yield from outcome(self._write(kobj, data) if self._open is None else cast(Any, self._write)(kobj, data, user))
-        return len(data)
+        write = cast(Any, self._write)
+        nr_taken = yield from outcome(write(kobj, data) if self._open is None else write(kobj, data, user))
+        return len(data) if nr_taken is None else cast(int, nr_taken)
 
     def truncate_file(self, kobj: "Kobject") -> Operation[None]:
         """open(2) with O_TRUNC, which a shell's `>` does before it writes anything; or truncate(2)."""

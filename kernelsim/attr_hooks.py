@@ -64,7 +64,7 @@ class Hooks(Generic[T]):
         return hook
 
     def write(self, hook: Callable[[K, bytes], R]) -> Callable[[K, bytes], R]:
-        """Stream: `(self, data)` for each write(2); may be an operation."""
+        """Stream: `(self, data)` for each write(2) -> bytes taken, None for all; may be an operation."""
         self._write = hook
         return hook
 

@@ -29,7 +29,7 @@ from kernelsim import trace_events
 from kernelsim.glob import Glob
 from kernelsim.operation import Operation
 from kernelsim.task import Call, Task
-from kernelsim.trace import Trace
+from kernelsim.trace_array import TraceArray
 from kernelsim.trace_hook import FTRACE_NAME
 
 TRACERS = ("function_graph", "function", "nop")
@@ -75,7 +75,7 @@ class FunctionSet:
 class Ftrace:
     """Function tracing of one machine."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: TraceArray) -> None:
         self.trace = trace
         self.current_tracer = "nop"
         self.functions: dict[str, list[tuple[Any, str]]] = {}
@@ -148,7 +148,7 @@ class Ftrace:
 
     def enter(self, name: str) -> tuple[Task, Call]:
         """A traced function begins."""
-        trace, task = self.trace, self.trace.current.task
+        trace, task = self.trace, self.trace.top.current.task
         trace.drain()
         parent = task.stack[-1] if task.stack else None
         call = self._call(name, parent, task)

@@ -6,7 +6,9 @@ nothing here could ever fire are left out. `dpu` is this project's own system: w
 region.
 
 Differences from Linux: a page is shown at the address that its struct page would have, not as a hash of it; flag masks
-are written as hexadecimal numbers in `format`, not as the C expressions behind them; IDs are this kernel's own.
+are written as hexadecimal numbers in `format`, not as the C expressions behind them. IDs are far above those that a
+real kernel gives out one by one: perf_event_open(2) takes them to the real kernel, which then knows no such event,
+where a low ID would count whatever real event has it.
 """
 
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ from kernelsim.tracepoint import Expr, Flags, Symbolic, TraceEvent
 
 VMEMMAP_START = 0xFFFFEA0000000000
 _STRUCT_PAGE_BYTES = 64
-_FIRST_ID = 20  # below are those of ftrace itself
+_FIRST_ID = 0x8000
 NO_PFN = -1
 
 _ZONES = ((0, "DMA"), (1, "DMA32"), (2, "Normal"), (3, "Movable"))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from fnmatch import translate
 from typing import Any
 
+from kernelsim.cpulist import parse_cpulist
 from kernelsim.task import Task
 from kernelsim.tracepoint import COMMON_FIELDS, Field, TraceEvent, Values
 
@@ -61,9 +62,9 @@ class FilterError(OSError):
         return f"{self.source}\n{'^':>{max(column, 1)}}\nparse_error: {self.reason}\n\n"
 
 
-def compile_filter(event: TraceEvent, source: str) -> Predicate:
-    """The predicate that a filter's text spells for an event. Raises FilterError."""
-    return _Parser(event, source).parse()
+def compile_filter(event: TraceEvent, source: str, nr_cpus: int) -> Predicate:
+    """The predicate that a filter's text spells for an event of a machine with so many CPUs. Raises FilterError."""
+    return _Parser(event, source, nr_cpus).parse()
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ class _Operand:
 class _Parser:
     """One reading of one text, by descent: or, and, not, term."""
 
-    def __init__(self, event: TraceEvent, source: str) -> None:
+    def __init__(self, event: TraceEvent, source: str, nr_cpus: int) -> None:
         self.event = event
         self.source = source
+        self.nr_cpus = nr_cpus
         self.at = 0
         self.depth = 0
 
@@ -189,7 +191,11 @@ class _Parser:
             raise self.fail_in_term("Invalid operator")
         self.at += len(op)
         self._skip_space()
-        return self._string_term(operand, op) if self._quoted() else self._number_term(operand, op)
+        if self._quoted():
+            return self._string_term(operand, op)
+        return (
+            self._cpus_term(operand, op) if self.source.startswith("CPUS", self.at) else self._number_term(operand, op)
+        )
 
     def _joins_here(self) -> bool:
         return self.source[self.at : self.at + 2] in ("&&", "||")
@@ -200,7 +206,7 @@ class _Parser:
     def _operand(self, name: str) -> _Operand:
         if name in ("comm", "COMM"):
             return _Operand(True, lambda _values, task: task.comm)
-        if name in ("cpu", "CPU"):
+        if name in ("cpu", "CPU", "common_cpu"):
             return _Operand(False, lambda _values, task: task.cpu, (0, 2**32 - 1))
         for index, field in enumerate(self.event.fields):
             if field.name == name:
@@ -235,6 +241,32 @@ class _Parser:
         if op == "==":
             return lambda values, task: bool(get(values, task) == wanted)
         return lambda values, task: bool(get(values, task) != wanted)
+
+    def _cpus_term(self, operand: _Operand, op: str) -> Predicate:
+        """`CPUS{list}`; any number may be compared with it. One CPU is a number; `==` with several never holds."""
+        if operand.is_string or op not in ("==", "!=", "&"):
+            raise self.fail_in_term("Illegal operation for field type")
+        self.at += len("CPUS")
+        self._skip_space()
+        if not self.source.startswith("{", self.at):
+            raise self.fail_in_term("Missing '{'")
+        end = self.source.find("}", self.at)
+        if end < 0:
+            raise self.fail_in_term("Missing '}'", len(self.source) - 1)
+        try:
+            cpus = parse_cpulist(self.source[self.at + 1 : end], self.nr_cpus)
+        except ValueError:
+            cpus = frozenset()
+        if not cpus:
+            raise self.fail_in_term("Invalid cpulist", end)
+        self.at = end + 1
+        get, nr_cpus = operand.get, self.nr_cpus
+        if len(cpus) == 1:
+            compare, (one,) = _NUMBER_OPS["==" if op == "&" else op], cpus
+            return lambda values, task: compare(get(values, task), one)
+        if op == "&":
+            return lambda values, task: get(values, task) in cpus
+        return lambda values, task: op == "!=" and 0 <= get(values, task) < nr_cpus
 
     def _number_term(self, operand: _Operand, op: str) -> Predicate:
         letter = self.source[self.at : self.at + 1]

@@ -10,7 +10,7 @@ The latency flags are dots: nothing here runs with interrupts off or is preempte
 from collections.abc import Iterable, Iterator
 
 from kernelsim.ring_buffer import Record, seconds
-from kernelsim.trace import Trace
+from kernelsim.trace_array import TraceArray
 from kernelsim.trace_events import funcgraph_entry, funcgraph_exit, function, print_
 
 _FLAGS = "....."
@@ -35,7 +35,7 @@ _HEADER_WITHOUT_FLAGS = """\
 """
 
 
-def header(trace: Trace, tracer: str, cpu: int | None = None) -> str:
+def header(trace: TraceArray, tracer: str, cpu: int | None = None) -> str:
     """What the `trace` file begins with."""
     if tracer == "function_graph":
         return f"# tracer: {tracer}\n#\n" + _graph_header(trace)
@@ -47,7 +47,7 @@ def header(trace: Trace, tracer: str, cpu: int | None = None) -> str:
     return text + (_HEADER_WITH_FLAGS if trace.options["irq-info"] else _HEADER_WITHOUT_FLAGS)
 
 
-def _graph_header(trace: Trace) -> str:
+def _graph_header(trace: TraceArray) -> str:
     names, bars = "#", "#"
     for option, name, bar in (
         ("funcgraph-abstime", "     TIME       ", "      |         "),
@@ -60,7 +60,7 @@ def _graph_header(trace: Trace) -> str:
     return f"{names}               FUNCTION CALLS\n{bars}               |   |   |   |\n"
 
 
-def text_of(trace: Trace, record: Record) -> str:
+def text_of(trace: TraceArray, record: Record) -> str:
     """A record without its context: `event: text`, without a newline."""
     event, values = record.event, record.values
     if event is function:
@@ -70,7 +70,7 @@ def text_of(trace: Trace, record: Record) -> str:
     return f"{event.name}: {event.text(values)}"
 
 
-def line(trace: Trace, record: Record) -> str:
+def line(trace: TraceArray, record: Record) -> str:
     """One record in the plain style."""
     if not trace.options["context-info"]:
         return f"{text_of(trace, record)}\n"
@@ -80,7 +80,7 @@ def line(trace: Trace, record: Record) -> str:
     return f"{task}{flags}{time}: {text_of(trace, record)}\n"
 
 
-def lines(trace: Trace, records: Iterable[Record]) -> Iterator[str]:
+def lines(trace: TraceArray, records: Iterable[Record]) -> Iterator[str]:
     """Records in the plain style. Calls recorded by function_graph, if any are left, are shown as records."""
     return (line(trace, record) for record in records)
 
@@ -88,7 +88,7 @@ def lines(trace: Trace, records: Iterable[Record]) -> Iterator[str]:
 class GraphWriter:
     """Draws calls. Remembers, for each CPU, whose calls it was drawing and how deep it was."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: TraceArray) -> None:
         self.trace = trace
         self._last_pid: dict[int, int] = {}
         self._depth: dict[int, int] = {}

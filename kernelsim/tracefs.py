@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""/sys/kernel/tracing: the files of one machine's trace.
+"""/sys/kernel/tracing: the files of one machine's trace, and what each buffer of it has (tracefs_instance.py).
 
 Modes, grammars and error numbers are those of a 6.18 kernel (reference: the running kernel and kernel/trace/trace.c).
 Numbers are decimal here, without a prefix, as kstrtoul(..., 10) takes them. `>` before a write is part of the meaning
@@ -11,19 +11,23 @@ Files of events are in tracefs_events.py, those of function tracing in tracefs_f
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 
 from kernelsim import trace_output
 from kernelsim.attr import Attr, Flavour, Int, Kobject, Stream, Text
+from kernelsim.cpulist import parse_cpumask
 from kernelsim.ftrace import TRACERS, Ftrace
 from kernelsim.kinds import consumed, einval, parse_kstrto
 from kernelsim.operation import Operation
 from kernelsim.ring_buffer import Record, seconds
-from kernelsim.trace import CLOCKS, OPTIONS, UNUSED_SIZE_KB, Trace
+from kernelsim.trace import Trace
+from kernelsim.trace_array import CLOCKS, INSTANCE_OPTIONS, OPTIONS, UNUSED_SIZE_KB, TraceArray
 from kernelsim.trace_output import GraphWriter, is_leaf
 from kernelsim.trace_raw import PAGE_BYTES, Symbols, take_page
 
 TRACEFS = "/sys/kernel/tracing"
-MARKER_MAX_BYTES = 4096
+MARKER_MAX_BYTES = 4054
+"""Of one write: what fits a page of the ring with all headers (seen on a 6.18 kernel); the rest is another write's."""
 SLICE_LINES = 1000  # a few milliseconds of formatting
 ULONG_MAX = 2**64 - 1
 _READ_WRITE, _READ, _WRITE = 0o640, 0o440, 0o220
@@ -34,6 +38,8 @@ class Decimal(Int):
 
     def parse(self, data: bytes, flavour: Flavour) -> tuple[int, int]:
         value = parse_kstrto(data, 10, signed=False)
+        if value > ULONG_MAX:
+            raise OSError(errno.ERANGE, "more than 64 bits")
         self.check(value)
         return value, len(data)
 
@@ -41,7 +47,8 @@ class Decimal(Int):
         return "0 or more" if self.hi == ULONG_MAX else super().describe()
 
     def illegal(self) -> tuple[str, ...]:
-        return *super().illegal(), "0x1", " 1 ", "+-1"
+        illegal = (text for text in super().illegal() if text.strip() != str(ULONG_MAX + 1))  # ERANGE
+        return *illegal, "0x1", " 1 ", "+-1"
 
 
 class Switch(Decimal):
@@ -62,7 +69,7 @@ def anything_but_0() -> Decimal:
 class Pipe:
     """A consuming reader: records go out as lines, and are gone."""
 
-    def __init__(self, trace: Trace, ftrace: Ftrace, cpu: int | None) -> None:
+    def __init__(self, trace: TraceArray, ftrace: Ftrace, cpu: int | None) -> None:
         self.trace = trace
         self.ftrace = ftrace
         self.cpu = cpu
@@ -110,14 +117,14 @@ class TraceFiles(Kobject):
     trace = Attr(Text(), mode=_READ_WRITE, doc="The records, in order of time; reading leaves them. `>` empties it.")
     trace_pipe = Attr(consumed(Stream()), mode=_READ, doc="The same, consumed as they are read; waits for more.")
 
-    def __init__(self, trace: Trace, ftrace: Ftrace, cpu: int | None = None) -> None:
+    def __init__(self, trace: TraceArray, ftrace: Ftrace, cpu: int | None = None) -> None:
         self._trace = trace
         self._ftrace = ftrace
         self._cpu = cpu
         self._pipe = Pipe(trace, ftrace, cpu)
 
     @trace.show
-    def _show(self) -> Operation[str]:
+    def _trace_show(self) -> Operation[str]:
         trace, tracer = self._trace, self._ftrace.current_tracer
         trace.drain()
         records = list(trace.ring_buffer.snapshot(self._cpu))
@@ -138,7 +145,7 @@ class TraceFiles(Kobject):
         self._trace.reset(self._cpu)
 
     @trace_pipe.read
-    def _read(self, pos: int, size: int, nonblock: bool) -> Operation[bytes]:
+    def _read_pipe(self, pos: int, size: int, nonblock: bool) -> Operation[bytes]:
         return (yield from self._pipe.read(pos, size, nonblock))
 
 
@@ -149,13 +156,13 @@ class RawPipe(Kobject):
         consumed(Stream()), mode=_READ, doc="Records as binary pages, consumed; a page a read, waits for one."
     )
 
-    def __init__(self, trace: Trace, symbols: Symbols, cpu: int) -> None:
+    def __init__(self, trace: TraceArray, symbols: Symbols, cpu: int) -> None:
         self._trace = trace
         self._symbols = symbols
         self._ring = trace.ring_buffer.rings[cpu]
 
     @trace_pipe_raw.read
-    def _read(self, _pos: int, size: int, nonblock: bool) -> Operation[bytes]:
+    def _read_page(self, _pos: int, size: int, nonblock: bool) -> Operation[bytes]:
         if size < PAGE_BYTES:
             raise einval("less than a page")
         while True:
@@ -171,12 +178,12 @@ class BufferSize(Kobject):
 
     buffer_size_kb = Attr(Decimal(1, ULONG_MAX), mode=_READ_WRITE, doc="Room for records on each CPU, in KiB.")
 
-    def __init__(self, trace: Trace, cpu: int | None = None) -> None:
+    def __init__(self, trace: TraceArray, cpu: int | None = None) -> None:
         self._trace = trace
         self._cpu = cpu
 
     @buffer_size_kb.show
-    def _show(self) -> str:
+    def _size_show(self) -> str:
         trace = self._trace
         sizes = set(trace.size_kb if self._cpu is None else [trace.size_kb[self._cpu]])
         if len(sizes) > 1:
@@ -184,7 +191,7 @@ class BufferSize(Kobject):
         return str(*sizes) if trace.expanded else f"{UNUSED_SIZE_KB} (expanded: {sizes.pop()})"
 
     @buffer_size_kb.store
-    def _store(self, size_kb: int) -> None:
+    def _size_store(self, size_kb: int) -> None:
         self._trace.resize(size_kb, self._cpu)
 
 
@@ -193,48 +200,59 @@ class CpuStats(Kobject):
 
     stats = Attr(Text(), mode=_READ, doc="What is in this CPU's ring, what went through it, what was lost.")
 
-    def __init__(self, trace: Trace, cpu: int) -> None:
+    def __init__(self, trace: TraceArray, cpu: int) -> None:
         self._trace = trace
-        self._cpu = cpu
+        self._ring = trace.ring_buffer.rings[cpu]
 
     @stats.show
-    def _show(self) -> str:
+    def _stats(self) -> str:
         self._trace.drain()
-        return self._trace.ring_buffer.rings[self._cpu].stats(self._trace.clock.now_ns())
+        return self._ring.stats(self._trace.clock.now_ns())
 
 
-class Option(Kobject):
-    """One file of `options/`, made by `option_files`."""
+class CpuDir(RawPipe, CpuStats, BufferSize, TraceFiles):
+    """`per_cpu/cpuN`."""
 
-    def __init__(self, trace: Trace, name: str) -> None:
+    def __init__(self, trace: TraceArray, ftrace: Ftrace, symbols: Symbols, cpu: int) -> None:
+        TraceFiles.__init__(self, trace, ftrace, cpu)
+        BufferSize.__init__(self, trace, cpu)
+        CpuStats.__init__(self, trace, cpu)
+        RawPipe.__init__(self, trace, symbols, cpu)
+
+
+class OptionsDir(Kobject):
+    """`options/`, with a file for each; see `_options_dir`."""
+
+    def __init__(self, trace: TraceArray) -> None:
         self._trace = trace
-        self._name = name
-
-    def show(self) -> str:
-        return str(int(self._trace.options[self._name]))
-
-    def put(self, value: int) -> None:
-        self._trace.set_option(self._name, bool(value))
 
 
-def _option_file(name: str) -> type[Option]:
-    """A class with one attribute of that name."""
+def _option(name: str) -> Attr[int]:
     attr = Attr(Switch(), mode=_READ_WRITE, name=name, doc=f"The option `{name}` of trace_options.")
-    attr.show(Option.show)
-    attr.store(Option.put)
-    return type("Option", (Option,), {"value": attr})
+
+    def show(options: OptionsDir) -> str:
+        return str(int(options._trace.options[name]))
+
+    def put(options: OptionsDir, value: int) -> None:
+        options._trace.set_option(name, bool(value))
+
+    attr.show(show)
+    attr.store(put)
+    return attr
 
 
-_OPTION_FILES = {name: _option_file(name) for name in OPTIONS}
+def _options_dir(kind: str, names: Iterable[str]) -> type[OptionsDir]:
+    """A class of that name with an attribute for each option."""
+    attrs = {name.replace("-", "_"): _option(name) for name in names}
+    return type(kind, (OptionsDir,), {"__module__": __name__, **attrs})
 
 
-def option_files(trace: Trace) -> list[Kobject]:
-    """What is in `options/`."""
-    return [kind(trace, name) for name, kind in _OPTION_FILES.items()]
+TraceOptions = _options_dir("TraceOptions", OPTIONS)
+InstanceOptions = _options_dir("InstanceOptions", INSTANCE_OPTIONS)
 
 
-class TraceControl(Kobject):
-    """The files that are there once."""
+class ArrayControl(Kobject):
+    """The files that each buffer has once."""
 
     tracing_on = Attr(anything_but_0(), mode=0o640, doc="0: nothing is recorded; what was stays.")
     current_tracer = Attr(Text(), mode=_READ_WRITE, doc=f"What is traced besides events: {', '.join(TRACERS)}.")
@@ -245,12 +263,9 @@ class TraceControl(Kobject):
     trace_options = Attr(Text(), mode=_READ_WRITE, doc="Options, one a line; `noNAME` switches one off.")
     trace_marker = Attr(Stream(), mode=_WRITE, doc="What is written becomes a record.")
     tracing_cpumask = Attr(Text(), mode=_READ_WRITE, doc="The CPUs that are traced, as a hexadecimal mask.")
-    saved_cmdlines = Attr(Text(), mode=_READ, doc="Names of the tasks in the trace, by pid.")
-    saved_cmdlines_size = Attr(Decimal(1, 32768), mode=_READ_WRITE, doc="How many of them are kept.")
     error_log = Attr(Text(), mode=_READ_WRITE, doc="What was wrong with the last commands; `>` empties it.")
-    README = Attr(Text(), mode=_READ, doc="What the files are for.")
 
-    def __init__(self, trace: Trace, ftrace: Ftrace) -> None:
+    def __init__(self, trace: TraceArray, ftrace: Ftrace) -> None:
         self._trace = trace
         self._ftrace = ftrace
 
@@ -270,7 +285,7 @@ class TraceControl(Kobject):
 
     @current_tracer.store
     def _current_tracer_store(self, text: str) -> None:
-        self._ftrace.select(text.rstrip())
+        self._ftrace.select(text.strip())
 
     @available_tracers.show
     def _available_tracers(self) -> str:
@@ -303,15 +318,17 @@ class TraceControl(Kobject):
     @trace_options.store
     def _trace_options_store(self, text: str) -> None:
         word = text.strip()
-        name = word if word in OPTIONS else word.removeprefix("no")
-        if name not in OPTIONS:
+        name = word if word in self._trace.options else word.removeprefix("no")
+        if name not in self._trace.options:
             raise einval("no such option")
         self._trace.set_option(name, name == word)
 
     @trace_marker.write
-    def _trace_marker(self, data: bytes) -> None:
-        text = data[:MARKER_MAX_BYTES].decode("utf-8", "surrogateescape")
+    def _trace_marker(self, data: bytes) -> int:
+        taken = data[:MARKER_MAX_BYTES]
+        text = taken.partition(b"\0")[0].decode("utf-8", "surrogateescape")  # it is printed as a string of C
         self._trace.marker(text if text.endswith("\n") else text + "\n")
+        return len(taken)
 
     @tracing_cpumask.show
     def _cpumask_show(self) -> str:
@@ -320,30 +337,9 @@ class TraceControl(Kobject):
 
     @tracing_cpumask.store
     def _cpumask_store(self, text: str) -> None:
-        words = text.strip().split(",")
-        if not all(word and all(digit in "0123456789abcdefABCDEF" for digit in word) for word in words):
-            raise einval("not a mask")
-        mask = 0
-        for word in words:
-            mask = mask << 32 | int(word, 16)
-        if mask >> self._trace.nr_cpus:
-            raise OSError(errno.EOVERFLOW, "no such CPU")
+        mask = parse_cpumask(text, self._trace.nr_cpus)
         self._trace.drain()
         self._trace.cpumask = mask
-
-    @saved_cmdlines.show
-    def _saved_cmdlines(self) -> str:
-        return "".join(f"{pid} {comm}\n" for pid, comm in self._trace.cmdlines.items())
-
-    @saved_cmdlines_size.show
-    def _saved_cmdlines_size_show(self) -> str:
-        return str(self._trace.max_cmdlines)
-
-    @saved_cmdlines_size.store
-    def _saved_cmdlines_size_store(self, size: int) -> None:
-        trace = self._trace
-        trace.max_cmdlines = size
-        trace.cmdlines = dict(list(trace.cmdlines.items())[-size:])
 
     @error_log.show
     def _error_log(self) -> str:
@@ -361,6 +357,33 @@ class TraceControl(Kobject):
     def _error_log_clear(self) -> None:
         self._trace.error_log = []
 
+
+class TraceControl(Kobject):
+    """The files that are there once."""
+
+    saved_cmdlines = Attr(Text(), mode=_READ, doc="Names of the tasks in the trace, by pid.")
+    saved_cmdlines_size = Attr(Decimal(1, 32768), mode=_READ_WRITE, doc="How many of them are kept.")
+    README = Attr(Text(), mode=_READ, doc="What the files are for.")
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    @saved_cmdlines.show
+    def _saved_cmdlines(self) -> str:
+        return "".join(f"{pid} {comm}\n" for pid, comm in self._trace.cmdlines.items())
+
+    @saved_cmdlines_size.show
+    def _saved_cmdlines_size_show(self) -> str:
+        return str(self._trace.max_cmdlines)
+
+    @saved_cmdlines_size.store
+    def _saved_cmdlines_size_store(self, size: int) -> None:
+        trace = self._trace
+        trace.max_cmdlines = size
+        trace.cmdlines = dict(list(trace.cmdlines.items())[-size:])
+
     @README.show
     def _readme(self) -> str:
-        return "tracing mini-HOWTO:\n\n" + "".join(f"  {attr.name}\n\t{attr.doc}\n" for attr in type(self).attrs)
+        return "tracing mini-HOWTO:\n\n" + "".join(
+            f"  {attr.name}\n\t{attr.doc}\n" for attr in (*ArrayControl.attrs, *self.attrs)
+        )

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import errno
+from collections.abc import Iterable, Mapping
 
 from kernelsim.attr import PAGE_SIZE, Attr, Kobject, Text
-from kernelsim.kinds import einval
-from kernelsim.trace import Trace, find_events
+from kernelsim.kinds import einval, parse_kstrto
+from kernelsim.trace import find_events
+from kernelsim.trace_array import TraceArray
 from kernelsim.trace_events import EVENTS, FTRACE_EVENTS, SYSTEMS
 from kernelsim.tracefs import Switch
 from kernelsim.tracepoint import TraceEvent
@@ -20,6 +22,7 @@ _SYSTEM_FILTER = """\
 # If no events are modified, an error message will be displayed here
 """
 _PAGE_DATA_BYTES = 4080
+MAX_PIDS = 1 << 30
 MAX_WORD = 127
 """Bytes of a word in set_event (EVENT_BUF_SIZE) and of a pid (PID_BUF_SIZE); a longer one is EINVAL."""
 
@@ -29,7 +32,7 @@ class Enable(Kobject):
 
     enable = Attr(Switch(), mode=_READ_WRITE, doc="1: record it. Of several events: X where some are on, some off.")
 
-    def __init__(self, trace: Trace, events: Iterable[TraceEvent]) -> None:
+    def __init__(self, trace: TraceArray, events: Iterable[TraceEvent]) -> None:
         self._trace = trace
         self._events = frozenset(events)
 
@@ -56,7 +59,7 @@ class EventDir(Enable):
     format = Attr(Text(), mode=_READ, doc="Its fields, and how a record is printed.")
     id = Attr(Text(), mode=_READ, doc="Its number.")
 
-    def __init__(self, trace: Trace, event: TraceEvent) -> None:
+    def __init__(self, trace: TraceArray, event: TraceEvent) -> None:
         super().__init__(trace, (event,))
         self._event = event
 
@@ -99,14 +102,28 @@ class FtraceEventDir(Kobject):
         return str(self._event.id)
 
 
+class FtraceSystemDir(Kobject):
+    """All of them."""
+
+    def __init__(self) -> None:
+        self._events = {event.name: FtraceEventDir(event) for event in FTRACE_EVENTS}
+
+    def children(self) -> Mapping[str, Kobject]:
+        return self._events
+
+
 class SystemDir(Enable):
     """All events of one system."""
 
     filter = Attr(Text(), mode=_READ_WRITE, doc="A filter for each event of this system that has its fields; 0: none.")
 
-    def __init__(self, trace: Trace, system: str) -> None:
+    def __init__(self, trace: TraceArray, system: str) -> None:
         super().__init__(trace, SYSTEMS[system])
         self._system = system
+        self._dirs = {event.name: EventDir(trace, event) for event in SYSTEMS[system]}
+
+    def children(self) -> Mapping[str, Kobject]:
+        return self._dirs
 
     @filter.show
     def _filter_show(self) -> str:
@@ -124,8 +141,13 @@ class EventsDir(Enable):
     header_page = Attr(Text(), mode=_READ, doc="Layout of a page of binary records.")
     header_event = Attr(Text(), mode=_READ, doc="Layout of the header of a binary record.")
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: TraceArray, systems: Iterable[str]) -> None:
         super().__init__(trace, EVENTS)
+        self._systems: dict[str, Kobject] = {system: SystemDir(trace, system) for system in systems}
+        self._systems["ftrace"] = FtraceSystemDir()
+
+    def children(self) -> Mapping[str, Kobject]:
+        return self._systems
 
     @header_page.show
     def _header_page(self) -> str:
@@ -151,22 +173,18 @@ class EventsDir(Enable):
         )
 
 
-class EventLists(Kobject):
-    """`available_events` and the files that name several."""
+class EventSwitches(Kobject):
+    """The files that name several events, or tasks."""
 
-    available_events = Attr(Text(), mode=_READ, doc="Every event that can be switched, `system:event`.")
     set_event = Attr(
-        Text(), mode=_READ_WRITE, doc="The events that are on; `system:event`, globs, `!` switches off, `>` all off."
+        Text(),
+        mode=_READ_WRITE,
+        doc="The events that are on; `system:event`, `system:*`, `!` switches off, `>` all off.",
     )
-    printk_formats = Attr(Text(), mode=_READ, doc="Formats kept by address: there are none.")
     set_event_pid = Attr(Text(), mode=_READ_WRITE, doc="Record events of these tasks only; empty: of all.")
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: TraceArray) -> None:
         self._trace = trace
-
-    @available_events.show
-    def _available_events(self) -> str:
-        return "".join(f"{event}\n" for event in EVENTS)
 
     @set_event.show
     def _set_event_show(self) -> str:
@@ -184,10 +202,6 @@ class EventLists(Kobject):
     def _set_event_clear(self) -> None:
         self._trace.set_enabled(EVENTS, False)
 
-    @printk_formats.show
-    def _printk_formats(self) -> str:
-        return ""
-
     @set_event_pid.show
     def _pids_show(self) -> str:
         return "".join(f"{pid}\n" for pid in sorted(self._trace.event_pids))
@@ -201,24 +215,29 @@ class EventLists(Kobject):
         self._trace.event_pids = set()
 
 
+class EventLists(Kobject):
+    """What there is, once for all buffers."""
+
+    available_events = Attr(Text(), mode=_READ, doc="Every event that can be switched, `system:event`.")
+    printk_formats = Attr(Text(), mode=_READ, doc="Formats kept by address: there are none.")
+
+    @available_events.show
+    def _available_events(self) -> str:
+        return "".join(f"{event}\n" for event in EVENTS)
+
+    @printk_formats.show
+    def _printk_formats(self) -> str:
+        return ""
+
+
 def parse_pids(text: str) -> set[int]:
-    """Pids apart by space. OSError(EINVAL)."""
-    words = text.split()
-    if not all(_is_pid(word) for word in words):
-        raise einval("not a pid")
-    return {int(word) for word in words}
-
-
-def _is_pid(word: str) -> bool:
-    return len(word) <= MAX_WORD and word.isascii() and word.isdecimal() and int(word) < 1 << 22
-
-
-def event_dirs(trace: Trace, systems: Iterable[str]) -> Iterator[tuple[str, Kobject]]:
-    """(path below `events`, Kobject) of everything there."""
-    yield "", EventsDir(trace)
-    for system in systems:
-        yield f"/{system}", SystemDir(trace, system)
-        for event in SYSTEMS[system]:
-            yield f"/{event.path}", EventDir(trace, event)
-    for event in FTRACE_EVENTS:
-        yield f"/{event.path}", FtraceEventDir(event)
+    """Pids apart by space, of 32 bits each. OSError(EINVAL), or EPERM for more than a list of them can hold."""
+    pids = set()
+    for word in text.split():
+        if len(word) > MAX_WORD:
+            raise einval("too long")
+        pid = parse_kstrto(word.encode("utf-8", "surrogateescape"), 0, signed=False) & 0xFFFFFFFF
+        if pid >= MAX_PIDS:
+            raise OSError(errno.EPERM, "no such pid")
+        pids.add(pid)
+    return pids

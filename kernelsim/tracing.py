@@ -16,9 +16,10 @@ from kernelsim.timer import Clock
 from kernelsim.trace import Trace
 from kernelsim.trace_events import SYSTEMS
 from kernelsim.trace_raw import Symbols
-from kernelsim.tracefs import TRACEFS, BufferSize, CpuStats, RawPipe, TraceControl, TraceFiles, option_files
-from kernelsim.tracefs_events import EventLists, event_dirs
+from kernelsim.tracefs import TRACEFS, ArrayControl, BufferSize, CpuDir, TraceControl, TraceFiles, TraceOptions
+from kernelsim.tracefs_events import EventLists, EventsDir, EventSwitches
 from kernelsim.tracefs_ftrace import FtraceFiles, FtraceSysctl
+from kernelsim.tracefs_instance import Instances
 from kernelsim.wait import WaitQueue
 
 DYNAMIC_DEBUG = ("/sys/kernel/debug/dynamic_debug", "/proc/dynamic_debug")
@@ -53,7 +54,7 @@ class Tracing:
 
     def looks_leave_records(self) -> bool:
         """Is anything traced just now? Then even who only reads a file may leave a record."""
-        return self.ftrace.current_tracer != "nop" or bool(self.trace.enabled)
+        return self.ftrace.current_tracer != "nop" or bool(self.trace.hot)
 
     def files(self) -> Iterator[tuple[str, Kobject]]:
         """(directory, Kobject) of everything this kernel has of it."""
@@ -71,17 +72,14 @@ class Tracing:
         symbols = Symbols((*ENTRIES, *ftrace.functions))
         yield "/proc", symbols
         yield TRACEFS, TraceFiles(trace, ftrace)
-        yield TRACEFS, TraceControl(trace, ftrace)
+        yield TRACEFS, ArrayControl(trace, ftrace)
+        yield TRACEFS, TraceControl(trace)
         yield TRACEFS, BufferSize(trace)
-        yield TRACEFS, EventLists(trace)
-        for option in option_files(trace):
-            yield f"{TRACEFS}/options", option
+        yield TRACEFS, EventLists()
+        yield TRACEFS, EventSwitches(trace)
+        yield f"{TRACEFS}/options", TraceOptions(trace)
         for cpu in range(trace.nr_cpus):
-            directory = f"{TRACEFS}/per_cpu/cpu{cpu}"
-            yield directory, TraceFiles(trace, ftrace, cpu)
-            yield directory, BufferSize(trace, cpu)
-            yield directory, CpuStats(trace, cpu)
-            yield directory, RawPipe(trace, symbols, cpu)
+            yield f"{TRACEFS}/per_cpu/cpu{cpu}", CpuDir(trace, ftrace, symbols, cpu)
         systems = [system for system in SYSTEMS if self._kconfig.IS_ENABLED(_NEEDS.get(system, "CONFIG_FTRACE"))]
-        for path, kobj in event_dirs(trace, systems):
-            yield f"{TRACEFS}/events{path}", kobj
+        yield f"{TRACEFS}/events", EventsDir(trace, systems)
+        yield f"{TRACEFS}/instances", Instances(trace, symbols, systems)

@@ -128,6 +128,7 @@ def _allocate(machine: Machine) -> None:
             write(f"{home}/{name}", text)
         with suppress(OSError):  # there was nothing left
             write(f"{home}/alloc", "1")
+        assert not machine.check()
     machine.step(machine.clock.now_ns())
     write(f"{home}/free", "1")
     write("/proc/sys/vm/drop_caches", "3")

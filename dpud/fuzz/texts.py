@@ -166,7 +166,7 @@ def _filter(text: str) -> None:
     """For the event that the first word names; then asked of a record of it."""
     name, _, source = text.partition(" ")
     event = next((event for event in EVENTS if event.name == name), EVENTS[0])
-    predicate = compile_filter(event, source)
+    predicate = compile_filter(event, source, nr_cpus=4)
     predicate(tuple("x" if field.is_string else 1 for field in event.fields), _SAMPLE)
 
 
@@ -206,7 +206,7 @@ _UNITS: dict[str, tuple[Callable[[bytes], object], tuple[str, ...]]] = {
     "f": (_text(_filter), _FILTERS),
     "d": (_text(_debug), _QUERIES),
     "t": (_text(_functions), ("dpu_*", "!compact_zone", ":mod:dpu_compact")),
-    "e": (_text(find_events), ("kmem:mm_page_alloc", "compaction:", "*free*")),
+    "e": (_text(find_events), ("kmem:mm_page_alloc", "compaction:", "*:*")),
     "I": (lambda data: Int(-5, 1000).parse(data, Flavour.SYSCTL), ("1", "-3\n", "0x10 7")),
     "J": (lambda data: Int(0, 2**64).parse(data, Flavour.DEBUGFS), ("1", "+3\n", "0x10")),
     "S": (lambda data: Size().parse(data, Flavour.CONFIGFS), ("1G", "4096\n")),

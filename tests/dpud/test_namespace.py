@@ -111,6 +111,13 @@ def test_no_memory_management_but_the_emulated_can_be_reached(tree: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc/pressure"), reason="this kernel knows no pressure (CONFIG_PSI)")
+def test_the_pressure_of_the_real_memory_is_out_of_sight(tree: Path) -> None:
+    assert shell(tree, "ls -A /proc/pressure; cat /proc/pressure/memory 2>&1 || true").endswith(
+        "No such file or directory\n"
+    )
+
+
 def test_the_load_is_that_of_the_processes_to_be_seen(tree: Path) -> None:
     nr_tasks = shell(tree, "cat /proc/loadavg").split()[3]
     assert int(nr_tasks.split("/")[1]) >= 1

@@ -61,6 +61,15 @@ trace-cmd record --nosplice -o $data -p function_graph -g dpu_compact_execute \\
     sh -c "echo 1 > $compact" >/dev/null 2>&1
 echo == recorded graph; trace-cmd report -i $data 2>/dev/null
 trace-cmd reset
+trace-cmd start -B mine -e kmem:mm_page_free -f 'order == 0' 2>/dev/null
+trace-cmd start -e kmem:mm_page_alloc
+{FRAGMENT}
+echo == instances; trace-cmd list -B
+echo == instance; trace-cmd show -B mine
+echo == beside it; trace-cmd show
+trace-cmd reset -B mine -d
+trace-cmd reset
+echo == no instances; ls /sys/kernel/tracing/instances
 echo == end; cat /sys/kernel/tracing/current_tracer /sys/kernel/tracing/events/enable /sys/kernel/tracing/tracing_on
 echo == mount; stat -f -c %T /sys/kernel/tracing
 """
@@ -136,3 +145,12 @@ def test_record_and_report(output: dict[str, str]) -> None:
     assert re.search(r"funcgraph_entry: +\| +dpu_compact_execute\(\) \{$", graph, flags=re.M)
     assert re.search(r"funcgraph_entry: .* us +\| +dpu_hw_compact_execute\(\);$", graph, flags=re.M)
     assert re.search(r"funcgraph_exit: .* us +\| +\}$", graph, flags=re.M)
+
+
+def test_an_instance(output: dict[str, str]) -> None:
+    assert output["instances"].split() == ["mine"]
+    for heading, event in (("instance", "mm_page_free"), ("beside it", "mm_page_alloc")):
+        records = [line for line in output[heading].splitlines() if line and not line.startswith("#")]
+        assert len(records) > 1000
+        assert all(f": {event}: page=" in line for line in records)
+    assert output["no instances"] == ""

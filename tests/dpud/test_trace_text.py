@@ -161,6 +161,39 @@ def test_fields_in_another_order_and_unknown_ones(trace: Any) -> None:
     assert trace(text + " page=1\n")[WHAT].tolist() == [(ALLOC, 77, 2, 1, 0x100CC0, 1)]
 
 
+TAIL = "page=0x1f404 pfn=0x1f404 order=0 migratetype=1 gfp_flags=GFP_USER"
+
+
+@pytest.mark.parametrize(
+    ("line", "time_ns"),
+    [
+        (
+            f"      sh-4850    3..... 55254.912816: mm_page_alloc:        {TAIL}",
+            55254_912816_000,
+        ),  # trace-cmd report -l
+        (f"  sh-4850  [003] 55254.912816: (+11742) mm_page_alloc:        {TAIL}", 55254_912816_000),  # --ts-diff
+        (f"  sh-4850  [003] 55254.912816:          mm_page_alloc:        {TAIL}", 55254_912816_000),
+        (f"    sh-4850      3d..1.   17us : mm_page_alloc: {TAIL}", 17_000),  # the option latency-format
+        (f"    sh-4850      3.N.1.   17us+: mm_page_alloc: {TAIL}", 17_000),
+        (
+            f"sh  4850 [003] 7.000002:          1     kmem:mm_page_alloc: {TAIL}",
+            7_000_002_000,
+        ),  # perf script -F +period
+        (f"sh  4850 [003] 7.000002:     kmem:mm_page_alloc:k: {TAIL}", 7_000_002_000),  # perf record -e kmem:..:k
+        (f"sh-4850 [003] d..1. 7.000002: mm_page_alloc: {TAIL.replace('GFP_USER', '1051840')}", 7_000_002_000),
+        (  # the option fields
+            "sh-4850 [003] d..1. 7.000002: mm_page_alloc: migratetype=0x1 (1) gfp_flags=0x100cc0 (1051840) "
+            "order=0x0 (0) pfn=0x1f404 (128004)",
+            7_000_002_000,
+        ),
+    ],
+)
+def test_other_options_of_the_programs(trace: Any, line: str, time_ns: int) -> None:
+    events = trace(line + "\n")
+    assert events[WHAT].tolist() == [(ALLOC, 0x1F404, 0, 1, 0x100CC0, 3)]
+    assert events["time_ns"].tolist() == [time_ns]
+
+
 @pytest.mark.parametrize("page", ["(null)", "0000000000000000", "0x0", "(nil)"])
 def test_an_allocation_that_failed(trace: Any, page: str) -> None:
     text = f" sh-7 [001] 3.000005: mm_page_alloc: page={page} pfn=0x0 order=9 migratetype=1 gfp_flags=GFP_TRANSHUGE\n"
@@ -189,6 +222,18 @@ def test_other_lines_that_count(trace: Any, line: str, kind: int, nr: int) -> No
     assert kind != EXTFRAG or events[["order", "migratetype"]].tolist() == [(10, 2)]
 
 
+def test_events_behind_later_ones_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in per_cpu/cpu0/trace and per_cpu/cpu1/trace, one after the other; in as many chunks as you like."""
+    monkeypatch.setattr("dpud.trace_text.CHUNK_BYTES", 200)
+    times = [*range(1, 6), *range(3, 8)]
+    lines = [LINE.replace("3.000005", f"{second}.000005") for second in times]
+    lines.insert(7, "CPU:1 [LOST 5 EVENTS]")
+    (tmp_path / "trace").write_text("\n".join(lines))
+    reader = TraceReader(tmp_path / "trace")
+    assert len(np.concatenate([*reader.batches()])) == 11
+    assert reader.notes.nr_late == 2  # 3 and 4: they came after 5
+
+
 def test_what_is_no_event_is_passed_over(trace: Any) -> None:
     noise = (
         "# tracer: nop\n\n\tffffffff81234567 __alloc_pages+0x1 ([kernel.kallsyms])\ncpus=2\n"
@@ -205,6 +250,7 @@ def test_what_is_no_event_is_passed_over(trace: Any) -> None:
         (b"hello\n", "no mm_page_alloc"),
         (b"PERFILE2 and so on", "perf script"),
         (b"\x17\x08Dtracing6\0", "trace-cmd report"),
+        (b"\x1f\x8b\x08\0", "a gzip file"),
         (b"\0\0\0", "not text"),
         (b"\x28\xb5\x2f\xfdxxxxxxxxxx", "broken zstd"),
         (b"x" * 100_000, "a line of more than"),

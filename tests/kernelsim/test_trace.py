@@ -165,16 +165,17 @@ def test_set_event(lab: Lab) -> None:
 
     lab.write(f"{T}/set_event", "compaction:*\n")
     assert len(on()) == 15
-    lab.write(f"{T}/set_event", "!compaction:*isolate* mm_page_free\n")
+    lab.write(f"{T}/set_event", "!compaction:mm_compaction_begin mm_page_free\n")
     assert "kmem:mm_page_free" in on()
-    assert len(on()) == 13
+    assert len(on()) == 15
     lab.registry.truncate(f"{T}/set_event")
     assert on() == []
     for system in ("kmem", "kmem:"):
         lab.write(f"{T}/set_event", system)
         assert len(on()) == 5
         lab.registry.truncate(f"{T}/set_event")
-    assert errno_of(lab.write, f"{T}/set_event", "kmem:nothing") == errno.EINVAL
+    for word in ("kmem:nothing", "*", "kmem:mm_page_*", "km*:*", "KMEM"):
+        assert errno_of(lab.write, f"{T}/set_event", word) == errno.EINVAL
     assert set(lab.read(f"{T}/available_events").split()) >= {"dpu:dpu_batch_submit", "migrate:mm_migrate_pages"}
 
 

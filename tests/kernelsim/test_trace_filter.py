@@ -13,12 +13,13 @@ from kernelsim.task import Task
 from kernelsim.trace_events import mm_compaction_begin, mm_compaction_finished
 from kernelsim.trace_filter import FilterError, compile_filter
 
+NR_CPUS = 2  # of the machine on which the texts below were tried
 BASH = Task(42, lambda: "bash", cpu=1)
 
 
 def passes(source: str, *values: object) -> bool:
     """mm_compaction_begin has zone_start, migrate_pfn, free_pfn, zone_end, sync."""
-    return compile_filter(mm_compaction_begin, source)((*values, 0, 0, 0, 0)[:5], BASH)
+    return compile_filter(mm_compaction_begin, source, NR_CPUS)((*values, 0, 0, 0, 0)[:5], BASH)
 
 
 @pytest.mark.parametrize(
@@ -40,10 +41,18 @@ def passes(source: str, *values: object) -> bool:
         "!zone_start == 1",
         "!!(sync == 1)",
         "zone_start== 1",
+        "common_cpu == 0",
+        "CPU&CPUS{0-1}",
+        "CPU & CPUS{ 0 , 1 }",
+        "CPU & CPUS{0-1:1/2}",
+        "CPU & CPUS{0-N}&&sync==0",
+        "CPU & CPUS{all}",
+        "CPU & CPUS{,0,}",
+        "zone_start == CPUS{0-1}",
     ],
 )
 def test_taken_by_a_kernel(source: str) -> None:
-    compile_filter(mm_compaction_begin, source)
+    compile_filter(mm_compaction_begin, source, NR_CPUS)
 
 
 # Captured from events/compaction/mm_compaction_begin/filter of a 6.18 kernel: what was written, the error of the write,
@@ -81,6 +90,16 @@ REFUSED = [
     ("()", errno.EINVAL, "Error: (0)"),
     ("zone_start == 1 && (sync == 1", errno.ENOENT, "                   ^\nparse_error: Too many '('"),
     ("sync == 1abc", errno.EINVAL, "         ^\nparse_error: Illegal integer value"),
+    ("CPU & CPUS{}", errno.EINVAL, "            ^\nparse_error: Invalid cpulist"),
+    ("CPU & CPUS{a}", errno.EINVAL, "             ^\nparse_error: Invalid cpulist"),
+    ("CPU & CPUS{0,2-3}", errno.EINVAL, "                 ^\nparse_error: Invalid cpulist"),
+    ("CPU & CPUS{1-0}", errno.EINVAL, "               ^\nparse_error: Invalid cpulist"),
+    ("CPU > CPUS{0}", errno.EINVAL, "       ^\nparse_error: Illegal operation for field type"),
+    ("comm == CPUS{0}", errno.EINVAL, "         ^\nparse_error: Illegal operation for field type"),
+    ("CPU & CPUS{0", errno.EINVAL, "            ^\nparse_error: Missing '}'"),
+    ("CPU & CPUS 0", errno.EINVAL, "            ^\nparse_error: Missing '{'"),
+    ("CPU & CPUS{0}x", errno.EPERM, "             ^\nparse_error: Too many terms in predicate expression"),
+    ("CPU & cpus{0}", errno.EINVAL, "       ^\nparse_error: Invalid value (did you forget quotes)?"),
     (
         "zone_start <= 1 ; sync == 1",
         errno.EPERM,
@@ -93,7 +112,7 @@ REFUSED = [
 @pytest.mark.parametrize(("source", "code", "text"), REFUSED)
 def test_refused_as_a_kernel_does(source: str, code: int, text: str) -> None:
     with pytest.raises(FilterError) as refused:
-        compile_filter(mm_compaction_begin, source)
+        compile_filter(mm_compaction_begin, source, NR_CPUS)
     assert refused.value.errno == code
     assert refused.value.text == f"{source}\n{text}\n\n"
 
@@ -111,8 +130,15 @@ def test_who_hit_it() -> None:
     assert not passes('comm ~ "b*x"')
 
 
+def test_sets_of_cpus() -> None:
+    assert [passes(f"CPU & CPUS{{{cpus}}}") for cpus in ("0", "1", "0-1", "N")] == [False, True, True, True]
+    assert [passes(f"CPU == CPUS{{{cpus}}}") for cpus in ("0", "1", "0-1")] == [False, True, False]
+    assert [passes(f"CPU != CPUS{{{cpus}}}") for cpus in ("0", "1", "0-1")] == [True, False, True]
+    assert [passes("zone_start & CPUS{0-1}", number) for number in (0, 1, 2)] == [True, True, False]
+
+
 def test_a_number_may_be_negative_where_the_field_is_signed() -> None:
-    predicate = compile_filter(mm_compaction_finished, "order == -1")
+    predicate = compile_filter(mm_compaction_finished, "order == -1", NR_CPUS)
     assert predicate((0, 0, -1, 4), BASH)
     assert not predicate((0, 0, 9, 4), BASH)
 

@@ -36,6 +36,13 @@ def comparable(text: str) -> str:
 
 
 @pytest.mark.host
+def test_no_event_of_the_running_kernel_has_one_of_our_ids() -> None:
+    """perf and BPF programs take the ID to the real kernel."""
+    real = {int(number) for text in real_formats().values() for number in re.findall(r"^ID: (\d+)$", text, re.M)}
+    assert not real & {event.id for event in EVENTS}
+
+
+@pytest.mark.host
 def test_formats_are_the_running_kernels() -> None:
     real = real_formats()
     ours = [event for event in (*EVENTS, *FTRACE_EVENTS) if event.path in real]

@@ -113,7 +113,7 @@ check "nothing is on" reads 0 events/enable
 put 1 events/compaction/mm_compaction_begin/enable
 check "X where some are" reads X events/compaction/enable
 check "set_event lists them" reads compaction:mm_compaction_begin set_event
-check "set_event adds" sh -c "echo 'compaction:*finished' >>set_event"
+check "set_event adds" sh -c "echo 'compaction:mm_compaction_finished' >>set_event"
 check "and takes away" sh -c "echo '!compaction:mm_compaction_begin' >>set_event"
 check "set_event reads back" reads compaction:mm_compaction_finished set_event
 check "an unknown event" fails 'Invalid argument' compaction:nothing set_event

@@ -81,9 +81,13 @@ for _value in gfp_names.values():
     _KNOWN_BITS |= _value
 
 
-@lru_cache(maxsize=1024)  # a trace has few of them, thousands of times
 def format_gfp(gfp: int) -> str:
     """`GFP_KERNEL|__GFP_NORETRY`; `none` for 0 (show_gfp_flags)."""
+    return _text_of(gfp)
+
+
+@lru_cache(maxsize=1024)  # a trace has few of them, thousands of times
+def _text_of(gfp: int) -> str:
     words = []
     left = gfp
     for name, value in gfp_names.items():

@@ -209,10 +209,11 @@ def daemon_pauses() -> list[Figure]:
         besides.append((effort.turn_ns - effort.moving_ns) / 1000)
     return [
         Figure(f"median of {len(pauses):,} pauses in the daemon, CPU time included", median(pauses), "us"),
-        Figure("99 % of them", percentile(pauses, 99), "us"),
+        Figure("99 % of them", percentile(pauses, 99), "us", limit_us, "limit"),
         Figure("median of what they are besides moving a page", median(besides), "us", limit_us, "limit"),
         Figure("99 % of what they are besides moving a page", percentile(besides, 99), "us", limit_us, "limit"),
-        Figure("the longest of them", max(pauses), "us"),
+        Figure("the longest of them", max(pauses), "us", limit_us, "limit"),
+        Figure("pages moved in each", defrag.relocator.stats["pages_moved"] / len(pauses), ""),
     ]
 
 

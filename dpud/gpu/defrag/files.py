@@ -98,7 +98,7 @@ class DefragFiles(Kobject):
     )
     pause_limit_us = _number(
         Int(1, 1_000_000),
-        "How long at once, by the device's profile; a page that takes longer stays.",
+        "How long at once. A page that takes longer by the device's profile stays; one page moves in any slice.",
         lambda defrag: defrag.effort.pause_limit_ns // _NS_PER_US,
         lambda defrag, us: setattr(defrag.effort, "pause_limit_ns", us * _NS_PER_US),
     )
@@ -172,7 +172,12 @@ class DefragFiles(Kobject):
     def _stat(self) -> str:
         effort = self.defrag.effort
         counts = dict(self.defrag.relocator.stats)
-        counts |= {"slices": effort.nr_slices, "total_ns": effort.total_ns, "pins": len(self.defrag.pins)}
+        counts |= {
+            "slices": effort.nr_slices,
+            "slices_over_limit": effort.nr_over_limit,
+            "total_ns": effort.total_ns,
+            "pins": len(self.defrag.pins),
+        }
         return "".join(f"{name} {nr}\n" for name, nr in counts.items())
 
     @cost.show

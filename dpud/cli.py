@@ -301,7 +301,13 @@ def replay_(
 @cli.command()
 @click.argument("name", required=False)
 def demo(name: str | None) -> None:
-    """Show a real machine's fragmented memory being compacted by the DPU."""
+    """Show a real machine's fragmented memory being compacted by the DPU, or another demo by its name.
+
+    \b
+    Of compaction: capture, process.
+    Of GPU memory: compression, defrag, fault, migration, numa, overcommit, performance, qos, swap, unified.
+    All of them: all.
+    """
     from dpud import demo as demos
 
     sys.exit(demos.run(name))

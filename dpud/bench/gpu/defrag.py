@@ -204,7 +204,10 @@ def daemon_pauses() -> list[Figure]:
     pauses, besides = list[float](), list[float]()
     effort, limit_us = defrag.effort, DEFAULT_PAUSE_NS / 1000
     running = defrag.running(rests=False)
-    while next(running, StopIteration) is not StopIteration:
+    for waitable in running:
+        if waitable is not None:
+            waitable.wait(1)
+            continue
         pauses.append(effort.turn_ns / 1000)
         besides.append((effort.turn_ns - effort.moving_ns) / 1000)
     return [

@@ -41,9 +41,12 @@ class Effort:
         """How long nobody else had a turn, the last time, where real time passes."""
         self.moving_ns = 0
         """What of that it took to move pages, to find frames for them included."""
+        self.longest_cpu_ns = 0
+        """The most that a turn took of a CPU. What `longest_ns` is more than that, the machine gave to others."""
         self.nr_over_limit = 0
         """Slices that took longer than the limit."""
         self._turn_began_ns: int | None = None
+        self._turn_began_cpu_ns = 0
         self._slowest_ns: dict[int, int] = {}
         """The slowest page of late, by its size."""
 
@@ -77,9 +80,9 @@ class Effort:
         elif took_ns * 2 < self.pause_limit_ns:
             self._nr_halvings = max(0, self._nr_halvings - 1)
 
-    def begin_turn(self, now_ns: int) -> None:
+    def begin_turn(self, now_ns: int, cpu_ns: int) -> None:
         """From now on nobody else has a turn, where real time passes."""
-        self._turn_began_ns, self.moving_ns = now_ns, 0
+        self._turn_began_ns, self._turn_began_cpu_ns, self.moving_ns = now_ns, cpu_ns, 0
 
     def nr_more(self, page_bytes: int, took_ns: int, nr: int, now_ns: int) -> int:
         """Pages for which a slice that moved `nr` in `took_ns` has time left."""
@@ -87,16 +90,17 @@ class Effort:
         if self._turn_began_ns is None:
             return (self.pause_limit_ns - took_ns) // page_ns
         slowest_ns = self._slowest_ns.get(page_bytes, 0)
-        self._slowest_ns[page_bytes] = max(page_ns, slowest_ns - slowest_ns // _FORGET)
+        self._slowest_ns[page_bytes] = max(min(page_ns, self.pause_limit_ns), slowest_ns - slowest_ns // _FORGET)
         left_ns = self.pause_limit_ns // 2 - (now_ns - self._turn_began_ns)
         return left_ns // self._slowest_ns[page_bytes]
 
-    def end_turn(self, now_ns: int) -> None:
+    def end_turn(self, now_ns: int, cpu_ns: int) -> None:
         """Others have theirs."""
         assert self._turn_began_ns is not None
         self.turn_ns = now_ns - self._turn_began_ns
         self._turn_began_ns = None
         self.longest_ns = max(self.longest_ns, self.turn_ns)
+        self.longest_cpu_ns = max(self.longest_cpu_ns, cpu_ns - self._turn_began_cpu_ns)
         self.nr_over_limit += self.turn_ns > self.pause_limit_ns
 
     def rest_ns(self, took_ns: int) -> int:

@@ -105,6 +105,9 @@ class DefragFiles(Kobject):
     rearrange = Attr(Bool(), doc="Whether a pass also puts pages that are accessed together side by side.")
     run = Attr(Int(1, 1), doc="Write 1: make all blocks that can be made, now and without rests.")
     longest_pause_ns = Attr(Text(), doc="The longest that anything was held up at once.")
+    longest_pause_cpu_ns = Attr(
+        Text(), doc="The most CPU time in one pause. What pauses are longer than that, the machine gave to others."
+    )
     unusable_index = _index(
         "Share of free memory that is in blocks too small, for each order, as debugfs's extfrag has it.", unusable_index
     )
@@ -167,6 +170,10 @@ class DefragFiles(Kobject):
     @longest_pause_ns.show
     def _longest(self) -> str:
         return str(self.defrag.effort.longest_ns)
+
+    @longest_pause_cpu_ns.show
+    def _longest_cpu(self) -> str:
+        return str(self.defrag.effort.longest_cpu_ns)
 
     @stat.show
     def _stat(self) -> str:

@@ -7,6 +7,9 @@ from itertools import chain, repeat
 import numpy as np
 import pytest
 
+from dpud.gpu.address_space.frames import find_pages, isolate_frames, rejoin_frames
+from dpud.gpu.address_space.pagetable import point_elsewhere
+from dpud.gpu.address_space.tlb import tlb_invalidate
 from dpud.gpu.clock import PacedClock
 from dpud.gpu.defrag.effort import DEFAULT_PAUSE_NS
 from dpud.gpu.defrag.module import DefragModule
@@ -25,8 +28,8 @@ class Emptied:
     """A device of 8 MiB that is in use everywhere, an eighth of it. `took_ns`: each page, in turn."""
 
     def __init__(self, took_ns: Iterator[int]) -> None:
-        self.now_ns = 0
-        clock = PacedClock(lambda: self.now_ns)
+        self.now_ns = self.away_ns = 0
+        clock = PacedClock(lambda: self.now_ns, lambda: self.now_ns - self.away_ns)
         self.memory = GpuMemory([SimulatedDevice(DeviceProfile(memory_bytes=8 * MIB), clock)], clock=clock)
         self.defrag = DefragModule()
         self.defrag.attach(self.memory)
@@ -36,6 +39,7 @@ class Emptied:
             self.memory.write("a", va, self.data.get(va, bytes(PIECE)))
         for va in set(vas) - set(self.data):
             self.memory.free(va)
+        self.now_ns = self.memory.clock.now_ns()
         location = self.memory.locations[0]
         self._takes(took_ns, location.copy_pages, location)
 
@@ -50,7 +54,9 @@ class Emptied:
         """All of it -> how long each slice kept others waiting."""
         pauses = []
         running = self.defrag.running(rests=False)
-        while next(running, "over") is None:
+        for waitable in running:
+            if waitable is not None:
+                waitable.wait(1)
             pauses.append(self.defrag.effort.turn_ns)
         for va, kept in self.data.items():
             assert self.memory.read("a", va, PIECE) == kept
@@ -59,6 +65,17 @@ class Emptied:
     @property
     def nr_moved(self) -> int:
         return self.defrag.relocator.stats["pages_moved"]
+
+
+def test_compiled_loops_are_there_before_the_first_pause() -> None:
+    emptied = Emptied(repeat(80 * US))
+    running = emptied.defrag.running(rests=False)
+    waitable = next(running)
+    assert waitable is not None
+    assert waitable.wait(1)
+    assert emptied.defrag.effort.turn_ns == emptied.nr_moved == 0
+    for loop in (isolate_frames, rejoin_frames, find_pages, point_elsewhere, tlb_invalidate):
+        assert loop.signatures  # type: ignore[union-attr]
 
 
 def test_several_pages_move_while_they_end_in_half_the_limit() -> None:
@@ -96,3 +113,22 @@ def test_a_limit_that_is_kept_is_not_reported() -> None:
     emptied.defrag.effort.pause_limit_ns = 100 * US
     assert len(emptied.run()) == NR_MOVED
     assert emptied.defrag.effort.nr_over_limit == 0
+
+
+def test_what_the_machine_gave_to_others_is_in_the_pause_and_not_in_its_cpu_time() -> None:
+    emptied = Emptied(repeat(80 * US))
+    running, effort = emptied.defrag.running(rests=False), emptied.defrag.effort
+    for _ in range(4):  # the first is for the compiled loops
+        next(running)
+    copied = vars(emptied.memory.locations[0])["copy_pages"]
+
+    def copy_pages(old: Frames, new: Frames, page_bytes: int) -> None:
+        copied(old, new, page_bytes)
+        emptied.now_ns += 7_000 * US
+        emptied.away_ns += 7_000 * US
+
+    vars(emptied.memory.locations[0])["copy_pages"] = copy_pages
+    next(running)
+    assert effort.longest_ns == pytest.approx(7_080 * US, rel=0.01)
+    assert effort.longest_cpu_ns <= DEFAULT_PAUSE_NS // 2
+    assert effort.nr_over_limit == 1

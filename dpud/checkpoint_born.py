@@ -60,7 +60,7 @@ _FIXTURES = (Attr, WaitQueue, Owner, FairLock, Pacer, Outside, LiveClock, Worker
 _OF_THE_PROCESS: dict[type, frozenset[str]] = {
     Printk: frozenset({"console"}),
     BlockFile: frozenset({"_fd", "_buffer", "path", "is_direct", "before_write"}),
-    Workers: frozenset({"_executor"}),
+    Workers: frozenset({"_calls", "_threads"}),
     Items: frozenset({"_emptied"}),
 }
 """Attributes that stay as the process has them."""

@@ -301,7 +301,13 @@ def replay_(
 @cli.command()
 @click.argument("name", required=False)
 def demo(name: str | None) -> None:
-    """Show a real machine's fragmented memory being compacted by the DPU."""
+    """Show a real machine's fragmented memory being compacted by the DPU, or another demo by its name.
+
+    \b
+    Of compaction: capture, process.
+    Of GPU memory: compression, defrag, fault, migration, numa, overcommit, performance, qos, swap, unified.
+    All of them: all.
+    """
     from dpud import demo as demos
 
     sys.exit(demos.run(name))
@@ -353,9 +359,13 @@ def bench(
 @click.option("--threads", type=click.IntRange(1, 256), default=4, show_default=True, help="Clients at work.")
 @click.option("--duration", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Seconds.")
 @click.option("--size", type=click.IntRange(16), default=256, show_default=True, help="MiB that the clients use.")
-@click.option("--device", type=click.IntRange(8), help="MiB of the device; a quarter of --size if left out.")
+@click.option(
+    "--device",
+    type=click.IntRange(8),
+    help="MiB of the device; if left out a quarter of --size.",
+)
 @click.option("--no-compression", is_flag=True, help="Keep pages that leave the device as they are.")
-@click.option("--no-swap", is_flag=True, help="No swap tiers behind the pool.")
+@click.option("--no-swap", is_flag=True, help="No swap tiers; with --no-compression, a device that has room for all.")
 @click.option("--seed", type=click.IntRange(0), help="What chance begins with; another one each time if left out.")
 def stress(
     threads: int,
@@ -368,7 +378,8 @@ def stress(
 ) -> None:
     """Use GPU memory at random, more of it than there is, and check every byte. Needs no daemon.
 
-    The exit code is 1 if a byte was wrong, an operation took more than a second, or an invariant was violated.
+    The exit code is 1 if a byte was wrong, an operation took more than a second, or an invariant was violated. Ctrl-C
+    ends it with a verdict of what was done, and 130.
     """
     from dpud import stress as stresses
 

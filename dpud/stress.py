@@ -33,6 +33,8 @@ from dpud.owner import FairLock
 MIB = 1 << 20
 OVERSUBSCRIPTION = 4
 STALL_LIMIT_S = 1.0
+INTERRUPTED = 130
+"""Exit code, as a shell has it for SIGINT."""
 _PAGE_BYTES = (2048, 4096, 4096, 65536)
 _KINDS = (RegionType.DEVICE, RegionType.DEVICE, RegionType.MANAGED, RegionType.HOST)
 _STAMP_BYTES = 16
@@ -80,14 +82,15 @@ def run(options: Options, say: Callable[[str], None] = lambda line: print(line, 
     say(f"seed {seed}, {options.threads} threads, {options.size // MIB} MiB on {_describe(memory)}")
     stress = Stress(memory, options, seed)
     stress.run(say)
-    return stress.verdict(say)
+    return stress.verdict(say) or (INTERRUPTED if stress.is_interrupted else 0)
 
 
 def _memory(options: Options) -> GpuMemory:
-    device = options.device or max(8 * MIB, options.size // OVERSUBSCRIPTION // (2 * MIB) * 2 * MIB)
+    nothing_behind = not options.compression and not options.swap
+    share = options.size if nothing_behind else options.size // OVERSUBSCRIPTION
+    device = options.device or max(8 * MIB, -(-share // (2 * MIB)) * 2 * MIB)
     if options.size < 16 * MIB or options.threads < 1:
         raise UserError("stress needs at least one thread and 16 MiB")
-    nothing_behind = not options.compression and not options.swap
     if nothing_behind and options.size > device:
         raise UserError(f"with --no-compression --no-swap nothing leaves the device: --size up to {device // MIB}")
     host = max(16 * MIB, options.size)
@@ -260,6 +263,7 @@ class Stress:
         self.memory, self.options, self.tally = memory, options, Tally()
         self._lock = FairLock()
         self._ends_at = 0.0
+        self.is_interrupted = False
         numbers = itertools.count(1)
         share = options.size // options.threads
         self.workers = [
@@ -278,9 +282,13 @@ class Stress:
         threads = [threading.Thread(target=self._loop, args=(job,), daemon=True) for job in jobs]
         for thread in threads:
             thread.start()
-        while (left_s := self._ends_at - time.monotonic()) > 0:
-            time.sleep(min(_REPORT_S, left_s))
-            say(self._progress(time.monotonic() - begin))
+        try:
+            while (left_s := self._ends_at - time.monotonic()) > 0:
+                time.sleep(min(_REPORT_S, left_s))
+                say(self._progress(time.monotonic() - begin))
+        except KeyboardInterrupt:  # what was done until then is worth a verdict
+            self._ends_at, self.is_interrupted = 0.0, True
+            say(f"interrupted after {time.monotonic() - begin:.0f} s")
         for thread in threads:
             thread.join()
 

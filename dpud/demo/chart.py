@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from dpud.demo.document import document, wide
+from dpud.demo.document import document, key, wide
 
 Points = Sequence[tuple[float, float]]
 
 COLOURS = ("#1b6ca8", "#2e8b57", "#c77c11", "#b3312c")
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720, 420, 60, 50, 30
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM, _TOP = 720, 420, 60, 20, 50, 30
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,19 @@ def page(title: str, x_name: str, curves: Sequence[Curve]) -> str:
     """The page."""
     largest = max([x for curve in curves for x, _ in [*curve.measured, *curve.expected]] or [1]) or 1
     parts = [_axes(x_name, largest)]
-    for number, curve in enumerate(curves):
-        parts.append(_series(curve, COLOURS[number % len(COLOURS)], largest, number))
+    colours = [COLOURS[number % len(COLOURS)] for number in range(len(curves))]
+    parts += [_series(curve, colour, largest) for curve, colour in zip(curves, colours, strict=True)]
     body = "\n".join(parts)
+    keys = " ".join(key(colour, curve.name) for curve, colour in zip(curves, colours, strict=True))
     return document(
         title,
-        wide(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}">\n{body}\n</svg>') + "\n"
+        f"<p>{keys}</p>\n" + wide(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}">\n{body}\n</svg>') + "\n"
         "<p>Dots: measured. Lines: expected.</p>",
     )
 
 
 def _x(x: float, largest: float) -> float:
-    return _LEFT + x / largest * (_WIDTH - _LEFT - 130)
+    return _LEFT + x / largest * (_WIDTH - _LEFT - _RIGHT)
 
 
 def _y(y: float) -> float:
@@ -56,11 +57,7 @@ def _axes(x_name: str, largest: float) -> str:
     return "\n".join(lines)
 
 
-def _series(curve: Curve, colour: str, largest: float, number: int) -> str:
+def _series(curve: Curve, colour: str, largest: float) -> str:
     path = " ".join(f"{_x(x, largest):.1f},{_y(y):.1f}" for x, y in curve.expected)
     dots = "".join(f'<circle cx="{_x(x, largest):.1f}" cy="{_y(y):.1f}" r="4"/>' for x, y in curve.measured)
-    label_y = _TOP + 20 * number + 10
-    return (
-        f'<g fill="{colour}" stroke="none"><polyline points="{path}" fill="none" stroke="{colour}"/>{dots}'
-        f'<text x="{_WIDTH - 115}" y="{label_y}" font-size="13">{escape(curve.name)}</text></g>'
-    )
+    return f'<g fill="{colour}" stroke="none"><polyline points="{path}" fill="none" stroke="{colour}"/>{dots}</g>'

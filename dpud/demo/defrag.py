@@ -71,7 +71,7 @@ def _run(shell: Shell, file: Path) -> None:
     shell.sh(f"echo 1 > {DEFRAG}/run; cat {MEMORY}/free_blocks; grep device0 {DEFRAG}/unusable_index")
     shell.sh(f"for b in train/buffers/*; do cmp $b/data {file} || exit 1; done && echo the same")
     shell.sh(f"grep -E 'blocks_made|pages_moved|bytes_moved|gained_bytes|slices' {DEFRAG}/stat")
-    shell.sh(f"grep . {DEFRAG}/cost {DEFRAG}/longest_pause_ns; grep relocation {DEFRAG}/../qos/traffic")
+    shell.sh(f"grep . {DEFRAG}/cost {DEFRAG}/longest_pause_*ns; grep relocation {DEFRAG}/../qos/traffic")
 
 
 def _unpin(shell: Shell, file: Path) -> None:

@@ -4,8 +4,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import cycle
 
-from dpud.demo.document import document, wide
+from dpud.demo.document import document, key, wide
 
 Points = Sequence[tuple[float, float]]
 
@@ -21,8 +22,11 @@ def page(title: str, lines: Mapping[str, Points], phases: Sequence[tuple[float, 
     plot = _Plot(max(x for x, _ in points) or 1.0, max(y for _, y in points) or 1.0)
     body = [*plot.phases(phases), *plot.axes(unit), *plot.lines(lines)]
     picture = "\n".join(body)
+    keys = " ".join(key(colour, name) for name, colour in zip(lines, cycle(_COLOURS), strict=False))
     return document(
-        title, wide(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" font-size="13">\n{picture}\n</svg>')
+        title,
+        f"<p>{keys}</p>\n"
+        + wide(f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" font-size="13">\n{picture}\n</svg>'),
     )
 
 
@@ -67,10 +71,7 @@ class _Plot:
 
     def lines(self, lines: Mapping[str, Points]) -> list[str]:
         found = []
-        for number, (name, line) in enumerate(lines.items()):
-            colour = _COLOURS[number % len(_COLOURS)]
+        for line, colour in zip(lines.values(), cycle(_COLOURS), strict=False):
             path = " ".join(f"{self._x(x)},{self._y(y)}" for x, y in line)
             found.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            at = _TOP + 24 + 18 * number  # below the names of phases, the last of which may be long
-            found.append(f'<text x="{_WIDTH - _RIGHT + 12}" y="{at}" fill="{colour}">{escape(name)}</text>')
         return found

@@ -52,10 +52,15 @@ class RealClock:
 
 
 class PacedClock:
-    """Real time, as `real_ns` has it, or later where the device has more to do than real time had room for."""
+    """Real time, as `real_ns` has it, or later where the device has more to do than real time had room for.
 
-    def __init__(self, real_ns: Callable[[], int] = time.monotonic_ns) -> None:
-        self.real_ns = real_ns
+    `cpu_ns`: what of it the thread that asks was running.
+    """
+
+    def __init__(
+        self, real_ns: Callable[[], int] = time.monotonic_ns, cpu_ns: Callable[[], int] = time.thread_time_ns
+    ) -> None:
+        self.real_ns, self.cpu_ns = real_ns, cpu_ns
         self._ahead_ns = 0
 
     def now_ns(self) -> int:

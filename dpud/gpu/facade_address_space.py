@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The C names of the unified address space.
 
-`init_unified_address_space(total_size, page_size)` sets aside `total_size` addresses. Memory behind them is what
-init_swap_system made, if it was called before, else a device of 256 MiB and the host's. A pointer may be read and
+`init_unified_address_space(total_size, page_size)`: all that is allocated together, in whole pages, is `total_size`
+bytes at most. Memory behind them is what init_swap_system made, if it was called before, else a device of 256 MiB and
+the host's. A pointer may be read and
 written with `read_memory` and `write_memory`, which is what dereferencing it is in C.
 """
 
 import errno
+from typing import ClassVar
 
 from dpud.gpu.address_space.permissions import EXECUTE, READ, WRITE, Permission
 from dpud.gpu.address_space.regions import RegionType
@@ -29,6 +31,9 @@ ACCESS_READ_WRITE = READ | WRITE
 class _Unified:
     page_size = DEFAULT_PAGE_BYTES
     is_initialized = False
+    total_size = 0
+    sizes: ClassVar[dict[int, int]] = {}
+    """Bytes of what is allocated, by address."""
 
 
 @c_int
@@ -40,28 +45,37 @@ def init_unified_address_space(total_size: int, page_size: int) -> None:
         raise GpuError(errno.EINVAL, f"{total_size} bytes in pages of {page_size}")
     set_log_level()
     if not has_memory():
-        use_memory(GpuMemory(space_bytes=total_size))
-    _Unified.page_size, _Unified.is_initialized = page_size, True
+        use_memory(GpuMemory())
+    _Unified.page_size, _Unified.total_size, _Unified.is_initialized = page_size, total_size, True
+    _Unified.sizes.clear()
 
 
 @c_pointer
-def allocate_unified_memory(size: int, type: RegionType, permissions: Permission) -> int:
-    """An address; its bytes read as zeros."""
+def allocate_unified_memory(size: int, type: RegionType, permissions: int) -> int:
+    """An address; its bytes read as zeros. ENOMEM beyond `total_size`, EINVAL for a type or flags that are none."""
     _check_initialized()
-    return the_memory().allocate(CLIENT, size, type, permissions, page_size=_Unified.page_size)
+    if not isinstance(type, RegionType):
+        raise GpuError(errno.EINVAL, f"memory type {type!r}")
+    nr_bytes = -(-size // _Unified.page_size) * _Unified.page_size
+    if sum(_Unified.sizes.values()) + nr_bytes > _Unified.total_size:
+        raise GpuError(errno.ENOMEM, f"{nr_bytes} bytes more in an address space of {_Unified.total_size}")
+    ptr = the_memory().allocate(CLIENT, size, type, _permission(permissions), page_size=_Unified.page_size)
+    _Unified.sizes[ptr] = nr_bytes
+    return ptr
 
 
 @c_pointer
-def access_unified_memory(ptr: int, required_permissions: Permission) -> int:
+def access_unified_memory(ptr: int, required_permissions: int) -> int:
     """The same address, once the page is there; EACCES where the permissions are not, EFAULT where nothing is."""
     _check_initialized()
-    return the_memory().access(CLIENT, ptr, required_permissions).va
+    return the_memory().access(CLIENT, ptr, _permission(required_permissions)).va
 
 
 @c_int
 def free_unified_memory(ptr: int) -> None:
     _check_initialized()
     the_memory().free(ptr, CLIENT)
+    _Unified.sizes.pop(ptr, None)
 
 
 @c_int
@@ -109,3 +123,10 @@ def cleanup_unified_address_space() -> None:
 def _check_initialized() -> None:
     if not _Unified.is_initialized:
         raise GpuError(errno.ENODEV, "init_unified_address_space was not called")
+
+
+def _permission(bits: int) -> Permission:
+    """Of a C program's flags, which are a number."""
+    if bits & ~int(READ | WRITE | EXECUTE):
+        raise GpuError(errno.EINVAL, f"permissions {bits:#x}")
+    return Permission(bits)

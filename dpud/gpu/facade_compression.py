@@ -26,6 +26,7 @@ from dpud.gpu.compression.pool import CompressedPool
 from dpud.gpu.compression.system import CompressionSystem
 from dpud.gpu.errors import CorruptPage, GpuError
 from dpud.gpu.facade_base import Ref, behind, c_int
+from dpud.gpu.performance import set_log_level
 
 CHUNK_BYTES = 256 << 10
 PARALLEL_WORKERS = 2
@@ -71,6 +72,7 @@ def init_compression_system(algorithm: int, quality: int, parallel_enabled: bool
         raise GpuError(errno.EBUSY, "initialized already")
     if quality not in list(CompressionQuality):
         raise GpuError(errno.EINVAL, f"no quality {quality}")
+    set_log_level()
     word = CompressionQuality(quality).name.removeprefix("QUALITY_").lower()
     workers = PARALLEL_WORKERS if parallel_enabled else 1
     system = _State.system = CompressionSystem(_name(algorithm), word, workers)

@@ -78,6 +78,7 @@ def get_defragmentation_stats() -> dict[str, Any]:
         **module.relocator.stats,
         "cost": module.cost,
         "longest_pause_ns": module.effort.longest_ns,
+        "slices_over_limit": module.effort.nr_over_limit,
         "pins": len(module.pins),
         "last_failure": module.failures[-1][1] if module.failures else "",
         "locations": locations,
@@ -92,7 +93,14 @@ def print_defragmentation_stats() -> None:
     for name, value in stats.items():
         print(f"  {name:<18} {value:.3f}" if isinstance(value, float) else f"  {name:<18} {value}")
     for name, row in locations.items():
-        print(f"  {name:<18}", " ".join(f"{key} {value:g}" for key, value in row.items()))
+        print(f"  {name:<18}", " ".join(f"{key} {_shown(key, value)}" for key, value in row.items()))
+
+
+def _shown(name: str, value: float) -> str:
+    """As the module's files have it: an index is in thousandths."""
+    if name.endswith("_index"):
+        return f"{value / 1000:.3f}"
+    return f"{value}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def cleanup_defragmentation_manager() -> None:

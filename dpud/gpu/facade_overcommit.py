@@ -19,6 +19,7 @@ from dpud.gpu.hal.engine import DeviceProfile
 from dpud.gpu.hal.simulated import SimulatedDevice
 from dpud.gpu.memory import EXCHANGE_BYTES, GpuMemory
 from dpud.gpu.overcommit import Admission
+from dpud.gpu.performance import set_log_level
 from dpud.gpu.store import HostPool
 
 _MIN_BYTES = 64 << 10
@@ -41,6 +42,7 @@ def init_memory_overcommit(physical_memory_size: int, overcommit_ratio: float) -
         raise GpuError(errno.EBUSY, "initialized already")
     if physical_memory_size < _MIN_BYTES or not 1 <= overcommit_ratio <= 1000:
         raise GpuError(errno.EINVAL, f"{physical_memory_size} bytes, ratio {overcommit_ratio}")
+    set_log_level()
     clock = ManualClock()
     admission = Admission(physical_memory_size, clock, ratio_percent=round(100 * overcommit_ratio))
     device = SimulatedDevice(DeviceProfile(memory_bytes=physical_memory_size), clock)
@@ -98,8 +100,9 @@ def get_overcommit_stats() -> dict[str, float]:
 
 
 def print_overcommit_stats() -> None:
-    print("Memory overcommit:")
-    for name, value in get_overcommit_stats().items():
+    stats = get_overcommit_stats()
+    print("Memory overcommit:" if stats else "Memory overcommit: not initialized")
+    for name, value in stats.items():
         print(f"  {name:16} {value}")
 
 

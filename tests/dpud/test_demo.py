@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from dpud import demo
 from dpud.capture import DEMO
+from dpud.cli import cli
 from dpud.demo.blockmap import BlockMap
 from dpud.demo.cost import Cost
 from dpud.demo.scenes import free_pages, parse_stats, scattered
@@ -138,6 +140,8 @@ def test_an_unknown_demo_is_the_user_s_mistake() -> None:
         demo.run("fragment")
     offered = str(caught.value).partition("there are: ")[2].split(", ")
     assert {"capture", "process", "compression", "fault", "migration", "qos", "swap", "unified", "all"} <= set(offered)
+    told = CliRunner().invoke(cli, ["demo", "--help"]).output
+    assert [name for name in offered if not re.search(rf"\b{name}\b", told)] == []
 
 
 def test_the_daemon_and_the_twin_read_the_same_capture() -> None:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`dpud stress`: it finds nothing where nothing is wrong, and does find what is."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -64,7 +66,36 @@ def test_pages_differ_by_number_and_version() -> None:
 
 def test_without_anything_behind_it_the_device_has_to_be_large_enough() -> None:
     with pytest.raises(UserError, match="--size up to 8"):
-        stress._memory(stress.Options(size=32 * MIB, compression=False, swap=False))
+        stress._memory(stress.Options(size=32 * MIB, device=8 * MIB, compression=False, swap=False))
+    memory = stress._memory(stress.Options(size=33 * MIB, compression=False, swap=False))
+    assert memory.locations[0].frames.nr_bytes == 34 * MIB
+
+
+@pytest.mark.slow
+def test_who_interrupts_it_is_told_of_what_was_done() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "dpud",
+        "stress",
+        "--threads",
+        "2",
+        "--duration",
+        "60",
+        "--size",
+        "16",
+        "--no-swap",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = [process.stderr.readline(), process.stderr.readline()]
+        assert said[-1] == "all buffers are filled\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        said += process.stderr.read().splitlines()
+        assert process.wait(60) == 130
+    assert any(line.startswith("interrupted after ") for line in said)
+    assert said[-1] == "every byte was right"
 
 
 @pytest.mark.slow

@@ -215,7 +215,7 @@ class Encode:
     def all(self) -> None:
         self.nr_bytes, step = 0, BATCH_BYTES // LARGE
         for begin in range(0, len(self.pages), step):
-            blobs = self.system.encode(self.pages[begin : begin + step])
+            blobs = self.system.encode(self.pages[begin : begin + step], copy=False)
             self.nr_bytes += sum(len(blob.data) for blob in blobs)
 
 

@@ -204,15 +204,19 @@ def daemon_pauses() -> list[Figure]:
     pauses, besides = list[float](), list[float]()
     effort, limit_us = defrag.effort, DEFAULT_PAUSE_NS / 1000
     running = defrag.running(rests=False)
-    while next(running, StopIteration) is not StopIteration:
+    for waitable in running:
+        if waitable is not None:
+            waitable.wait(1)
+            continue
         pauses.append(effort.turn_ns / 1000)
         besides.append((effort.turn_ns - effort.moving_ns) / 1000)
     return [
         Figure(f"median of {len(pauses):,} pauses in the daemon, CPU time included", median(pauses), "us"),
-        Figure("99 % of them", percentile(pauses, 99), "us"),
+        Figure("99 % of them", percentile(pauses, 99), "us", limit_us, "limit"),
         Figure("median of what they are besides moving a page", median(besides), "us", limit_us, "limit"),
         Figure("99 % of what they are besides moving a page", percentile(besides, 99), "us", limit_us, "limit"),
-        Figure("the longest of them", max(pauses), "us"),
+        Figure("the longest of them", max(pauses), "us", limit_us, "limit"),
+        Figure("pages moved in each", defrag.relocator.stats["pages_moved"] / len(pauses), ""),
     ]
 
 

@@ -49,6 +49,7 @@ PTE_DIRTY = np.uint64(1 << 6)
 _LOCATION_SHIFT = np.uint64(8)
 _LOCATION_MASK = np.uint64(0xFF)
 _PTE_FRAME_SHIFT = np.uint64(16)
+_PTE_BITS = np.uint64(0xFFFF)
 _NONE = np.uint64(0)
 
 NOT_RESIDENT = -1
@@ -109,6 +110,22 @@ def translate_bulk(dirs: Dirs, ptes: Ptes, vas: Vas, out: Vas) -> int:
     return nr
 
 
+@njit
+def point_elsewhere(
+    ptes: Ptes, at: NDArray[np.int64], home: int, frames: NDArray[np.int64], reached: NDArray[np.bool_]
+) -> None:
+    """Entries `at` of each location's table that point to `home` point to these frames of it, and keep their bits.
+
+    reached     is set where one did
+    """
+    for location in range(len(ptes)):
+        for i in range(len(at)):
+            pte = ptes[location, at[i]]
+            if pte & PTE_PRESENT != _NONE and pte_location(pte) == home:
+                ptes[location, at[i]] = (pte & _PTE_BITS) | (u64(frames[i]) << _PTE_FRAME_SHIFT)
+                reached[location, i] = True
+
+
 def frames_of(ptes: Ptes) -> NDArray[np.int64]:
     """Frames of an array of entries."""
     return (ptes >> _PTE_FRAME_SHIFT).astype(np.int64)
@@ -128,11 +145,6 @@ def make_ptes(location: int, frames: NDArray[np.int64], bits: np.uint64) -> Ptes
     """Present entries for frames of a location."""
     head = np.uint64(location) << _LOCATION_SHIFT | PTE_PRESENT | bits
     return (frames.astype(np.uint64) << _PTE_FRAME_SHIFT) | head
-
-
-def with_frames(ptes: Ptes, frames: NDArray[np.int64]) -> Ptes:
-    """The same entries with other frames."""
-    return (ptes & ((np.uint64(1) << _PTE_FRAME_SHIFT) - np.uint64(1))) | (frames.astype(np.uint64) << _PTE_FRAME_SHIFT)
 
 
 class PageTable:

@@ -25,11 +25,10 @@ from dpud.gpu.address_space.pagetable import (
     PageTable,
     Ptes,
     find_chunk,
-    locations_of,
     make_ptes,
+    point_elsewhere,
     pte_phys,
     translate_bulk,
-    with_frames,
 )
 from dpud.gpu.address_space.permissions import Permission
 from dpud.gpu.address_space.regions import PageState, Region, Regions, RegionType
@@ -270,13 +269,11 @@ class AddressSpace:
 
     def relocate_pages(self, region: Region, pages: Pages, home: int, frames: Pages) -> None:
         """Pages of a memory are in other frames of it: every entry that points there follows, and keeps its bits."""
-        at = region.leaf + pages
-        old = self.table.ptes[:, at]
-        reached = (old & PTE_PRESENT != 0) & (locations_of(old) == home)
-        for location in np.flatnonzero(reached.any(axis=1)).tolist():
-            here = reached[location]
-            self.table.ptes[location, at[here]] = with_frames(old[location, here], frames[here])
-            self._invalidate(region, pages[here], location)
+        reached = np.zeros((len(self.names), len(pages)), dtype=np.bool_)
+        point_elsewhere(self.table.ptes, region.leaf + pages, home, frames, reached)
+        for location, here in enumerate(reached):
+            if here.any():
+                self._invalidate(region, pages[here], location)
 
     def write_protect(self, region: Region, pages: Pages) -> None:
         """The next write to these pages asks first."""

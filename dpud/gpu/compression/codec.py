@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, ClassVar, TypeVar
 
-from dpud.gpu.blob import RAW, SAME_FILLED
+from dpud.gpu.blob import RAW, SAME_FILLED, checksum
 
 
 class Quality(IntEnum):
@@ -78,6 +78,15 @@ class Codec(ABC):
         page all the same, it is made when its result is asked for, and the page is still in the cache then.
         """
         return (self.encode(page, level, dictionary) for page in pages)
+
+    def encode_summed(
+        self, pages: Sequence[memoryview], level: int, dictionary: Dictionary | None = None
+    ) -> Iterable[tuple[bytes | memoryview, int]]:
+        """What `encode_many` makes of each page, or a view of it, and the page's checksum.
+
+        Overridden where both are made in one go.
+        """
+        return zip(self.encode_many(pages, level, dictionary), map(checksum, pages), strict=True)
 
     def lengths(self, pages: Sequence[memoryview], level: int, dictionary: Dictionary | None = None) -> Sequence[int]:
         """Those of what `encode_many` makes, for who only compares; overridden where that costs less."""

@@ -4,7 +4,8 @@
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
+from typing import TypeAlias
 
 from dpud.gpu.blob import RAW, SAME_FILLED, Blob, checksum, same_filled_word
 from dpud.gpu.compression.chooser import Choice, Group, Widths, plan, probe, worth
@@ -22,10 +23,14 @@ class Rules:
     """The codec for all pages; None to choose."""
     quality: Quality
     copy: bool
-    """Whether a page that is kept raw is copied, or its blob is a view of it."""
+    """Whether blobs have bytes of their own, or may be views: of the page, or of what a codec made of several."""
     regret_every: int
     """One page in so many is tried with every codec where there is a choice; 0: none."""
     timer: Callable[[], int]
+
+
+Count: TypeAlias = tuple[int, int, int, int]
+"""(codec, pages, raw bytes, encoded bytes)."""
 
 
 @dataclass(slots=True)
@@ -33,6 +38,7 @@ class Encoded:
     """A group's blobs and what there is to learn from them."""
 
     blobs: list[Blob]
+    counts: list[Count]
     widths: Widths = frozenset()
     nr_surprised: int = 0
     regrets: tuple[tuple[int, int], ...] = ()
@@ -42,33 +48,66 @@ class Encoded:
 
 def encode_groups(groups: Sequence[Group], rules: Rules) -> list[Encoded]:
     """One blob a page. Groups of one kind that follow each other are done together."""
-    runs = (list(run) for _, run in groupby(groups, lambda group: group.kind))
-    return [done for run in runs for done in _encode_run(run, rules)]
+    found: list[Encoded] = []
+    for _, run in groupby(groups, lambda group: group.kind):
+        alike = list(run)
+        found += _encode_chosen(alike, rules) if rules.fixed is None else _encode_fixed(alike, rules.fixed, rules)
+    return found
 
 
-def _encode_run(groups: Sequence[Group], rules: Rules) -> list[Encoded]:
-    """Of one kind. The time that it took is shared out by the number of pages."""
+def _encode_fixed(groups: Sequence[Group], codec_id: int, rules: Rules) -> list[Encoded]:
+    """Of one kind, where nothing is to be chosen."""
     begin = rules.timer()
-    if rules.fixed is not None:
-        choices = [Choice(rules.fixed, 1.0)] * len(groups)
-    else:
-        choices = plan(groups, rules.quality)
+    pages = [page for group in groups for page in group.pages]
+    same = _all_same_filled(pages)
+    others = [page for at, page in enumerate(pages) if at not in same] if same else pages
+    coded = _coded(others, codec_id, groups[0].dictionary, rules)
+    blobs = [same.get(at) or next(coded) for at in range(len(pages))] if same else list(coded)
+    return _shared_out(groups, blobs, rules.timer() - begin)
+
+
+def _encode_chosen(groups: Sequence[Group], rules: Rules) -> list[Encoded]:
+    """Of one kind."""
+    begin = rules.timer()
+    choices = plan(groups, rules.quality)
     pages = [page for group in groups for page in group.pages]
     chosen = [choice for group, choice in zip(groups, choices, strict=True) for _ in group.pages]
     blobs = _encode(pages, [choice.codec for choice in chosen], groups[0].dictionary, rules)
-    surprised = [] if rules.fixed is not None else _surprised(pages, blobs, chosen)
-    _try_again(pages, blobs, chosen, surprised, groups, rules)
-    ns_by_page = (rules.timer() - begin) / len(pages)
-    found, at = [], 0
-    for group, choice in zip(groups, choices, strict=True):
+    surprised = _surprised(pages, blobs, chosen)
+    if surprised:
+        _try_again(pages, blobs, chosen, surprised, groups, rules)
+    found = _shared_out(groups, blobs, rules.timer() - begin)
+    at = 0
+    for group, choice, done in zip(groups, choices, found, strict=True):
         end = at + len(group.pages)
-        nr_surprised = bisect_left(surprised, end) - bisect_left(surprised, at)
-        done = Encoded(blobs[at:end], choice.widths, nr_surprised, ns=int(ns_by_page * len(group.pages)))
-        if rules.fixed is None and rules.regret_every:
+        done.widths = choice.widths
+        done.nr_surprised = bisect_left(surprised, end) - bisect_left(surprised, at)
+        if rules.regret_every:
             done.regrets = tuple(_regrets(group, done.blobs, rules))
-        found.append(done)
         at = end
     return found
+
+
+def _shared_out(groups: Sequence[Group], blobs: list[Blob], ns: int) -> list[Encoded]:
+    """To each group its blobs, and of the time what is due to so many pages."""
+    ends = accumulate(len(group.pages) for group in groups)
+    ns_by_page = ns / len(blobs)
+    found = []
+    for group, end in zip(groups, ends, strict=True):
+        own = blobs[end - len(group.pages) : end]
+        found.append(Encoded(own, _by_codec(own), ns=int(ns_by_page * len(own))))
+    return found
+
+
+def _by_codec(blobs: Sequence[Blob]) -> list[Count]:
+    if len(blobs) == 1:  # large pages: as many groups as pages
+        (blob,) = blobs
+        return [(blob.codec, 1, blob.raw_bytes, len(blob.data))]
+    counts = []
+    for codec in {blob.codec for blob in blobs}:
+        alike = [blob for blob in blobs if blob.codec == codec]
+        counts.append((codec, len(alike), sum(blob.raw_bytes for blob in alike), sum(len(blob.data) for blob in alike)))
+    return counts
 
 
 def _surprised(pages: Sequence[memoryview], blobs: Sequence[Blob], chosen: Sequence[Choice]) -> list[int]:
@@ -106,7 +145,7 @@ def _encode(
     pages: Sequence[memoryview], codecs: Sequence[int], dictionary: Dictionary | None, rules: Rules
 ) -> list[Blob]:
     """Pages of one size, each with its codec; those of one codec together."""
-    same = {at: blob for at, page in enumerate(pages) if (blob := _same_filled(page)) is not None}
+    same = _all_same_filled(pages)
     by_codec: dict[int, list[int]] = {}
     for at, codec_id in enumerate(codecs):
         if at not in same:
@@ -114,6 +153,11 @@ def _encode(
     for codec_id, indices in by_codec.items():
         same.update(zip(indices, _coded([pages[at] for at in indices], codec_id, dictionary, rules), strict=True))
     return [same[at] for at in range(len(pages))]
+
+
+def _all_same_filled(pages: Sequence[memoryview]) -> dict[int, Blob]:
+    """Those of the pages that one word fills, by index."""
+    return {at: blob for at, page in enumerate(pages) if (blob := _same_filled(page)) is not None}
 
 
 def _same_filled(page: memoryview) -> Blob | None:
@@ -128,17 +172,21 @@ def _coded(pages: Sequence[memoryview], codec_id: int, dictionary: Dictionary | 
     """By one codec where that is worth it, else raw."""
     codec = CODECS.get(codec_id)
     if codec is None or not codec.takes(len(pages[0])):
-        yield from (_raw(page, rules) for page in pages)
+        yield from (_raw(page, checksum(page), rules) for page in pages)
         return
     known = dictionary if codec.takes_dictionary else None
     number = 0 if known is None else known.number
-    for page, data in zip(pages, codec.encode_many(pages, codec.level(rules.quality), known), strict=True):
-        is_worth = worth(len(data), len(page))
-        yield Blob(data, codec_id, len(page), checksum(page), number) if is_worth else _raw(page, rules)
+    raw_bytes, copy = len(pages[0]), rules.copy
+    made = codec.encode_summed(pages, codec.level(rules.quality), known)
+    for page, (data, check) in zip(pages, made, strict=True):
+        if worth(len(data), raw_bytes):
+            yield Blob(bytes(data) if copy else data, codec_id, raw_bytes, check, number)
+        else:
+            yield _raw(page, check, rules)
 
 
-def _raw(page: memoryview, rules: Rules) -> Blob:
-    return Blob(bytes(page) if rules.copy else page, RAW, len(page), checksum(page))
+def _raw(page: memoryview, check: int, rules: Rules) -> Blob:
+    return Blob(bytes(page) if rules.copy else page, RAW, len(page), check)
 
 
 def best_of_all(page: memoryview, quality: Quality, dictionary: Dictionary | None = None) -> int:

@@ -12,6 +12,7 @@ import lz4.block
 import snappy
 import zstandard
 
+from dpud.gpu.compression import lz_batch
 from dpud.gpu.compression.codec import Codec, Dictionary, Quality, register
 
 _HC = 3
@@ -31,6 +32,15 @@ class Lz4(Codec):
         if level >= _HC:
             return lz4.block.compress(page, mode="high_compression", compression=level, store_size=False)  # type: ignore[no-any-return]
         return lz4.block.compress(page, store_size=False)  # type: ignore[no-any-return]
+
+    def encode_summed(
+        self, pages: Sequence[memoryview], level: int, dictionary: Dictionary | None = None
+    ) -> Iterable[tuple[bytes | memoryview, int]]:
+        is_batch = level < _HC and len(pages) > 1 and len(pages[0]) > 0
+        known = lz_batch.library() if is_batch else None
+        if known is None:
+            return super().encode_summed(pages, level, dictionary)
+        return lz_batch.compress_many(known, pages)
 
     def decode(self, data: bytes | memoryview, out: memoryview, dictionary: Dictionary | None = None) -> None:
         out[:] = lz4.block.decompress(data, uncompressed_size=len(out))

@@ -40,9 +40,7 @@ from dpud.gpu.errors import CorruptPage
 
 ADAPTIVE = "adaptive"
 REGRET_EVERY = 64
-MAX_TASK_BYTES = 512 << 10
-_GROUPS_PER_WORKER = 8
-"""Where nothing is to be chosen."""
+MAX_TASK_BYTES = 1 << 20
 _HEAP_BYTES = 16 << 20
 
 log = logging.getLogger("dpud.gpu.compression")
@@ -130,11 +128,12 @@ class CompressionSystem:
     def encode(self, pages: Sequence[memoryview], client: str = "", *, copy: bool = True) -> list[Blob]:
         """One blob for each page, in order. `client` is whose they are: what is learnt is kept apart by it.
 
-        Without `copy`, the blob of an incompressible page is a view of the page: for who stores it at once.
+        Without `copy`, the blob of an incompressible page is a view of the page, and others' may be views of what was
+        made together with them, up to MAX_TASK_BYTES: for who stores them at once.
         """
         begin_ns = time.monotonic_ns()
         rules = Rules(self._fixed, self._quality, copy, self.regret_every, self._timer)
-        groups = list(self._groups(pages, client, self._group_bytes(pages)))
+        groups = list(self._groups(pages, client))
         sizes = [sum(map(len, group.pages)) for group in groups]
         done = self._parallel(lambda task: encode_groups(task, rules), groups, sizes)
         for group, encoded in zip(groups, done, strict=True):
@@ -142,30 +141,36 @@ class CompressionSystem:
         self._log("compress", sum(sizes), begin_ns)
         return list(chain.from_iterable(encoded.blobs for encoded in done))
 
-    def _group_bytes(self, pages: Sequence[memoryview]) -> int:
-        """Where nothing is to be chosen, a group may be as much as a small task, which saves time."""
-        if self._fixed is None:
-            return GROUP_BYTES
-        return max(GROUP_BYTES, sum(map(len, pages)) // (self.workers * _GROUPS_PER_WORKER))
-
-    def _groups(self, pages: Sequence[memoryview], client: str, group_bytes: int) -> Iterator[Group]:
+    def _groups(self, pages: Sequence[memoryview], client: str) -> Iterator[Group]:
         known = self._memories[client]
         memory = dataclasses.replace(known)
+        for chunk in self._chunks(pages):
+            dictionary = self.dictionaries.current(client, len(chunk[0]))
+            yield Group(chunk, self._nr_groups[client], self._nr_pages, memory, dictionary)
+            self._nr_groups[client] += 1
+            self._nr_pages += len(chunk)
+
+    def _chunks(self, pages: Sequence[memoryview]) -> Iterator[Sequence[memoryview]]:
+        """Neighbours of one size: GROUP_BYTES of them to choose for, but as much as a task where nothing is chosen."""
         begin = 0
         for size, run in groupby(map(len, pages)):
             end = begin + sum(1 for _ in run)
-            step = max(group_bytes // max(size, 1), 1)
-            dictionary = self.dictionaries.current(client, size)
-            for first in range(begin, end, step):
-                chunk = pages[first : min(first + step, end)]
-                yield Group(chunk, self._nr_groups[client], self._nr_pages, memory, dictionary)
-                self._nr_groups[client] += 1
-                self._nr_pages += len(chunk)
-            begin = end
+            while begin < end:
+                most = GROUP_BYTES if self._fixed is None else self._task_bytes((end - begin) * size)
+                nr = max(most // max(size, 1), 1)
+                yield pages[begin : min(begin + nr, end)]
+                begin = min(begin + nr, end)
+
+    def _task_bytes(self, left: int) -> int:
+        """Of the next task, where so many bytes are left.
+
+        The first ones are long, and the last ones, for which somebody waits, short: then nothing is lost where some
+        data take ten times as long as others.
+        """
+        return max(GROUP_BYTES, min(MAX_TASK_BYTES, left // self.workers))
 
     def _learn(self, client: str, group: Group, done: Encoded) -> None:
-        counts = _by_codec(done.blobs)
-        for codec, nr_pages, raw, stored in counts:
+        for codec, nr_pages, raw, stored in done.counts:
             self.stats[codec].encoded(nr_pages, raw, stored, done.ns * nr_pages // len(done.blobs))
         for chosen, best in done.regrets:
             self.regret.add(chosen, best)
@@ -174,7 +179,7 @@ class CompressionSystem:
                 if blob.codec in CODECS and CODECS[blob.codec].takes_dictionary:
                     self.dictionaries.observe(client, page)
         if self._fixed is None:
-            _remember(self._memories[client], done, counts)
+            _remember(self._memories[client], done)
 
     # Decoding.
 
@@ -183,7 +188,7 @@ class CompressionSystem:
         begin_ns = time.monotonic_ns()
         jobs = zip(range(len(blobs)), blobs, outs, strict=True)
         alike = (list(group) for _, group in groupby(jobs, lambda job: job[1].codec))
-        runs = [run for group in alike for run in _cut(group, [len(job[2]) for job in group], 1, GROUP_BYTES)]
+        runs = [run for group in alike for run in _cut(group, [len(job[2]) for job in group], lambda _: GROUP_BYTES)]
         sizes = [sum(len(job[2]) for job in run) for run in runs]
         try:
             times = self._parallel(lambda task: list(map(self._decode_run, task)), runs, sizes)
@@ -207,7 +212,7 @@ class CompressionSystem:
     def _parallel(self, work: Callable[[Sequence[T]], list[R]], items: Sequence[T], sizes: Sequence[int]) -> list[R]:
         """`work(items)`, cut into tasks, on the workers where there is enough of it."""
         total = sum(sizes)
-        tasks = _cut(items, sizes, 2 * self.workers, MAX_TASK_BYTES)
+        tasks = _cut(items, sizes, self._task_bytes)
         is_little = self.workers == 1 or total < 2 * GROUP_BYTES or len(items) < 2
         done = map(work, tasks) if is_little else self._workers.map(work, tasks)
         return list(chain.from_iterable(done))
@@ -218,15 +223,12 @@ class CompressionSystem:
             log.info("Performance %s: %d bytes in %d us, %.0f MB/s", what, nr_bytes, us, nr_bytes / us)
 
 
-def _cut(items: Sequence[T], sizes: Sequence[int], nr_shares: int, most: int) -> list[Sequence[T]]:
-    """Runs of items, each of one in so many shares of the bytes that are left, GROUP_BYTES at least, or a little more.
-
-    So the first ones are long, `most` bytes if that is less, and the last ones, for which somebody waits, short.
-    """
+def _cut(items: Sequence[T], sizes: Sequence[int], least: Callable[[int], int]) -> list[Sequence[T]]:
+    """Runs of items that are `least(bytes that are left)` or a little more; the last one may be less."""
     cuts, size, left = [0], 0, sum(sizes)
     for index, more in enumerate(sizes):
         size += more
-        if size >= max(GROUP_BYTES, min(most, left // nr_shares)):
+        if size >= least(left):
             cuts.append(index + 1)
             left, size = left - size, 0
     if cuts[-1] < len(items):
@@ -234,24 +236,9 @@ def _cut(items: Sequence[T], sizes: Sequence[int], nr_shares: int, most: int) ->
     return [items[begin:end] for begin, end in pairwise(cuts)]
 
 
-Count: TypeAlias = tuple[int, int, int, int]
-"""(codec, pages, raw bytes, encoded bytes)."""
-
-
-def _by_codec(blobs: Sequence[Blob]) -> list[Count]:
-    if len(blobs) == 1:  # large pages: as many groups as pages
-        (blob,) = blobs
-        return [(blob.codec, 1, blob.raw_bytes, len(blob.data))]
-    counts = []
-    for codec in {blob.codec for blob in blobs}:
-        alike = [blob for blob in blobs if blob.codec == codec]
-        counts.append((codec, len(alike), sum(blob.raw_bytes for blob in alike), sum(len(blob.data) for blob in alike)))
-    return counts
-
-
-def _remember(memory: Memory, done: Encoded, counts: Sequence[Count]) -> None:
+def _remember(memory: Memory, done: Encoded) -> None:
     """The group's most frequent codec becomes, or stays, the client's."""
-    coded = [count for count in counts if count[0] != SAME_FILLED]
+    coded = [count for count in done.counts if count[0] != SAME_FILLED]
     if coded:
         codec, _, raw, stored = max(coded, key=lambda count: (count[1], count[0]))
         memory.learn(codec, stored / raw, done.widths)

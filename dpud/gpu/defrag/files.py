@@ -98,13 +98,16 @@ class DefragFiles(Kobject):
     )
     pause_limit_us = _number(
         Int(1, 1_000_000),
-        "How long at once, by the device's profile; a page that takes longer stays.",
+        "How long at once. A page that takes longer by the device's profile stays; one page moves in any slice.",
         lambda defrag: defrag.effort.pause_limit_ns // _NS_PER_US,
         lambda defrag, us: setattr(defrag.effort, "pause_limit_ns", us * _NS_PER_US),
     )
     rearrange = Attr(Bool(), doc="Whether a pass also puts pages that are accessed together side by side.")
     run = Attr(Int(1, 1), doc="Write 1: make all blocks that can be made, now and without rests.")
     longest_pause_ns = Attr(Text(), doc="The longest that anything was held up at once.")
+    longest_pause_cpu_ns = Attr(
+        Text(), doc="The most CPU time in one pause. What pauses are longer than that, the machine gave to others."
+    )
     unusable_index = _index(
         "Share of free memory that is in blocks too small, for each order, as debugfs's extfrag has it.", unusable_index
     )
@@ -168,11 +171,20 @@ class DefragFiles(Kobject):
     def _longest(self) -> str:
         return str(self.defrag.effort.longest_ns)
 
+    @longest_pause_cpu_ns.show
+    def _longest_cpu(self) -> str:
+        return str(self.defrag.effort.longest_cpu_ns)
+
     @stat.show
     def _stat(self) -> str:
         effort = self.defrag.effort
         counts = dict(self.defrag.relocator.stats)
-        counts |= {"slices": effort.nr_slices, "total_ns": effort.total_ns, "pins": len(self.defrag.pins)}
+        counts |= {
+            "slices": effort.nr_slices,
+            "slices_over_limit": effort.nr_over_limit,
+            "total_ns": effort.total_ns,
+            "pins": len(self.defrag.pins),
+        }
         return "".join(f"{name} {nr}\n" for name, nr in counts.items())
 
     @cost.show

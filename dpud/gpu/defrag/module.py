@@ -31,6 +31,7 @@ from dpud.gpu.defrag.blocks import BlockMaker
 from dpud.gpu.defrag.effort import Effort
 from dpud.gpu.defrag.explain import explain
 from dpud.gpu.defrag.locality import Locality
+from dpud.gpu.defrag.loops import Loops
 from dpud.gpu.defrag.metrics import Fragmentation, of_frames
 from dpud.gpu.defrag.pins import Pins
 from dpud.gpu.defrag.relocate import Relocator
@@ -146,6 +147,8 @@ class DefragModule:
 
     def running(self, threshold: float = 0.0, *, rests: bool = True) -> Operation[int]:
         """`run` as an operation, which yields between slices: what it waits for, or None."""
+        if isinstance(self.memory.clock, PacedClock):
+            yield Loops(DefragModule)
         self._last_ns, nr = self.memory.clock.now_ns(), 0
         self.relocator.stats["passes"] += 1
         for location in self.memory.locations:
@@ -189,11 +192,11 @@ class DefragModule:
         if not isinstance(clock, PacedClock):
             yield
             return
-        self.effort.begin_turn(clock.now_ns())
+        self.effort.begin_turn(clock.now_ns(), clock.cpu_ns())
         try:
             yield
         finally:
-            self.effort.end_turn(clock.now_ns())
+            self.effort.end_turn(clock.now_ns(), clock.cpu_ns())
 
     @contextmanager
     def _working(self) -> Iterator[None]:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 STATS = ("passes", "blocks_made", "blocks_failed", "pages_moved", "bytes_moved", "copies_moved", "pages_unreadable")
 
+_RESIDENT = int(PageState.RESIDENT)
+"""To look an enumeration's member up takes longer than to compare with it, and pages move one by one."""
+
 
 class Relocator:
     """Of one GpuMemory."""
@@ -77,18 +80,14 @@ class Relocator:
             got = self._relocate(region, batch, location, old[at:end], to)
             took_ns += clock.now_ns() - begin_ns
             at, moved = at + len(batch), moved + got
-            nr = self._next_batch(took_ns, moved, nr) if got == len(batch) else 0
+            more = self.effort.nr_more(region.page_bytes, took_ns, moved, clock.now_ns()) if got == len(batch) else 0
+            nr = min(2 * nr, more)  # one page first, then twice as many
         if at < len(frames):
             location.frames.free(frames[at:], region.order, region.first_key + here[at : len(frames)])
         if moved:
             self.effort.spent(took_ns)
         self.effort.moving_ns = clock.now_ns() - from_ns
         return moved
-
-    def _next_batch(self, took_ns: int, moved: int, nr: int) -> int:
-        """Pages to move next within the limit, if they take as long as those so far: one first, then twice as many."""
-        left_ns = self.effort.left_ns(took_ns, self.memory.clock.now_ns())
-        return max(0, min(2 * nr, left_ns * moved // max(1, took_ns)))
 
     def move_to(self, region: Region, pages: Pages, location: Location, frames: Frames) -> int:
         """Pages to frames that are theirs already -> how many moved. Frames of those that did not are given back."""
@@ -112,7 +111,7 @@ class Relocator:
     @staticmethod
     def _frames_at(region: Region, pages: Pages, location: Location) -> Frames:
         """Where pages, or their copies, are in a location's memory; -1 for those that are not."""
-        at_home = (region.state[pages] == PageState.RESIDENT) & (region.home[pages] == location.number)
+        at_home = (region.state[pages] == _RESIDENT) & (region.home[pages] == location.number)
         found: Frames = np.where(at_home, region.frame[pages], -1)
         if region.replicas:
             for index in np.flatnonzero(~at_home).tolist():
@@ -129,13 +128,20 @@ class Relocator:
             self.stats["pages_unreadable"] += len(pages)
             location.frames.free(frames, region.order, keys)
             return 0
-        at_home = region.home[pages] == location.number
         self.memory.space.relocate_pages(region, pages, location.number, frames)
-        region.frame[pages[at_home]] = frames[at_home]
-        for page, frame in zip(pages[~at_home].tolist(), frames[~at_home].tolist(), strict=True):
-            region.replicas[page][location.number] = frame
+        self._note(region, pages, location, frames)
         location.frames.free(old, region.order, keys)
-        self.stats["copies_moved"] += int(np.count_nonzero(~at_home))
         self.stats["pages_moved"] += len(pages)
         self.stats["bytes_moved"] += len(pages) << region.page_shift
         return len(pages)
+
+    def _note(self, region: Region, pages: Pages, location: Location, frames: Frames) -> None:
+        """Where pages, or their copies, are now."""
+        if not region.replicas:
+            region.frame[pages] = frames
+            return
+        at_home = region.home[pages] == location.number
+        region.frame[pages[at_home]] = frames[at_home]
+        for page, frame in zip(pages[~at_home].tolist(), frames[~at_home].tolist(), strict=True):
+            region.replicas[page][location.number] = frame
+        self.stats["copies_moved"] += int(np.count_nonzero(~at_home))

@@ -295,7 +295,9 @@ class Connecting:
         """Raises OSError: nobody listens there."""
         if self._error is not None:
             self._sock.close()
-            raise OSError(self._error.errno or errno.EHOSTUNREACH, f"no connection: {self._error}")
+            raise OSError(
+                self._error.errno or errno.EHOSTUNREACH, f"no connection: {self._error.strerror or self._error}"
+            )
         if self._sock.family == socket.AF_INET:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return SocketChannel(self._sock)

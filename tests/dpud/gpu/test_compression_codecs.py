@@ -7,7 +7,6 @@ import tracemalloc
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import compressible
@@ -95,7 +94,7 @@ def test_a_flipped_bit_is_never_silent(codec: Codec) -> None:
             data = bytearray(blob.data)
             data[bit // 8] ^= 1 << bit % 8
             try:
-                assert decoded(replace(blob, data=bytes(data))) == page
+                assert decoded(blob._replace(data=bytes(data))) == page
             except CorruptPage:
                 nr_noticed += 1
     assert nr_noticed > 500
@@ -108,7 +107,7 @@ def test_a_truncated_stream_is_noticed(codec: Codec) -> None:
         blob = encoded(codec, page)
         for length in range(0, len(blob.data), 3):
             with pytest.raises(CorruptPage):
-                decoded(replace(blob, data=blob.data[:length]))
+                decoded(blob._replace(data=blob.data[:length]))
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=lambda codec: codec.name)
@@ -116,7 +115,7 @@ def test_bytes_behind_a_stream_are_noticed_or_harmless(codec: Codec) -> None:
     for page in compressible.small_pages():
         blob = encoded(codec, page)
         with suppress(CorruptPage):
-            assert decoded(replace(blob, data=bytes(blob.data) + b"\x5a" * 9)) == page
+            assert decoded(blob._replace(data=bytes(blob.data) + b"\x5a" * 9)) == page
 
 
 def blobs_of_every_codec() -> list[Blob]:
@@ -131,14 +130,14 @@ def blobs_of_every_codec() -> list[Blob]:
 def test_a_flipped_bit_beside_the_data_is_noticed(blob: Blob, field: str, bits: int) -> None:
     for bit in range(bits):
         with pytest.raises(CorruptPage):
-            decoded(replace(blob, **{field: getattr(blob, field) ^ 1 << bit}))
+            decoded(blob._replace(**{field: getattr(blob, field) ^ 1 << bit}))
 
 
 @pytest.mark.parametrize("blob", blobs_of_every_codec(), ids=lambda blob: str(blob.codec))
 def test_a_wrong_size_is_noticed(blob: Blob) -> None:
     for size in (0, 8, 504, 520, 1 << 16):
         with pytest.raises(CorruptPage):
-            decoded(replace(blob, raw_bytes=size))
+            decoded(blob._replace(raw_bytes=size))
         with pytest.raises(CorruptPage):
             decode_blob(0, blob, memoryview(bytearray(size)), NO_DICTIONARIES.get)
 
@@ -240,7 +239,7 @@ def test_a_registered_codec_is_chosen_by_name_and_by_itself(slope: Codec) -> Non
         assert out == SAMPLES
         assert system.stats[slope.id].pages == system.stats[slope.id].decoded_pages == 1
     with pytest.raises(CorruptPage):
-        system.decode([replace(blob, data=b"no zlib stream")], [memoryview(out)])
+        system.decode([blob._replace(data=b"no zlib stream")], [memoryview(out)])
 
 
 def test_an_id_or_a_name_is_given_once(slope: Codec) -> None:

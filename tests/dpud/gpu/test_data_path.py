@@ -246,10 +246,10 @@ def test_a_flipped_bit_in_the_pool_is_eio() -> None:
     va = memory.allocate("a", 4096)
     memory.write("a", va, RNG.bytes(4096))
     memory.evict(4096)
-    (blob,) = pool._blobs.values()
+    ((key, blob),) = pool._blobs.items()
     wrong = bytearray(blob.data)
     wrong[100] ^= 4
-    object.__setattr__(blob, "data", bytes(wrong))
+    pool._blobs[key] = blob._replace(data=bytes(wrong))
     assert errno_of(memory.read, "a", va, 1) == errno.EIO
 
 

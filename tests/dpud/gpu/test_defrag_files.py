@@ -130,7 +130,7 @@ def test_run_puts_free_memory_together() -> None:
     assert stat["blocks_made"] == 3
     assert stat["bytes_moved"] == 12 * 64 * KIB  # three of four blocks have four buffers each
     assert stat["bytes_moved"] / stat["gained_bytes"] == pytest.approx(float(gpu.read("cost")), abs=0.001)
-    assert 0 < int(gpu.read("longest_pause_ns")) <= 100_000
+    assert 0 < int(gpu.read("longest_pause_ns")) <= 500_000
     assert f"train relocation {12 * 64 * KIB}" in gpu.read("traffic", f"{CLASS_PATH}/gpu0/qos")
     gpu.check()
 

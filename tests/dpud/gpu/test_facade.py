@@ -2,6 +2,7 @@
 """The C names: arguments, return values and errors as in the description the project began with."""
 
 import errno
+import logging
 import random
 from collections.abc import Iterator
 
@@ -64,6 +65,55 @@ def test_unified_memory() -> None:
         assert facade.free_unified_memory(pointer) == 0
         assert facade.free_unified_memory(pointer) == -1
         assert facade.last_error() == errno.EFAULT
+
+
+def test_an_address_space_has_the_bytes_that_were_asked_for() -> None:
+    assert facade.init_unified_address_space(MIB, 4096) == 0
+    pointers = [facade.allocate_unified_memory(4095, facade.MEMORY_TYPE_HOST, 6) for _ in range(256)]
+    assert None not in pointers
+    assert facade.allocate_unified_memory(1, facade.MEMORY_TYPE_HOST, 6) is None
+    assert facade.last_error() == errno.ENOMEM
+    assert facade.free_unified_memory(pointers[7] or 0) == 0
+    assert facade.allocate_unified_memory(4096, facade.MEMORY_TYPE_HOST, 6) is not None
+
+
+def test_flags_of_a_c_program_are_numbers_and_what_is_none_is_refused() -> None:
+    assert facade.init_unified_address_space(MIB, 4096) == 0
+    for kind, permissions in ((2, 6), (facade.MEMORY_TYPE_HOST, 8), (facade.MEMORY_TYPE_HOST, -1)):
+        assert facade.allocate_unified_memory(4096, kind, permissions) is None  # type: ignore[arg-type]
+        assert facade.last_error() == errno.EINVAL
+    pointer = facade.allocate_unified_memory(4096, facade.MEMORY_TYPE_HOST, 4)
+    assert pointer is not None
+    assert facade.access_unified_memory(pointer, 4) == pointer
+    assert facade.access_unified_memory(pointer, 2) is None
+    assert facade.last_error() == errno.EACCES
+    assert facade.access_unified_memory(pointer, 8) is None
+    assert facade.last_error() == errno.EINVAL
+
+
+@pytest.mark.slow
+def test_whichever_init_comes_first_the_log_has_its_performance_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("dpud.gpu")
+    monkeypatch.setenv("MEMORY_VIRT_LOG_LEVEL", "INFO")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    inits = (
+        (facade.init_compression_system, (facade.COMPRESS_LZ4, facade.QUALITY_BALANCED, True)),
+        (facade.init_swap_system, (MIB, 4096, 0.8)),
+        (facade.init_unified_address_space, (MIB, 4096)),
+        (facade.init_memory_overcommit, (MIB, 1.5)),
+        (facade.init_memory_qos, (100, facade.BANDWIDTH_POLICY_FAIR)),
+    )
+    for init, arguments in inits:
+        logger.setLevel(logging.NOTSET)
+        assert init(*arguments) == 0
+        assert logger.level == logging.INFO, init.__name__
+        facade.cleanup_memory_qos()
+        facade.cleanup_swap_system()
+        facade.cleanup_unified_address_space()
+        facade.cleanup_memory_overcommit()
+        facade.cleanup_compression_system()
+    logger.setLevel(logging.NOTSET)
 
 
 def test_sync_needs_something_behind_the_device() -> None:

@@ -388,7 +388,7 @@ def test_one_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch: py
         assert "No space left on device" in cat(live, "/sys/kernel/dpud_state/problem")
         echo(live, f"{VM}/extfrag_threshold", "9")
         before = killed(live, tmp_path / "a", tmp_path / "b")
-        assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["journal", "journal.1"]
+        assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["journal", "journal.1", "stores"]
         keeper.make()
         assert keeper.stats.number == 2
     assert came_up(configured(tmp_path / "b"), 0)[0] == before

@@ -41,7 +41,7 @@ def flip(path: Path, at: int) -> None:
 
 
 def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
+    return sorted(path.name for path in directory.iterdir() if path.name != "stores")
 
 
 def refused(directory: Path, more: str = "", recover: bool = False) -> str:

@@ -5,6 +5,7 @@ tests/ has folders of the packages' names, which pytest puts on the import path.
 imported here, from the repository, so that a folder of tests is never taken for one of them.
 """
 
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -30,6 +31,12 @@ hypothesis.settings.register_profile("dpud", deadline=None)
 # What lands is not up to a draw: `make test` tries the same examples every time, plain `pytest` others every time.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=QUICK)
+
+# Who runs the tests with nohup, or behind `&` in a script, has signals ignored, and programs inherit that: a shell's
+# `trap` would never hear of one that a test sends.
+for signum, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(signum) is signal.SIG_IGN:
+        signal.signal(signum, handler)
 
 # Plain `pytest` is run again and again: the tests' bytecode is kept, whatever is done with other code's.
 sys.dont_write_bytecode = False

@@ -93,7 +93,7 @@ def test_damage_before_the_end_is_refused_with_place_and_way_out(directory: Path
     said = refused(directory)
     assert f"at offset {offset}: its checksum is wrong, and there are whole records from offset" in said
     assert "--recover" in said
-    assert sorted(path.name for path in directory.iterdir()) == ["journal"]
+    assert sorted(path.name for path in directory.iterdir()) == ["journal", "stores"]
 
 
 @pytest.mark.slow

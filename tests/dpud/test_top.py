@@ -168,7 +168,7 @@ def test_keys_pause_change_the_node_and_compact_it(daemon: Emulated) -> None:
         terminal.press("\t")
         terminal.until(lambda lines: "0 [1]" in lines[0])
         before = blocks(daemon, 1)
-        assert list(map(int, free.search("\n".join(terminal.lines))[1].split())) == before  # type: ignore[index]
+        terminal.until(lambda lines: [*map(int, free.search("\n".join(lines))[1].split())] == before)  # type: ignore[index]
         terminal.press("c")
         terminal.until(lambda lines: "Node 1 was compacted by the DPU" in lines[-1])
         after = blocks(daemon, 1)

@@ -99,7 +99,11 @@ def test_a_kept_text_is_what_would_be_made_now(side: OtherSide, lab: Lab, owner:
         assert len(kept_files(lab)) > 60
         assert_fresh(side, lab, owner)
         for _ in range(40):
-            changes(side, lab, owner, rng)
+            try:
+                changes(side, lab, owner, rng)
+            except OSError as error:  # a knob may have been set to strict overcommit
+                if error.errno != errno.ENOMEM:
+                    raise
             assert_fresh(side, lab, owner)
     except BaseException:
         print(f"seed {seed}")

@@ -11,10 +11,9 @@ import msgspec
 from dpud import checkpoint_file
 from dpud.errors import UserError
 from dpud.journal import End, Reader
-from dpud.journal_turns import KINDS, Head, Row, Turn, decode_head, decode_turn
-from dpud.journal_turns import STORES as STORED
+from dpud.journal_turns import KINDS, STORES, Head, Row, Turn, decode_head, decode_turn
 from dpud.state_segments import CHECKPOINT, JOURNAL, checkpoint_at, journal_at, numbers
-from dpud.state_stores import STORES, Pending, read_pending
+from dpud.state_stores import FILE_NAME, Pending, read_pending
 from fs import requests
 
 _NR_FIRST = 2
@@ -52,10 +51,9 @@ def lines(reader: Reader) -> Iterator[str]:
 
 def stored(directory: Path) -> Pending:
     """What a daemon that was killed had taken, and is in none of the journals. Raises UserError."""
-    path, number = directory / STORES, 0
-    for journal in files_of(directory):
-        for at, (_, payload) in enumerate(reader_of(journal)):
-            number = _nr_stores(payload, is_head=at == 0, before=number)
+    path, number = directory / FILE_NAME, 0
+    for at, (_, payload) in enumerate(reader_of(files_of(directory)[-1])):  # its head says what is in those before
+        number = _nr_stores(payload, is_head=at == 0, before=number)
     try:
         return read_pending(path, number) if path.exists() else Pending([])
     except OSError as error:
@@ -66,7 +64,7 @@ def stored_lines(directory: Path) -> Iterator[str]:
     """The same for people."""
     found = stored(directory)
     for store in found.stores:
-        yield f"in {STORES} only: {store.value} into the file with inode {store.nodeid}"
+        yield f"in {FILE_NAME} only: {store.value} into the file with inode {store.nodeid}"
 
 
 def _nr_stores(payload: bytes, is_head: bool, before: int) -> int:
@@ -77,7 +75,7 @@ def _nr_stores(payload: bytes, is_head: bool, before: int) -> int:
         return before
     if isinstance(record, Head):
         return record.nr_stores
-    return record.number if record.kind == STORED else before
+    return record.number if record.kind == STORES else before
 
 
 def _line(record: Head | Turn) -> str:
@@ -128,7 +126,7 @@ def verdicts(directory: Path) -> Iterator[tuple[str, bool]]:
     for number in numbers(directory, CHECKPOINT):
         yield _verdict_of(checkpoint_at(directory, number))
     if problem := stored(directory).problem:
-        yield f"{directory / STORES}: {problem}: see --recover", False
+        yield f"{directory / FILE_NAME}: {problem}: see --recover", False
     journals = files_of(directory)
     for path in journals:
         reader = reader_of(path)

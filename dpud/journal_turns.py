@@ -124,8 +124,8 @@ class Recorder:
         self,
         journal: Journal,
         outside: Outside,
-        looks_change: Callable[[], bool] = lambda: False,
-        stores: KeptStores | None = None,
+        looks_change: Callable[[], bool],
+        stores: KeptStores,
     ) -> None:
         self.journal = journal
         self._stores = stores
@@ -158,7 +158,7 @@ class Recorder:
         self._has_room = self.journal.reserve(nr_bytes)
         if not self._has_room and not only_looks:
             raise NoRoom
-        if self._has_room and self._stores is not None and not self._stores.is_open:
+        if self._has_room and not self._stores.is_open:
             self._stores.is_open = True
         self._number, self._what, self._args, self._only_looks = number, what, args, only_looks
         self._outside.begin()
@@ -187,8 +187,7 @@ class Recorder:
 
     def begin_stores(self) -> None:
         """See dpud.owner.Turns. Until they are noted none is taken: it could be in the place of one of these."""
-        if self._stores is not None:
-            self._stores.is_open = False
+        self._stores.is_open = False
         self._outside.begin()
 
     def end_stores(self, done: list[tuple[str, int]], number: int) -> None:
@@ -202,13 +201,11 @@ class Recorder:
 
     def take_stores(self) -> None:
         """From now on, if they can be noted."""
-        if self._stores is not None:
-            self._stores.is_open = self.journal.reserve(STORES_BYTES)
+        self._stores.is_open = self.journal.reserve(STORES_BYTES)
 
     def close(self) -> None:
         """No stores are taken any more: what would set them is not noted."""
-        if self._stores is not None:
-            self._stores.is_open = False
+        self._stores.is_open = False
 
     def _is_tick(self, outcome: Slice | Exception) -> bool:
         return (

@@ -40,7 +40,7 @@ from dpud.journal import End, Journal
 from dpud.journal_turns import BOOT, FORMAT, Head, Turn, encode
 from dpud.state_kobject import StateFiles
 from dpud.state_segments import CHECKPOINT, JOURNAL, Segment, checkpoint_at, journal_at, numbers, put_aside
-from dpud.state_stores import STORES, KeptStores
+from dpud.state_stores import FILE_NAME, KeptStores
 
 if TYPE_CHECKING:
     from dpud.checkpoint import Whole
@@ -228,7 +228,7 @@ class State:
     @cached_property
     def stores(self) -> KeptStores:
         """Values that are taken without the machine. Raises UserError."""
-        path = self.directory / STORES
+        path = self.directory / FILE_NAME
         try:
             if self.end is None and path.exists() and any(path.read_bytes()):
                 self.tell(f"{path}: of a machine whose journal is not there: kept as {put_aside(path).name}")

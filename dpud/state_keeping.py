@@ -2,6 +2,7 @@
 """A machine that is kept: first it becomes what it was, from then on its turns are noted."""
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,7 @@ from dpud.journal_replay import Replay
 from dpud.journal_turns import Recorder
 from dpud.owner import Owner
 from dpud.state import GPU_CHECKPOINTS, State
-from dpud.state_segments import Segment, checkpoint_at, put_aside
+from dpud.state_segments import Segment, aside_of, checkpoint_at, put_aside
 from dpud.state_stores import KeptStores, Store
 from fs.performer import Performer
 from fs.requests import ROOT
@@ -79,7 +80,8 @@ def _pending(state: State, stores: KeptStores, number: int) -> list[Store]:
             f"{stores.path}: {pending.problem}. What was acknowledged is lost: start with --recover to go on without"
         )
     if pending.problem:
-        state.tell(f"{stores.path}: {pending.problem}: kept as {stores.put_aside().name}")
+        aside = shutil.copyfile(stores.path, aside_of(stores.path))
+        state.tell(f"{stores.path}: {pending.problem}: kept as {aside.name}")
     return pending.stores
 
 

@@ -55,9 +55,14 @@ def sync(directory: Path) -> None:
         os.close(fd)
 
 
+def aside_of(path: Path) -> Path:
+    """A name that nobody looks at, for what a file has now."""
+    return next(to for n in count(1) if not (to := path.with_name(f"{path.name}.damaged-{n}")).exists())
+
+
 def put_aside(path: Path) -> Path:
-    """Keep a file under a name that nobody looks at -> that one."""
-    aside = next(to for n in count(1) if not (to := path.with_name(f"{path.name}.damaged-{n}")).exists())
+    """Keep a file under such a name -> that one."""
+    aside = aside_of(path)
     os.rename(path, aside)
     sync(path.parent)
     return aside

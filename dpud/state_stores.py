@@ -23,7 +23,6 @@ Theory of operation
 import logging
 import mmap
 import os
-import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ from numpy.typing import NDArray
 from fs.fuse_layout import NR_STORES, store_dtype
 from fs.fuse_stores import HEAD, KEPT_BYTES, checksum
 
-STORES = "stores"
+FILE_NAME = "stores"
 
 _log = logging.getLogger("dpud")
 
@@ -113,14 +112,6 @@ class KeptStores:
     def pending(self, number: int) -> Pending:
         """Those that come after the first `number`."""
         return _pending(self._ring, number)
-
-    def put_aside(self) -> Path:
-        """Keep what is in it under a name that nobody looks at -> that one. Raises OSError."""
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.damaged-{number}")).exists():
-            number += 1
-        shutil.copyfile(self.path, aside)
-        return aside
 
     def begin(self) -> None:
         """All that is in it was noted: from now on it is this process's."""

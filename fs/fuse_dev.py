@@ -3,9 +3,9 @@
 
 Theory of operation
     A few threads read requests, each into a buffer of its own, in compiled code that answers most opens, reads and
-    closes by itself (fuse_loop.py). With any other request a thread takes the turn and answers it here, one at a time.
-    A request that has to wait gives the turn away, and its thread goes on alone (fuse_threads.py). So a blocked reader
-    or a long store holds nothing but its thread.
+    closes by itself (fuse_loop.py). Any other request is answered here, one at a time, by a thread that has the turn
+    (fuse_turn.py). A request that has to wait gives the turn away, and its thread goes on alone (fuse_threads.py). So a
+    blocked reader or a long store holds nothing but its thread.
 
     - A node's id is its inode number, which is never used again; one that was removed meanwhile is ENOENT.
     - Every open gets FOPEN_DIRECT_IO, so sizes may lie as they do in /proc and each read(2) reaches us, and
@@ -40,6 +40,7 @@ from typing import Any, NoReturn
 from fs import fuse_abi as abi
 from fs import fuse_layout as layout
 from fs import fuse_loop as loop
+from fs import fuse_turn as turn
 from fs.caller import comm_of, groups_of
 from fs.ending import ending_signals
 from fs.fuse_abi import NAME_AT, Opcode
@@ -97,16 +98,17 @@ class Session:
         """The thread of `request`, which has the turn, is going to wait. False: it must not, and has the turn still."""
         if not self._shares.wait(request.uid):
             return False
-        if not self.threads.one_waits(request):
+        is_left = turn.give_turn(self._quick.table)
+        if not self.threads.one_waits(request, is_left):
             self._shares.go_on(request.uid)
+            turn.take_turn(self._quick.table)
             return False
-        loop.give_turn(self._quick.table)
         return True
 
     def _have_turn(self, request: Request) -> None:
         """After what may have been a wait."""
         if not request.has_turn:
-            loop.take_turn(self._quick.table)
+            turn.take_turn(self._quick.table)
             request.has_turn = True
 
     def _serve(self) -> None:
@@ -125,7 +127,7 @@ class Session:
             elif nr == loop.BAD_REPLY:
                 nr_reply = self._refused(reply)
             elif -nr not in _TRANSIENT:
-                loop.give_turn(table)
+                turn.give_turn(table)
                 self._on_end()
                 return
 
@@ -162,7 +164,7 @@ class Session:
             return request, _put_reply(reply, unique, -error, data)
         if request.waits and request.has_turn:
             request.has_turn = False
-            loop.give_turn(self._quick.table)
+            request.is_left = turn.give_turn(self._quick.table)
         self._reply(unique, -error, data)
         return request, 0
 
@@ -216,7 +218,8 @@ class Session:
         return b""
 
     def _interrupt(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> None:
-        """One that another thread has read but has not got the turn for yet is EAGAIN: the kernel asks again."""
+        """Of one that is not set aside (fuse_loop.py). One that a thread has read but not begun yet is EAGAIN: the
+        kernel asks again, if it was not answered meanwhile."""
         if not self.threads.interrupt(*abi.INTERRUPT_IN.unpack_from(self._buffer, _BODY)):
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 

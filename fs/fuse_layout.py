@@ -45,6 +45,11 @@ text_dtype = np.dtype([(name, np.int64) for name in ("address", "nr_bytes", "nr_
 """is_own: it was made here, in memory of malloc(3); else Python keeps it."""
 store_dtype = np.dtype([(name, np.int64) for name in ("number", "nodeid", "value", "checksum")])
 """number: of stores before it. checksum: fuse_stores.checksum, where stores are kept."""
+NR_ASIDE, MAX_ASIDE_BYTES = 4096, 16 << 20
+"""Requests that wait for the turn, and what they may come to; a thread that has one more waits itself."""
+NR_SIDES = 64 + 2
+"""fuse_turn.py says whose they are."""
+aside_dtype = np.dtype([(name, np.int64) for name in ("address", "nr_bytes", "unique", "side")])
 table_dtype = np.dtype(
     [
         ("slots", slot_dtype, (NR_SLOTS,)),
@@ -63,6 +68,12 @@ table_dtype = np.dtype(
         ("owner_uid", np.int64),
         ("turn", np.int64, (16,)),  # a pthread_mutex_t has 5 to 6 words; zeros are one that nobody holds
         ("guard", np.int64, (16,)),
+        ("nr_coming", np.int64),  # threads that wait for the turn
+        ("aside", aside_dtype, (NR_ASIDE,)),  # the first nr_aside, as they came
+        ("nr_aside", np.int64),
+        ("aside_bytes", np.int64),
+        ("nr_served", np.int64),
+        ("served", np.int64, (NR_SIDES,)),  # nr_served when one of that side was
         ("slice_call", np.int64),  # slices.py
         ("short_slice", np.int64, (6,)),
         ("long_slice", np.int64, (6,)),

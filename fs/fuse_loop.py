@@ -6,8 +6,9 @@ Theory of operation
     Python takes ten times as long to answer those as the kernel takes to bring them, and does it on one CPU only. So
     each serving thread is in `serve` most of the time, without the interpreter's lock. Requests that a table has the
     answer to are answered there, on as many CPUs as there are threads; with any other the thread takes the turn and
-    goes back to Python (fuse_dev.py), which fills the table (fuse_table.py). The reply that Python made is sent here
-    too, as the thread comes back: who sends has neither the turn nor the interpreter's lock.
+    goes back to Python (fuse_dev.py), which fills the table (fuse_table.py). If another thread has it, the request is
+    set aside for that one (fuse_turn.py): ready answers wait for nothing. The reply that Python made is sent here too,
+    as the thread comes back, without the interpreter's lock.
 
     The table has three kinds of rows.
     - A slot is a file that was opened before: who may open it how, and its text if one was made. Where the file's
@@ -84,7 +85,6 @@ from fs.fuse_rows import (
     hand_over,
     lock,
     next_far_out,
-    njit_brief,
     own_text,
     put_form,
     put_text,
@@ -95,6 +95,15 @@ from fs.fuse_rows import (
     use,
 )
 from fs.fuse_stores import are_taken, keep
+from fs.fuse_turn import (
+    drop_aside,
+    give_turn,
+    is_set_aside,
+    keeps_turn,
+    take_aside,
+    take_turn,
+    takes_over,
+)
 from fs.slices import be_ready, set_to_work
 from kernelsim.attr import NR_COUNTS, Changes
 from kernelsim.jit import i64, njit
@@ -107,13 +116,14 @@ READ, WRITE = 4, 2
 _ACCMODE, _O_RDONLY, _O_WRONLY, _O_TRUNC, _O_APPEND = (
     *(os.O_ACCMODE, os.O_RDONLY, os.O_WRONLY, os.O_TRUNC, os.O_APPEND),
 )
-_OP_OPEN, _OP_READ, _OP_WRITE, _OP_RELEASE = (
-    int(op) for op in (Opcode.OPEN, Opcode.READ, Opcode.WRITE, Opcode.RELEASE)
+_OP_OPEN, _OP_READ, _OP_WRITE, _OP_RELEASE, _OP_INTERRUPT = (
+    int(op) for op in (Opcode.OPEN, Opcode.READ, Opcode.WRITE, Opcode.RELEASE, Opcode.INTERRUPT)
 )
 _NEWLINE, _DIGIT_0, _DIGIT_9 = b"\n09"
 _OPEN_FLAGS = abi.FOPEN_DIRECT_IO | abi.FOPEN_NOFLUSH
-_EINVAL = errno.EINVAL
-_NR_SHORTEST, _NR_READ = abi.IN_HEADER.size + abi.OPEN_IN.size, abi.IN_HEADER.size + abi.READ_IN.size
+_EINVAL, _EINTR = errno.EINVAL, errno.EINTR
+_NR_HEADER = abi.IN_HEADER.size
+_NR_SHORTEST, _NR_READ = _NR_HEADER + abi.OPEN_IN.size, _NR_HEADER + abi.READ_IN.size
 _NR_OPEN_OUT, _NR_WRITE_OUT = abi.OPEN_OUT.size, abi.WRITE_OUT.size
 _NR_WRITE_IN = abi.IN_HEADER.size + abi.WRITE_IN.size
 
@@ -124,8 +134,6 @@ _c_memcpy = types.ExternalFunction("memcpy", types.uintp(_address, _address, _si
 _c_errno: Callable[[], int] = types.ExternalFunction("__errno_location", types.uintp())
 _c_malloc: Callable[[int], int] = types.ExternalFunction("malloc", types.uintp(_size))
 _c_free = types.ExternalFunction("free", types.void(_address))
-_c_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(_address))
-_c_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(_address))
 
 BAD_REPLY = -(1 << 20)
 
@@ -138,38 +146,46 @@ def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool,
     0, -errno: there are no more to read, or none could be read. BAD_REPLY: the kernel did not take the reply.
     """
     reply = buffer.ctypes.data
-    if has_turn:
-        _c_unlock(table[0].turn.ctypes.data)
+    goes_on = keeps_turn(table) if has_turn else False
     if nr_reply and _c_write(fd, reply, nr_reply) < 0:
         _c_memcpy(reply + REQUEST_AT, _c_errno(), 4)
         if buffer[0].errno == _EINVAL:
-            _c_lock(table[0].turn.ctypes.data)
+            if not goes_on:
+                take_turn(table)
             return BAD_REPLY
+    if goes_on or (not has_turn and takes_over(table)):
+        nr = take_aside(buffer, table)
+        if nr:
+            set_to_work(buffer, table)
+            return nr
     be_ready(buffer, table)
     while True:
         nr = _c_read(fd, reply + REQUEST_AT, MAX_REQUEST)
         if nr < 0:
             _c_memcpy(reply + REQUEST_AT, _c_errno(), 4)
             nr = -int(buffer[0].errno)
-        nr_reply = _answer(fd, buffer, table, counts) if nr >= _NR_SHORTEST and nr == buffer[0].length else 0
+        is_whole = nr >= _NR_HEADER and nr == buffer[0].length
+        nr_reply = _answer(fd, buffer, table, counts) if is_whole and nr >= _NR_SHORTEST else 0
         if not nr_reply:
+            if not is_whole:
+                take_turn(table)
+            elif _is_interrupted(fd, buffer, table) or is_set_aside(buffer, table, nr):
+                continue
             set_to_work(buffer, table)
-            _c_lock(table[0].turn.ctypes.data)
             return nr
         buffer[0].reply_bytes, buffer[0].reply_error, buffer[0].reply_unique = nr_reply, 0, buffer[0].unique
         _c_write(fd, reply, nr_reply)
 
 
 @njit
-def take_turn(table: Table) -> None:
-    """Wait for it: for a thread that had given it away."""
-    _c_lock(table[0].turn.ctypes.data)
-
-
-@njit_brief
-def give_turn(table: Table) -> None:
-    """Let another thread have the turn."""
-    _c_unlock(table[0].turn.ctypes.data)
+def _is_interrupted(fd: int, buffer: Buffer, table: Table) -> bool:
+    """If this interrupts a request that was set aside: that one is over."""
+    unique = i64(buffer[0].handle)  # of the other one: it is all that an interrupt has
+    if buffer[0].opcode != _OP_INTERRUPT or not drop_aside(table, unique):
+        return False
+    buffer[0].reply_bytes, buffer[0].reply_error, buffer[0].reply_unique = REPLY_BODY, -_EINTR, unique
+    _c_write(fd, buffer.ctypes.data, REPLY_BODY)
+    return True
 
 
 @njit

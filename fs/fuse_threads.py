@@ -26,13 +26,15 @@ class Request:
     One that must not wait is told that its caller has gone, and its caller EAGAIN.
     """
 
-    __slots__ = ("give_way", "has_turn", "interrupted", "refused", "rouse", "uid", "unique", "waits")
+    __slots__ = ("give_way", "has_turn", "interrupted", "is_left", "refused", "rouse", "uid", "unique", "waits")
 
     def __init__(self, give_way: Callable[["Request"], bool], unique: int, uid: int) -> None:
         self.give_way = give_way
         self.unique = unique
         self.uid = uid
         self.has_turn = True
+        self.is_left = False
+        """Are there others that its thread has to see to, now that it is over?"""
         self.waits = False
         self.refused = False
         self.interrupted = False
@@ -75,10 +77,13 @@ class Threads:
     def start_one(self) -> None:
         threading.Thread(target=self._serve, name="dpud-fuse", daemon=True).start()
 
-    def one_waits(self, request: Request) -> bool:
-        """The thread of `request` is going to wait, and another one serves. False: there is none, so it must not."""
+    def one_waits(self, request: Request, is_left: bool) -> bool:
+        """The thread of `request` is going to wait, and another one serves. False: there is none, so it must not.
+
+        `is_left`: there are others that one has to see to which begins now.
+        """
         with self._guard:
-            is_missed = self._nr_serving <= _NR_SERVING
+            is_missed = is_left or self._nr_serving <= _NR_SERVING
             spare = self._spare.popleft() if is_missed and self._spare else None
         if is_missed and spare is None:
             try:
@@ -98,7 +103,7 @@ class Threads:
         """The request waits no longer; comes back when its thread is to serve again. False: it can end."""
         with self._guard:
             del self._waiting[request.unique]
-            if self._nr_serving < _NR_SERVING:
+            if self._nr_serving < _NR_SERVING or request.is_left:
                 self._nr_serving += 1
                 return True
             if self._closing or len(self._spare) >= _MAX_SPARE:

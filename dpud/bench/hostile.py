@@ -5,6 +5,9 @@ Whoever uses CPUs makes others wait, so each hostile client is held against neig
 program and its own server, of the daemon's priority, which compute as much as the client and the daemon on its behalf,
 and wait for each other as often. What is beyond that is the daemon's fault. Both are measured in turns, beside the same
 user, who opens, reads and closes /proc/buddyinfo and writes a sysctl about a thousand times a second.
+
+Means decide, because all that he waits is in them. A percentile knows nothing of the longest: once a
+thousand threads that began to read the log at the same time kept him for a quarter of a second, and p99 was as ever.
 """
 
 import json
@@ -16,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from dpud.bench import host
 from dpud.bench.report import Line, Report, percentile
@@ -39,8 +43,18 @@ CLIENTS = {
 ROUNDS, SECONDS = 3, 2.0
 TARGET = 2.0
 _FEWEST_WAITS_PER_S = 100.0
-HEADINGS = ("Client", "Read p50", "p99", "Write p50", "p99", "Refused with", "Daemon, MiB", "Verdict")
+HEADINGS = ("Client", "Read, mean", "p99", "Write, mean", "p99", "Longest", "Refused with", "Daemon, MiB", "Verdict")
 _WORKER = Path(__file__).with_name("hostile_worker.py")
+
+
+class Figures(NamedTuple):
+    """Of somebody's waits, in ns; or how often longer they are than another's."""
+
+    read_mean: float
+    read_p99: float
+    write_mean: float
+    write_p99: float
+    longest: float
 
 
 @dataclass
@@ -59,9 +73,9 @@ class Waits:
         self.delays += seen["delays"]
         self.wrong += seen["wrong"]
 
-    def figures(self) -> list[float]:
-        """p50 and p99 of both."""
-        return [percentile(samples, percent) for samples in (self.reads, self.writes) for percent in (50, 99)]
+    def figures(self) -> "Figures":
+        reads, writes = ((fmean(each), percentile(each, 99)) for each in (self.reads, self.writes))
+        return Figures(*reads, *writes, max(map(max, (self.reads, self.writes))))
 
     def for_cpu(self) -> float:
         """Of the longest hundredth of his waits, the part that was for a CPU of his own."""
@@ -87,9 +101,9 @@ class Outcome:
     rss_bytes: int = 0
     """Of the daemon while it was there."""
 
-    def ratios(self) -> list[float]:
+    def ratios(self) -> Figures:
         pairs = zip(self.beside_client.figures(), self.beside_neighbour.figures(), strict=True)
-        return [ours / peer for ours, peer in pairs]
+        return Figures(*(ours / peer for ours, peer in pairs))
 
 
 def run() -> Report:
@@ -100,7 +114,7 @@ def run() -> Report:
         f"times for {SECONDS:g} s beside each client, and in turns beside a program and a server that compute as much "
         "as the client and the daemon on its behalf, and wait for each other as often, but leave the mount alone. "
         "Times are with the client, and in brackets how often longer than with those two: "
-        f"at most {TARGET:g} times. Memory is what the daemon has while the client is there.",
+        f"the mean at most {TARGET:g} times. Memory is what the daemon has while the client is there.",
         headings=HEADINGS,
     )
     rows = []
@@ -120,7 +134,8 @@ def run() -> Report:
 
 def _line(what: str, found: Outcome) -> Line:
     ratios = found.ratios()
-    verdict = "met" if max(ratios) <= TARGET and not found.beside_client.wrong else "missed"
+    is_met = max(ratios.read_mean, ratios.write_mean) <= TARGET and not found.beside_client.wrong
+    verdict = "met" if is_met else "missed"
     refused = ", ".join(name for name, _ in found.errors.most_common(3))
     texts = [f"{_us(value)} ({ratio:.1f})" for value, ratio in zip(found.beside_client.figures(), ratios, strict=True)]
     return Line((what, *texts, refused, _mib(found.rss_bytes), verdict), verdict)

@@ -9,6 +9,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 from kernelsim.attr import (
     Attr,
@@ -92,6 +93,7 @@ class Debug(Kobject):
     stats = Attr(Text(), doc="Read-only.")
     gate = Attr(Bool(), 1, doc="1 lets `slow` go on.")
     slow = Attr(Trigger(), doc="Returns when the gate is open.")
+    stuck = Attr(Text(), doc="What is in the FIFO beside the mount, as soon as it is; it keeps the machine meanwhile.")
     broken = Attr(Int(), 0, doc="Its hook has a bug.")
     old = Stub("0\n", reason="nothing reads it")
 
@@ -118,6 +120,10 @@ class Debug(Kobject):
                 yield self.opened
         finally:
             self.nr_waiting -= 1
+
+    @stuck.show
+    def _stuck(self) -> str:
+        return Path(sys.argv[1]).with_name("fifo").read_text()
 
     @broken.stored
     def _broken(self, _old: int, _new: int) -> None:

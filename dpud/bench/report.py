@@ -100,7 +100,7 @@ class Report:
     def markdown(self) -> str:
         rule = tuple("---:" if right else "---" for right in self._is_right)
         rows = [self.headings, rule, *(figure.cells() for figure in self.figures)]
-        table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        table = "\n".join("| " + " | ".join(row) + " |" for row in rows) if self.figures else "Nothing was measured."
         notes = "".join(f"\n- {note}" for note in self.notes)
         text = f"## {self.name}: {self.title}\n\n{self.how}\n\n{table}\n{notes}\n"
         return "\n".join([text, *(part.markdown() for part in self.parts)])

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from emulated import Emulated, emulated, has_fuse
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 
 from dpud import config
@@ -154,6 +156,24 @@ def test_the_dashboard_asks_only_for_what_there_is(scraped: tuple[Emulated, int]
     assert len(asked) > 10
     assert asked <= names
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_the_dashboard_is_one_of_grafana_s() -> None:
+    """Its own library, made from its schemas, reads it and loses nothing."""
+    text = DASHBOARD.read_text()
+    read = Dashboard.from_json(json.loads(text))
+    assert lost(json.loads(text), json.loads(JSONEncoder().encode(read))) == []
+    assert lost({"panels": [{"tpye": "stat"}]}, {"panels": [{}]}) == [".panels[0].tpye"]
+
+
+def lost(before: object, after: object, path: str = "") -> list[str]:
+    """What one has and the other has not, or otherwise."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [name for key, value in before.items() for name in lost(value, after.get(key), f"{path}.{key}")]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [name for number, pair in pairs for name in lost(*pair, f"{path}[{number}]")]
+    return [path] if before != after else []
 
 
 @pytest.mark.parametrize("listen", ["9779", "localhost", "localhost:70000", "a b:1"])

@@ -56,6 +56,12 @@ def test_markdown_has_a_row_for_every_figure():
     assert lines[-1] == "- load average 0.10, not pinned"
 
 
+def test_markdown_of_nothing_has_no_table():
+    text = Report("name", "a title", "how", notes=["why"]).markdown()
+    assert "|" not in text
+    assert "Nothing was measured." in text
+
+
 def test_table_shows_the_same():
     console = Console(file=io.StringIO(), width=120)
     console.print(report().table())

@@ -39,13 +39,14 @@ class TracefsError(UserError):
 
 def open_root() -> int:
     """A descriptor of the root of tracefs. Raises TracefsError."""
-    for place in PLACES:
-        if (place / "instances").is_dir():
-            return os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        for place in PLACES:
+            if (place / "instances").is_dir():
+                return os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return _open_unmounted()
     except OSError as error:
-        reason = "tracing needs root" if error.errno == errno.EPERM else "tracefs cannot be opened"
+        is_denied = error.errno in (errno.EPERM, errno.EACCES)
+        reason = "tracing needs root" if is_denied else "tracefs cannot be opened"
         raise TracefsError(f"{PLACES[0]}: {error.strerror}: {reason}") from None
 
 

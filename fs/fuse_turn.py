@@ -14,7 +14,8 @@ Theory of operation
 
     What was set aside is never left alone: whoever gives the turn away has taken the last of it, or knows of somebody
     who is coming for the turn (`nr_coming`), or is told to send somebody (`give_turn`). All of this is decided with
-    `guard` held, under which nothing is set aside either unless somebody else has the turn.
+    `guard` held, under which nothing is set aside either unless somebody else has the turn or is coming for it. Who is
+    coming has waited, for the machine or a line in a log, and gets the turn before any request that is new.
 """
 
 from collections.abc import Callable
@@ -42,8 +43,8 @@ _c_unlock = types.ExternalFunction("pthread_mutex_unlock", types.int32(_address)
 
 @njit
 def _is_had(table: Table) -> bool:
-    """Has the calling thread the turn now? Not if another one has."""
-    return _c_trylock(table[0].turn.ctypes.data) == 0
+    """Has the calling thread the turn now? Not if another one has, or is coming for it. With `guard` held."""
+    return not table[0].nr_coming and _c_trylock(table[0].turn.ctypes.data) == 0
 
 
 @njit
@@ -91,9 +92,12 @@ def takes_over(table: Table) -> bool:
 @njit
 def is_set_aside(buffer: Buffer, table: Table, nr_bytes: int) -> bool:
     """Leave the request in the buffer to whoever has the turn. False: the calling thread has it now."""
-    if _is_had(table):
-        return False
+    lock(table)
+    is_had = _is_had(table)
     has_room = table[0].nr_aside < NR_ASIDE and table[0].aside_bytes + nr_bytes <= MAX_ASIDE_BYTES
+    unlock(table)
+    if is_had:
+        return False
     address = _c_malloc(nr_bytes) if has_room else 0
     if address:
         _c_memcpy(address, buffer.ctypes.data + REQUEST_AT, nr_bytes)

@@ -130,9 +130,20 @@ def test_who_comes_for_the_turn_is_let_in(line: Line) -> None:
     taken.start()
     until(lambda: line.table[0]["nr_coming"] == 1)
     assert not turn.keeps_turn(line.table)
-    taken.join(DEADLINE_S)
+    taken.join(DEADLINE_S)  # the turn is that thread's, for ever
     assert line.table[0]["nr_coming"] == 0
     assert line.rest() == [2], "the thread that came has to see to it"
+
+
+def test_nobody_slips_in_before_who_is_coming(line: Line) -> None:
+    assert not line.comes()
+    line.table["nr_coming"] = 1  # it is about to lock the mutex
+    assert not turn.give_turn(line.table)
+    assert line.comes()
+    assert not turn.takes_over(line.table)
+    line.table["nr_coming"] = 0
+    assert turn.takes_over(line.table)
+    assert line.rest() == [2]
 
 
 @pytest.mark.parametrize(("nr_bytes", "fits"), [(HEADER, NR_ASIDE), (1 << 20, MAX_ASIDE_BYTES >> 20)])

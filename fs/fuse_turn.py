@@ -23,7 +23,7 @@ from collections.abc import Callable
 from numba import types
 
 from fs.fuse_abi import Opcode
-from fs.fuse_layout import MAX_ASIDE_BYTES, NR_ASIDE, NR_SIDES, REQUEST_AT, Buffer, Table
+from fs.fuse_layout import MAX_ASIDE_BYTES, NR_ASIDE, NR_SIDES, REQUEST_AT, Buffer, Table, aside_dtype
 from fs.fuse_rows import lock, njit_brief, unlock
 from kernelsim.jit import i64, njit
 
@@ -31,9 +31,11 @@ _INTERRUPTS, _NOBODYS = NR_SIDES - 1, NR_SIDES - 2
 _NR_USERS = NR_SIDES - 2  # a power of two; users that are so many apart share a side
 _OP_INTERRUPT = int(Opcode.INTERRUPT)
 _UNWAITED = tuple(int(op) for op in (Opcode.RELEASE, Opcode.RELEASEDIR, Opcode.FORGET, Opcode.BATCH_FORGET))
+_ASIDE_BYTES = aside_dtype.itemsize
 
 _address, _size = types.uintp, types.uintp
 _c_memcpy = types.ExternalFunction("memcpy", types.uintp(_address, _address, _size))
+_c_memmove = types.ExternalFunction("memmove", types.uintp(_address, _address, _size))
 _c_malloc: Callable[[int], int] = types.ExternalFunction("malloc", types.uintp(_size))
 _c_free = types.ExternalFunction("free", types.void(_address))
 _c_lock = types.ExternalFunction("pthread_mutex_lock", types.int32(_address))
@@ -154,12 +156,8 @@ def take_aside(buffer: Buffer, table: Table) -> int:
 def _remove(table: Table, at: int) -> None:
     table[0].aside_bytes -= table[0].aside[at].nr_bytes
     table[0].nr_aside -= 1
-    for later in range(at, table[0].nr_aside):
-        one, next_one = table[0].aside[later], table[0].aside[later + 1]
-        one.address, one.nr_bytes, one.unique, one.side = (
-            *(next_one.address, next_one.nr_bytes),
-            *(next_one.unique, next_one.side),
-        )
+    place = table[0].aside.ctypes.data + at * _ASIDE_BYTES
+    _c_memmove(place, place + _ASIDE_BYTES, (table[0].nr_aside - at) * _ASIDE_BYTES)
 
 
 @njit

@@ -6,8 +6,8 @@ program and its own server, of the daemon's priority, which compute as much as t
 and wait for each other as often. What is beyond that is the daemon's fault. Both are measured in turns, beside the same
 user, who opens, reads and closes /proc/buddyinfo and writes a sysctl about a thousand times a second.
 
-Means decide, because all that he waits is in them. A percentile knows nothing of the longest: once a
-thousand threads that began to read the log at the same time kept him for a quarter of a second, and p99 was as ever.
+Means decide, because all that he waits is in them. A percentile knows nothing of the longest waits: a thousand threads
+that began to read the log at the same time once kept him for a quarter of a second, and p99 was as ever.
 """
 
 import json
@@ -73,7 +73,7 @@ class Waits:
         self.delays += seen["delays"]
         self.wrong += seen["wrong"]
 
-    def figures(self) -> "Figures":
+    def figures(self) -> Figures:
         reads, writes = ((fmean(each), percentile(each, 99)) for each in (self.reads, self.writes))
         return Figures(*reads, *writes, max(map(max, (self.reads, self.writes))))
 

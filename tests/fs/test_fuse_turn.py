@@ -4,7 +4,7 @@
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,30 +40,6 @@ class Line:
 
     def rest(self) -> list[int]:
         return list(iter(self.next, 0))
-
-    @contextmanager
-    def another_has_the_turn(self) -> Iterator[None]:
-        with on_a_thread(lambda: turn.take_turn(self.table), lambda: turn.give_turn(self.table)):
-            yield
-
-
-@contextmanager
-def on_a_thread(first: Callable[[], object], then: Callable[[], object]) -> Iterator[None]:
-    """A thread does this first, and then that."""
-    is_done, goes_on = threading.Event(), threading.Event()
-
-    def run() -> None:
-        first()
-        is_done.set()
-        goes_on.wait(DEADLINE_S)
-        then()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert is_done.wait(DEADLINE_S)
-    yield
-    goes_on.set()
-    thread.join(DEADLINE_S)
 
 
 @pytest.fixture
@@ -149,15 +125,16 @@ def test_nobody_slips_in_before_who_is_coming(line: Line) -> None:
 @pytest.mark.parametrize(("nr_bytes", "fits"), [(HEADER, NR_ASIDE), (1 << 20, MAX_ASIDE_BYTES >> 20)])
 def test_only_so_much_is_set_aside(line: Line, nr_bytes: int, fits: int) -> None:
     """The thread that reads one more waits for the turn with it."""
-    with line.another_has_the_turn():
-        assert all(line.comes(nr_bytes=nr_bytes) for _ in range(fits))
-        came = []
-        waits = threading.Thread(target=lambda: came.append(line.comes(nr_bytes=nr_bytes)))
-        waits.start()
-        until(lambda: line.table[0]["nr_coming"] == 1)
+    assert not line.comes()
+    assert all(line.comes(nr_bytes=nr_bytes) for _ in range(fits))
+    came = []
+    waits = threading.Thread(target=lambda: came.append(line.comes(nr_bytes=nr_bytes)))
+    waits.start()
+    until(lambda: line.table[0]["nr_coming"] == 1)
+    assert not turn.keeps_turn(line.table)
     waits.join(DEADLINE_S)
     assert came == [False]
-    assert line.rest() == list(range(1, fits + 1))
+    assert line.rest() == list(range(2, fits + 2))
     assert line.table[0]["aside_bytes"] == 0
 
 

@@ -46,7 +46,9 @@ class Opcode(IntEnum):
     RENAME2 = 45
 
 
-IN_HEADER = Struct("=IIQQIIII")  # len, opcode, unique, nodeid, uid, gid, pid, padding
+IN_HEADER = Struct("=IIQQIII3xB")  # len, opcode, unique, nodeid, uid, gid, pid, and of the padding what is ours
+MARK_AT = IN_HEADER.size - 1
+"""The octet of the padding in which fuse_turn.py marks a request whose caller was interrupted."""
 OUT_HEADER = Struct("=IiQ")  # len, -errno, unique
 
 INIT_IN = Struct("=IIII")  # major, minor, max_readahead, flags

@@ -139,9 +139,9 @@ class Session:
     def _one_request(self, nr: int, reply: memoryview) -> tuple[Request, int]:
         """Answer the request in the buffer -> bytes of the reply, where that is to be sent as the thread comes back."""
         if nr < _BODY:  # there is no telling to whom
-            return Request(self._give_way, 0, 0), 0
-        length, opcode, unique, nodeid, uid, gid, pid, _ = abi.IN_HEADER.unpack_from(self._buffer)
-        request = Request(self._give_way, unique, uid)
+            return Request(self._give_way, 0, 0, False), 0
+        length, opcode, unique, nodeid, uid, gid, pid, interrupted = abi.IN_HEADER.unpack_from(self._buffer)
+        request = Request(self._give_way, unique, uid, bool(interrupted))
         handler = self._handlers.get(opcode)
         if self._is_traced:
             log.debug("opcode: %s (%d)", Opcode(opcode).name if handler else "?", opcode)
@@ -218,9 +218,10 @@ class Session:
         return b""
 
     def _interrupt(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> None:
-        """Of one that is not set aside (fuse_loop.py). One that a thread has read but not begun yet is EAGAIN: the
-        kernel asks again, if it was not answered meanwhile."""
-        if not self.threads.interrupt(*abi.INTERRUPT_IN.unpack_from(self._buffer, _BODY)):
+        """EAGAIN: of one that a thread has read, but neither begun nor set aside yet. The kernel asks again, unless that
+        was answered meanwhile."""
+        (unique,) = abi.INTERRUPT_IN.unpack_from(self._buffer, _BODY)
+        if not self.threads.interrupt(unique) and not turn.interrupt_aside(self._quick.table, unique):
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def _statfs(self, *_: Any) -> bytes:

@@ -95,15 +95,7 @@ from fs.fuse_rows import (
     use,
 )
 from fs.fuse_stores import are_taken, keep
-from fs.fuse_turn import (
-    drop_aside,
-    give_turn,
-    is_set_aside,
-    keeps_turn,
-    take_aside,
-    take_turn,
-    takes_over,
-)
+from fs.fuse_turn import give_turn, interrupt_aside, is_set_aside, keeps_turn, take_aside, take_turn, takes_over
 from fs.slices import be_ready, set_to_work
 from kernelsim.attr import NR_COUNTS, Changes
 from kernelsim.jit import i64, njit
@@ -116,12 +108,12 @@ READ, WRITE = 4, 2
 _ACCMODE, _O_RDONLY, _O_WRONLY, _O_TRUNC, _O_APPEND = (
     *(os.O_ACCMODE, os.O_RDONLY, os.O_WRONLY, os.O_TRUNC, os.O_APPEND),
 )
-_OP_OPEN, _OP_READ, _OP_WRITE, _OP_RELEASE, _OP_INTERRUPT = (
-    int(op) for op in (Opcode.OPEN, Opcode.READ, Opcode.WRITE, Opcode.RELEASE, Opcode.INTERRUPT)
+_OP_OPEN, _OP_READ, _OP_WRITE, _OP_RELEASE = (
+    int(op) for op in (Opcode.OPEN, Opcode.READ, Opcode.WRITE, Opcode.RELEASE)
 )
 _NEWLINE, _DIGIT_0, _DIGIT_9 = b"\n09"
 _OPEN_FLAGS = abi.FOPEN_DIRECT_IO | abi.FOPEN_NOFLUSH
-_EINVAL, _EINTR = errno.EINVAL, errno.EINTR
+_EINVAL = errno.EINVAL
 _NR_HEADER = abi.IN_HEADER.size
 _NR_SHORTEST, _NR_READ = _NR_HEADER + abi.OPEN_IN.size, _NR_HEADER + abi.READ_IN.size
 _NR_OPEN_OUT, _NR_WRITE_OUT = abi.OPEN_OUT.size, abi.WRITE_OUT.size
@@ -169,23 +161,12 @@ def serve(fd: int, buffer: Buffer, table: Table, counts: Counts, has_turn: bool,
         if not nr_reply:
             if not is_whole:
                 take_turn(table)
-            elif _is_interrupted(fd, buffer, table) or is_set_aside(buffer, table, nr):
+            elif is_set_aside(buffer, table, nr):
                 continue
             set_to_work(buffer, table)
             return nr
         buffer[0].reply_bytes, buffer[0].reply_error, buffer[0].reply_unique = nr_reply, 0, buffer[0].unique
         _c_write(fd, reply, nr_reply)
-
-
-@njit
-def _is_interrupted(fd: int, buffer: Buffer, table: Table) -> bool:
-    """If this interrupts a request that was set aside: that one is over."""
-    unique = i64(buffer[0].handle)  # of the other one: it is all that an interrupt has
-    if buffer[0].opcode != _OP_INTERRUPT or not drop_aside(table, unique):
-        return False
-    buffer[0].reply_bytes, buffer[0].reply_error, buffer[0].reply_unique = REPLY_BODY, -_EINTR, unique
-    _c_write(fd, buffer.ctypes.data, REPLY_BODY)
-    return True
 
 
 @njit
@@ -402,6 +383,7 @@ def load() -> None:
     os.close(null)
     give_turn(table)
     take_turn(table)
+    interrupt_aside(table, 0)
     row = enter(table, abi.ROOT_ID, READ, READ, 0, 0, 0, 0)
     forget(table, abi.ROOT_ID)
     put_text(table, counts, row, 0, 0, 0, np.frombuffer(b"text", dtype=np.uint8), 4)

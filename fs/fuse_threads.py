@@ -28,7 +28,7 @@ class Request:
 
     __slots__ = ("give_way", "has_turn", "interrupted", "is_left", "refused", "rouse", "uid", "unique", "waits")
 
-    def __init__(self, give_way: Callable[["Request"], bool], unique: int, uid: int) -> None:
+    def __init__(self, give_way: Callable[["Request"], bool], unique: int, uid: int, interrupted: bool) -> None:
         self.give_way = give_way
         self.unique = unique
         self.uid = uid
@@ -37,7 +37,7 @@ class Request:
         """Are there others that its thread has to see to, now that it is over?"""
         self.waits = False
         self.refused = False
-        self.interrupted = False
+        self.interrupted = interrupted
         self.rouse: Callable[[], object] = _nothing
         """Ends the sleep of who waits; set by himself, before he looks whether he was interrupted."""
 

@@ -9,8 +9,11 @@ Theory of operation
 
     Those who ask are served in turns: of all requests that are set aside the next is one of the side that has waited
     longest since one of its own was served, so that who asks for much at once waits for himself. A user is a side;
-    requests that nobody waits for (a file was closed, a name forgotten) are one, and interrupts another. Whoever is
-    interrupted meanwhile is told so by the thread that reads that.
+    requests that nobody waits for (a file was closed, a name forgotten) are one, and interrupts another.
+
+    An interrupt says that a caller got a signal, be it one that kills him or SIGCHLD. His request, if it is set aside,
+    is marked, and begun all the same: like a kernel's such calls, most never wait and so cannot be interrupted. One
+    that would have to wait ends (fuse_threads.Request).
 
     What was set aside is never left alone: whoever gives the turn away has taken the last of it, or knows of somebody
     who is coming for the turn (`nr_coming`), or is told to send somebody (`give_turn`). All of this is decided with
@@ -22,10 +25,11 @@ from collections.abc import Callable
 
 from numba import types
 
-from fs.fuse_abi import Opcode
+from fs.fuse_abi import MARK_AT, Opcode
 from fs.fuse_layout import MAX_ASIDE_BYTES, NR_ASIDE, NR_SIDES, REQUEST_AT, Buffer, Table, aside_dtype
 from fs.fuse_rows import lock, njit_brief, unlock
 from kernelsim.jit import i64, njit
+from kernelsim.raw_memory import store_octet
 
 _INTERRUPTS, _NOBODYS = NR_SIDES - 1, NR_SIDES - 2
 _NR_USERS = NR_SIDES - 2  # a power of two; users that are so many apart share a side
@@ -130,8 +134,8 @@ def _side(buffer: Buffer) -> int:
 
 @njit
 def take_aside(buffer: Buffer, table: Table) -> int:
-    """With the turn: put the next of the requests that were set aside into the buffer -> its bytes; 0: they were all
-    interrupted, and the turn is given away."""
+    """With the turn: put the next of the requests that were set aside into the buffer -> its bytes; 0: there is none,
+    and the turn is given away."""
     lock(table)
     if not table[0].nr_aside:
         _c_unlock(table[0].turn.ctypes.data)
@@ -160,15 +164,14 @@ def _remove(table: Table, at: int) -> None:
     _c_memmove(place, place + _ASIDE_BYTES, (table[0].nr_aside - at) * _ASIDE_BYTES)
 
 
-@njit
-def drop_aside(table: Table, unique: int) -> bool:
-    """Forget a request that nobody waits for any more. False: it is not set aside."""
+@njit_brief
+def interrupt_aside(table: Table, unique: int) -> bool:
+    """Mark a request: its caller got a signal. False: it is not set aside."""
     lock(table)
     at, nr_aside = 0, i64(table[0].nr_aside)
     while at < nr_aside and table[0].aside[at].unique != unique:
         at += 1
     if at < nr_aside:
-        _c_free(table[0].aside[at].address)
-        _remove(table, at)
+        store_octet(table[0].aside[at].address + MARK_AT, 1)
     unlock(table)
     return at < nr_aside

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import hypothesis
 import pytest
 from effort import QUICK
+from watchdog import Watchdog
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 import dpud
@@ -43,10 +44,11 @@ sys.dont_write_bytecode = False
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests made from examples have fewer of them in the inner loop, which is what is run without a choice (-m)."""
+    # Tests made from examples have fewer of them in the inner loop, which is what is run without a choice (-m).
     if config.getoption("--hypothesis-profile") is None:
         is_inner_loop = config.getoption("-m") in config.getini("addopts")
         hypothesis.settings.load_profile("quick" if is_inner_loop else "dpud")
+    config.pluginmanager.register(Watchdog())
 
 
 @pytest.hookimpl(wrapper=True)

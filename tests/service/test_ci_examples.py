@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def with_dpud(tmp_path: Path) -> dict[str, str]:
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m dpud "$@"\n')
     program.chmod(0o755)
-    for folder in (tmp_path, *tmp_path.parents[:3]):
+    for folder in takewhile(lambda folder: folder.name != "tmp", (tmp_path, *tmp_path.parents)):
         folder.chmod(0o755)
     place = tmp_path / "place"
     place.mkdir()

@@ -36,6 +36,13 @@ def detach(path: str) -> None:
         subprocess.run([helper, "-uqz", path], stderr=subprocess.DEVNULL, check=False)
 
 
+def let_go(fd: int) -> None:
+    """Close a connection. Its number stays taken: a thread that is about to answer must not write into another file."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, fd, inheritable=False)
+    os.close(null)
+
+
 def _attach_as_root(path: str, options: list[str]) -> int | None:
     """None where even root must not mount (in a user namespace), so that the helper has its turn."""
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)

@@ -44,7 +44,7 @@ from fs import fuse_turn as turn
 from fs.caller import comm_of, groups_of
 from fs.ending import ending_signals
 from fs.fuse_abi import NAME_AT, Opcode
-from fs.fuse_attach import attach, detach
+from fs.fuse_attach import attach, detach, let_go
 from fs.fuse_dirs import OpenDirs
 from fs.fuse_nodes import KnownNodes, name_in
 from fs.fuse_table import QuickFiles
@@ -218,8 +218,8 @@ class Session:
         return b""
 
     def _interrupt(self, _request: Request, _nodeid: int, _nr: int, _cred: Cred) -> None:
-        """EAGAIN: of one that a thread has read, but neither begun nor set aside yet. The kernel asks again, unless that
-        was answered meanwhile."""
+        """EAGAIN, if a thread has read the request but neither begun it nor set it aside: the kernel asks again, unless
+        it was answered meanwhile."""
         (unique,) = abi.INTERRUPT_IN.unpack_from(self._buffer, _BODY)
         if not self.threads.interrupt(unique) and not turn.interrupt_aside(self._quick.table, unique):
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -481,7 +481,7 @@ def mount(
 
 
 def serve(tree: Tree, fd: int, on_ready: Callable[[], None] = lambda: None) -> None:
-    """The same over a connection that somebody else mounted, and unmounts; it is closed at the end."""
+    """The same over a connection that somebody else mounted, and unmounts; it is let go of at the end."""
     try:
         with ending_signals() as (ended, end):
             session = Session(tree, fd, on_ready, end)
@@ -489,7 +489,7 @@ def serve(tree: Tree, fd: int, on_ready: Callable[[], None] = lambda: None) -> N
             os.read(ended, 1)
             session.threads.close()
     finally:
-        os.close(fd)
+        let_go(fd)
 
 
 def _put_reply(reply: memoryview, unique: int, error: int, data: bytes) -> int:

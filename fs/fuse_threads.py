@@ -65,7 +65,8 @@ class Threads:
         self._guard = threading.Lock()
         self._nr_serving = 0
         self._spare: deque[threading.Lock] = deque()
-        self._waiting: dict[int, Request] = {}
+        self.waiting: dict[int, Request] = {}
+        """By number."""
         self._closing = False
 
     def start(self) -> None:
@@ -91,7 +92,7 @@ class Threads:
             except RuntimeError:  # the system has no more
                 return False
         with self._guard:
-            self._waiting[request.unique] = request
+            self.waiting[request.unique] = request
             if self._closing:
                 request.interrupted = True
             self._nr_serving += is_missed - 1
@@ -102,7 +103,7 @@ class Threads:
     def one_is_back(self, request: Request) -> bool:
         """The request waits no longer; comes back when its thread is to serve again. False: it can end."""
         with self._guard:
-            del self._waiting[request.unique]
+            del self.waiting[request.unique]
             if self._nr_serving < _NR_SERVING or request.is_left:
                 self._nr_serving += 1
                 return True
@@ -117,7 +118,7 @@ class Threads:
     def interrupt(self, unique: int) -> bool:
         """Tell a request that its caller has gone. False: it does not wait."""
         with self._guard:
-            request = self._waiting.get(unique)
+            request = self.waiting.get(unique)
             if request is not None:
                 request.interrupt()
         return request is not None
@@ -126,10 +127,10 @@ class Threads:
         """Interrupt all that wait, and see them answered. Spare ones find out for themselves that it is over."""
         with self._guard:
             self._closing = True
-            for request in self._waiting.values():
+            for request in self.waiting.values():
                 request.interrupt()
         deadline = time.monotonic() + _DRAIN_S
-        while self._waiting and time.monotonic() < deadline:
+        while self.waiting and time.monotonic() < deadline:
             time.sleep(0.01)
         with self._guard:
             while self._spare:

@@ -2,6 +2,7 @@
 """The kernel's side of a FUSE connection, played over a pair of sockets: no mount, no root, one request at a time."""
 
 import os
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from fs.fuse_dev import Session
 from fs.kernfs import Tree
 
 _LARGEST = 1 << 20
-_TIMEOUT_S = 10
+_TIMEOUT_S = 60
 
 
 class OtherSide:
@@ -48,19 +49,28 @@ class OtherSide:
     def answer(self, number: int) -> bytes:
         """Body of the reply to a request; those to others are kept. Raises OSError with its error."""
         while number not in self._answers:
-            reply = self._socket.recv(_LARGEST)
-            nr, error, unique = abi.OUT_HEADER.unpack_from(reply)
-            assert nr == len(reply)
-            if unique:
-                self._answers[unique] = error, reply[abi.OUT_HEADER.size :]
-            else:
-                assert error in (abi.NOTIFY_STORE, abi.NOTIFY_POLL)
-                self.nr_stored += error == abi.NOTIFY_STORE
-                self.nr_polled += error == abi.NOTIFY_POLL
+            self._take_reply()
         error, body = self._answers.pop(number)
         if error:
             raise OSError(-error, os.strerror(-error))
         return body
+
+    def has_answer(self, number: int) -> bool:
+        """Has it come by now?"""
+        while select.select([self._socket], [], [], 0)[0]:
+            self._take_reply()
+        return number in self._answers
+
+    def _take_reply(self) -> None:
+        reply = self._socket.recv(_LARGEST)
+        nr, error, unique = abi.OUT_HEADER.unpack_from(reply)
+        assert nr == len(reply)
+        if unique:
+            self._answers[unique] = error, reply[abi.OUT_HEADER.size :]
+        else:
+            assert error in (abi.NOTIFY_STORE, abi.NOTIFY_POLL)
+            self.nr_stored += error == abi.NOTIFY_STORE
+            self.nr_polled += error == abi.NOTIFY_POLL
 
     def lookup(self, path: str) -> int:
         """nodeid of a path; directories are remembered, as the kernel does."""
@@ -119,6 +129,7 @@ def served(tree: Tree) -> Iterator[OtherSide]:
     """`tree` served until the end of the block."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = set(threading.enumerate())
+    ours.settimeout(_TIMEOUT_S)
     with ours, theirs:
         session = Session(tree, theirs.fileno(), lambda: None, lambda: None)
         session.threads.start()

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from mounted import until
 from other_side import OtherSide, served
 from test_kernfs import THRESHOLD, raises
 from toy import Toy
@@ -85,10 +86,12 @@ def test_texts_are_counted_until_their_files_are_closed(side: OtherSide) -> None
 
 
 def wait_for_the_log(side: OtherSide, uid: int) -> int:
-    """A request that has to wait for a line."""
+    """A request that has to wait for a line, and does unless it is refused."""
     handle = side.open(KMSG, uid=uid)
     body = abi.READ_IN.pack(handle, 1 << 20, 4096, 0, 0, 0)
-    return side.send(Opcode.READ, side.lookup(KMSG), body, uid)
+    number = side.send(Opcode.READ, side.lookup(KMSG), body, uid)
+    until(lambda: number in side.session.threads.waiting or side.has_answer(number))
+    return number
 
 
 def test_too_many_that_wait_are_sent_away(side: OtherSide) -> None:
@@ -103,7 +106,7 @@ def test_too_many_that_wait_are_sent_away(side: OtherSide) -> None:
     for number in waiting:
         side.send(Opcode.INTERRUPT, 0, abi.INTERRUPT_IN.pack(number))
     assert [errno_of(side.answer, number) for number in waiting] == [errno.EINTR] * 9
-    assert wait_for_the_log(side, NOBODY)
+    assert wait_for_the_log(side, NOBODY) in side.session.threads.waiting
 
 
 def test_a_system_without_threads_is_no_reason_to_stop(side: OtherSide, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from dpud import state, state_kobject
 from dpud.checkpoint_keeper import Keeper
@@ -16,6 +17,7 @@ from dpud.state_hash import state_hash
 from dpud.state_kobject import StateFiles
 from fs.kernfs import ROOT, Cred
 from kernelsim.attr import File
+from kernelsim.digest import Digest
 
 MM = "/sys/kernel/config/kernelsim/mm"
 VM = "/proc/sys/vm"
@@ -61,9 +63,30 @@ def still(config: Config) -> Iterator[Live]:
         yield assembled(RunOptions(config), driver, kept)
 
 
-def hash_of(live: Live) -> str:
+class Hash(str):
+    """Of a state, and all that went into it, for where two differ (conftest.py)."""
+
+    trail: list[tuple[str, bytes | int]]
+
+
+def hash_now(live: Live) -> Hash:
+    """For whoever holds the machine."""
+    trail: list[tuple[str, bytes | int]] = []
+    put = Digest._put
+
+    def noted(digest: Digest, tag: str, data: bytes = b"") -> None:
+        trail.append((tag, data if len(data) < 100 else hash(data)))
+        put(digest, tag, data)
+
+    with patch.object(Digest, "_put", noted):
+        found = Hash(state_hash(live.machine, live.gpu))
+    found.trail = trail
+    return found
+
+
+def hash_of(live: Live) -> Hash:
     """Between two turns."""
-    found: str = live.owner.call(state_hash, live.machine, live.gpu)
+    found: Hash = live.owner.call(hash_now, live)
     return found
 
 
@@ -82,16 +105,16 @@ def keeper_of(live: Live) -> Keeper:
     return file.kobj.keeper
 
 
-def killed(live: Live, before: Path, after: Path) -> str:
+def killed(live: Live, before: Path, after: Path) -> Hash:
     """What would be there were the daemon killed now: its directory copied -> the hash that it has now."""
 
-    def stop() -> str:
+    def stop() -> Hash:
         assert isinstance(live.owner.turns, Recorder)
         live.owner.turns.flush()
         shutil.copytree(before, after)
-        return state_hash(live.machine, live.gpu)
+        return hash_now(live)
 
-    found: str = live.owner.call(stop)
+    found: Hash = live.owner.call(stop)
     return found
 
 

@@ -151,7 +151,7 @@ def assembled(options: RunOptions, driver: DpuDriver, kept: State | None, for_ro
     pacer = Pacer(machine, owner, clock.now_ns)
     load_loops()
     add_device_files(machine, driver)
-    gpu = add_gpu(machine, owner, options.config, PacedClock(clock.now_ns))
+    gpu = add_gpu(machine, owner, options.config, PacedClock(clock.now_ns, clock.cpu_ns))
     machine.registry.add("/proc", ConfigFile(options.config))
     if kept is not None:
         machine.registry.add(state_kobject.PATH, kept.files)

@@ -86,6 +86,10 @@ class LiveClock:
     def wall_ns(self) -> int:
         return time.perf_counter_ns()
 
+    def cpu_ns(self) -> int:
+        """What the calling thread has had of CPUs."""
+        return time.thread_time_ns()
+
 
 class NotedClock(LiveClock):
     """The same for a machine whose turns are noted. Once turns were replayed, it goes on from their end."""
@@ -104,6 +108,9 @@ class NotedClock(LiveClock):
     def wall_ns(self) -> int:
         self._last_wall_ns = wall_ns = self._outside.take(self._wall_ns)
         return wall_ns
+
+    def cpu_ns(self) -> int:
+        return self._outside.take(time.thread_time_ns)
 
     def _now_ns(self) -> int:
         return time.monotonic_ns() + self._ahead_ns

@@ -23,6 +23,7 @@ from fs.kernfs import Cred
 TIMEOUT_S = 60
 TRACING = "/sys/kernel/tracing"
 DPU = "/sys/kernel/debug/dpu_compact"
+DEFRAG = "/sys/class/gpu_memvirt/gpu0/defrag"
 
 
 def a_bit_of_everything(live: Live, name: str, seed: int) -> None:
@@ -79,6 +80,27 @@ def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
         before = killed(live, tmp_path / "a", tmp_path / "b")
     with still(configured(tmp_path / "b")) as again:
         assert hash_of(again) == before
+
+
+@pytest.mark.slow
+def test_it_comes_back_as_it_was_after_a_pass_over_a_gpu_s_memory(tmp_path: Path) -> None:
+    """Which measures itself, in time and in CPU time."""
+    with alive(configured(tmp_path / "a")) as live:
+        live.tree.mkdir(f"{CLIENTS}/c")
+        buffers = [f"{CLIENTS}/c/buffers/{n}" for n in range(12)]
+        for buffer in buffers:
+            live.tree.mkdir(buffer)
+            echo(live, f"{buffer}/size", "300K")
+            live.tree.open(f"{buffer}/data", os.O_RDWR).write(bytes(300 << 10), 0)
+        for buffer in buffers[::2]:
+            live.tree.rmdir(buffer)
+        echo(live, f"{DEFRAG}/run", "1")
+        pauses = [cat(live, f"{DEFRAG}/longest_pause_{name}") for name in ("ns", "cpu_ns")]
+        before = killed(live, tmp_path / "a", tmp_path / "b")
+    assert "0\n" not in pauses
+    with still(configured(tmp_path / "b")) as again:
+        assert hash_of(again) == before
+        assert [cat(again, f"{DEFRAG}/longest_pause_{name}") for name in ("ns", "cpu_ns")] == pauses
 
 
 @pytest.mark.slow

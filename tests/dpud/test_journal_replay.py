@@ -164,6 +164,8 @@ def test_looking_changes_nothing_and_is_not_written_down(tmp_path: Path) -> None
         a_bit_of_everything(live, "t", 5)
         live.tree.mkdir(f"{MM}/p")
         echo(live, f"{MM}/p/anon", "1M")
+        live.tree.mkdir(f"{CLIENTS}/new")
+        live.tree.mkdir(f"{CLIENTS}/new/buffers/new")
         files = [(path, attr) for path, _, attr in live.machine.registry.walk() if attr.readable and not attr.is_stream]
         nr = 0
         with live.owner._turn():  # nobody else does anything meanwhile

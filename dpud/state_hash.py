@@ -2,7 +2,8 @@
 """One hash over a daemon's whole state, which its journal brings back to the bit: kernel, files, GPUs, all bytes.
 
 Left out is what the host alone decides and nobody but a reader of statistics sees: CPU times, the times that codecs
-took, descriptors, and the salt of swap files, which are made anew.
+took, descriptors, and the salt of swap files, which are made anew; and what is only remembered of what was worked out,
+for whoever looks may have done so.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ _NOT_HASHED = (
     *("memory", "clock", "_clock", "registry", "machine", "waiters", "on_short", "on_client"),
     *("encode_ns", "decode_ns", "_timer", "_workers"),
     *("file", "_file", "salt", "_salt"),
+    *("_prediction", "_predictions"),
 )
 """Attributes. Memory is hashed as such; what a tier's file holds is known by the checksums of its slots."""
 

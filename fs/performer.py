@@ -5,6 +5,7 @@ What happens follows from the requests and their order alone, but for two things
 the name of who asks, and whether somebody is reading in a directory that is to be removed.
 """
 
+import os
 from collections.abc import Callable
 from errno import ENOENT
 from typing import Any, TypeVar
@@ -89,7 +90,7 @@ class Performer:
         """-> the number of the open file; 0 for who only reads: then no hook may change anything, nothing is kept."""
         opener = Opener(request.flags, self._outside(cred.comm), bool(request.pos))
         user = file.attr.open_stream(file.kobj, opener)
-        if not request.changes:
+        if request.flags & os.O_ACCMODE == os.O_RDONLY:
             return 0
         self._nr_opened += 1
         self._users[self._nr_opened] = file, user

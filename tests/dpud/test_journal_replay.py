@@ -126,6 +126,18 @@ def test_it_comes_back_as_it_was_while_it_was_traced_and_broken(tmp_path: Path) 
         assert hash_of(again) == before
 
 
+def test_it_comes_back_after_a_look_that_was_traced(tmp_path: Path) -> None:
+    """Which is noted then; who only opens the log to read it is no user of it, when that is done again either."""
+    with alive(configured(tmp_path / "a")) as live:
+        echo(live, f"{TRACING}/current_tracer", "function_graph")
+        file = live.tree.open("/dev/kmsg", os.O_RDONLY)
+        assert file.read(1 << 12, 0, nonblock=True)
+        file.release()
+        before = killed(live, tmp_path / "a", tmp_path / "b")
+    with still(configured(tmp_path / "b")) as again:
+        assert hash_of(again) == before
+
+
 def suppress_errors(work: Callable[..., object], *args: object) -> None:
     with suppress(OSError):
         work(*args)

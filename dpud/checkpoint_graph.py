@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from dpud.checkpoint_born import PACKAGES, Born, attributes, contents_of, fill, is_state, owner_of
 from dpud.checkpoint_names import found_by, named_objects
-from dpud.checkpoint_reduce import REDUCE, set_cell
+from dpud.checkpoint_reduce import REDUCE, reduce_error, set_cell
 from dpud.gpu.swap.blockfile import BlockFile
 
 BULK_BYTES = 1 << 16
@@ -55,6 +55,10 @@ _FOREIGN: dict[str, frozenset[str]] = {
             "list",
             "object",
         }
+        | {"OSError", "ValueError", "BlockingIOError", "ChildProcessError", "ConnectionError", "FileExistsError"}
+        | {"FileNotFoundError", "InterruptedError", "IsADirectoryError", "NotADirectoryError", "PermissionError"}
+        | {"ProcessLookupError", "TimeoutError", "BrokenPipeError", "ConnectionAbortedError", "ConnectionRefusedError"}
+        | {"ConnectionResetError"}
         | {"list_iterator", "range", "range_iterator", "set", "slice", "str", "tuple", "tuple_iterator"}
     ),
     "collections": frozenset({"Counter", "OrderedDict", "defaultdict", "deque"}),
@@ -180,6 +184,8 @@ class _Pickler(pickle.Pickler):
         make = REDUCE.get(type(obj))
         if make is not None:
             return make(obj)
+        if isinstance(obj, Exception):
+            return reduce_error(obj)
         if isinstance(obj, GeneratorType):
             raise pickle.PicklingError(f"an operation is under way in {obj.gi_code.co_qualname}")
         named = obj if callable(obj) and hasattr(obj, "__qualname__") else type(obj)

@@ -4,6 +4,7 @@
 functions   made in another function: by the place of their code, and what they enclose
 arrays      that show another's bytes: by whose, and how
 mappings    private and anonymous: by the pages that are populated
+errors      whose class is made with other arguments than it hands on: by what it handed on, and their attributes
 the rest    bound methods, cells of closures, weak dictionaries, wait queues, pools of threads, locks: anew
 """
 
@@ -138,6 +139,19 @@ def make_mapping(size: int, filled: list[tuple[int, bytes]]) -> mmap.mmap:
 
 def _reduce_weak_dict(found: "WeakKeyDictionary[Any, Any]") -> Any:
     return WeakKeyDictionary, (), None, None, iter(list(found.items()))
+
+
+def reduce_error(error: Exception) -> Any:
+    return make_error, (type(error), error.args), vars(error) or None
+
+
+def make_error(kind: type[Exception], args: tuple[Any, ...]) -> Exception:
+    """One with these `args`, without its class's own way of making it."""
+    if not issubclass(kind, Exception):
+        raise pickle.UnpicklingError(f"{kind.__qualname__} is no error")
+    error = kind.__new__(kind, *args)
+    (OSError if issubclass(kind, OSError) else Exception).__init__(error, *args)
+    return error
 
 
 def make_lock() -> Any:

@@ -171,6 +171,8 @@ def test_traced_and_broken_and_with_readers_that_wait(tmp_path: Path) -> None:
         echo(live, f"{TRACING}/current_tracer", "function_graph")
         echo(live, f"{TRACING}/events/kmem/enable", "1")
         echo(live, f"{TRACING}/events/compaction/mm_compaction_begin/filter", "zone_start > 4")
+        with pytest.raises(OSError, match="Field not found"):  # what was wrong with it is remembered
+            echo(live, f"{TRACING}/events/compaction/mm_compaction_end/filter", "zone_begin > 4")
         for kind in ("rank_lost", "corrupt", "timeout"):
             for name, text in (("move", "20"), ("times", "2"), ("probability", "60")):
                 echo(live, f"{DPU}/fail_{kind}/{name}", text)

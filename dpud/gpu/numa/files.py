@@ -40,13 +40,13 @@ def _long(doc: str, read: Callable[[Any], str]) -> Attr[bytes]:
     attr: Attr[bytes] = Attr(Bytes(), doc=doc, mode=0o444)
 
     def size(files: Any) -> int:
-        files.shown[attr] = read(files).encode()
-        return len(files.shown[attr])
+        files.shown[attr.name] = read(files).encode()
+        return len(files.shown[attr.name])
 
     def piece(files: Any, pos: int, size: int, _nonblock: bool) -> bytes:
-        if pos == 0 or attr not in files.shown:
-            files.shown[attr] = read(files).encode()
-        return bytes(files.shown[attr][pos : pos + size])
+        if pos == 0 or attr.name not in files.shown:
+            files.shown[attr.name] = read(files).encode()
+        return bytes(files.shown[attr.name][pos : pos + size])
 
     attr.size(size)
     attr.read(piece)
@@ -110,7 +110,7 @@ class NumaFiles(Kobject):
 
     def __init__(self, numa: NumaModule) -> None:
         self.numa = numa
-        self.shown: dict[Attr[bytes], bytes] = {}
+        self.shown: dict[str, bytes] = {}
         """Of long files: what their reader began with."""
 
     @topology.show

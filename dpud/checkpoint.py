@@ -109,13 +109,16 @@ class Whole:
 
     # Coming up.
 
-    def come_up(self, path: Path, head: Head) -> None:
-        """Be the machine of a file that was checked. Raises Unusable, and then this one is none any more."""
+    def come_up(self, path: Path, head: Head, folder: Path) -> None:
+        """Be the machine of a file that was checked. Raises Unusable, and then this one is none any more.
+
+        `folder`: where the files beside belong now, for the directory may have been moved.
+        """
         if self.born.fingerprint != head.fingerprint:
             raise Unusable(f"it is of a machine that was built of other objects ({head.fingerprint})")
         self._begin_lasting(head)
         try:
-            self._put(path, Path(head.folder) if head.folder else None)
+            self._put(path, Path(head.folder), folder)
         except (OSError, MemoryError, Unusable):
             raise
         except Exception as error:  # a graph of another program may fail in any way
@@ -139,24 +142,27 @@ class Whole:
             if [list(at) for at in position(operation)] != lasting[number]:
                 raise Unusable(f"operation {number} waits elsewhere now")
 
-    def _put(self, path: Path, folder: Path | None) -> None:
+    def _put(self, path: Path, before: Path, folder: Path) -> None:
         graph, sections = BytesIO(), None
         for piece in checkpoint_file.pieces_of(path):
             if piece.tag == GRAPH:
                 graph.write(piece.data)
                 continue
             if sections is None:
-                sections = self._put_graph(graph)
+                sections = self._put_graph(graph, before, folder)
             if piece.tag == BULK:
                 _put_bytes(sections[piece.section], piece.offset, piece.data)
-            elif piece.tag == FILE and folder is not None:
+            elif piece.tag == FILE:
                 _put_file(folder / piece.name, piece.offset, piece.data)
         if sections is None:
-            self._put_graph(graph)
+            self._put_graph(graph, before, folder)
 
-    def _put_graph(self, graph: BytesIO) -> list[Section]:
+    def _put_graph(self, graph: BytesIO, before: Path, folder: Path) -> list[Section]:
+        def moved(path: Path) -> Path:
+            return folder / path.relative_to(before) if path.is_relative_to(before) else path
+
         graph.seek(0)
-        _, sections = load(self.born, graph)
+        _, sections = load(self.born, graph, moved)
         for section in sections:
             _clear(section)
         return sections

@@ -24,6 +24,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import CellType, GeneratorType, ModuleType, NoneType
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
@@ -104,12 +105,12 @@ def dump(born: Born, roots: list[Any], sink: Sink) -> list[Section]:
     return pickler.sections
 
 
-def load(born: Born, source: io.BytesIO) -> tuple[list[Any], list[Section]]:
+def load(born: Born, source: io.BytesIO, moved: Callable[[Path], Path]) -> tuple[list[Any], list[Section]]:
     """The inverse: put it into the objects of this machine -> the roots, whose bytes follow.
 
-    Raises pickle.UnpicklingError, or whatever comes of a graph that is none.
+    `moved`: where a path leads now. Raises pickle.UnpicklingError, or whatever comes of a graph that is none.
     """
-    unpickler = _Unpickler(source, born)
+    unpickler = _Unpickler(source, born, moved)
     roots, filled = unpickler.load(), []
     while (entry := unpickler.load()) is not None:
         filled.append(entry)
@@ -201,9 +202,9 @@ def _may_name(module: str, name: str) -> bool:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, source: io.BytesIO, born: Born) -> None:
+    def __init__(self, source: io.BytesIO, born: Born, moved: Callable[[Path], Path]) -> None:
         super().__init__(source)
-        self._born = born
+        self._born, self._moved = born, moved
 
     def persistent_load(self, pid: Any) -> Any:
         if isinstance(pid, int):
@@ -213,6 +214,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if not _may_name(module, name):
             raise pickle.UnpicklingError(f"{module}.{name} does not belong into a checkpoint")
+        if (module, name) == ("pathlib", "PosixPath"):
+            return lambda *parts: self._moved(Path(*parts))
         return super().find_class(module, name)
 
 

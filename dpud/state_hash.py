@@ -18,7 +18,7 @@ _NOT_HASHED = (
     *("memory", "clock", "_clock", "registry", "machine", "waiters", "on_short", "on_client"),
     *("encode_ns", "decode_ns", "_timer", "_workers"),
     *("file", "_file", "salt", "_salt"),
-    *("_prediction", "_predictions", "shown", "_drawn"),
+    *("_prediction", "_predictions", "shown", "_shown", "_drawn"),
 )
 """Attributes. Memory is hashed as such; what a tier's file holds is known by the checksums of its slots."""
 

@@ -106,10 +106,10 @@ def come_back(state: State, machine: Machine, owner: Owner, performer: Performer
 def _come_up(state: State, head: Head) -> None:
     assert state.whole is not None
     path = checkpoint_at(state.directory, head.number)
-    emptied(state.directory / GPU_CHECKPOINTS)
+    folder = emptied(state.directory / GPU_CHECKPOINTS)
     try:
         with Console(stderr=True).status(f"Taking up {path.name}"):
-            state.whole.come_up(path, head)
+            state.whole.come_up(path, head, folder)
     except Unusable as error:
         if not state.recover:
             raise UserError(

@@ -100,9 +100,9 @@ def came_up(config: Config, number: int) -> tuple[str, int]:
     """(hash, turns done again) of a machine that comes up from that checkpoint."""
     before, nr = Whole.come_up, []
 
-    def counted(whole: Whole, path: Path, head: object) -> None:
+    def counted(whole: Whole, path: Path, *more: object) -> None:
         nr.append(path.name)
-        before(whole, path, head)  # type: ignore[arg-type]
+        before(whole, path, *more)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Whole, "come_up", counted)
@@ -322,7 +322,9 @@ def cut_to_beginning(path: Path) -> None:
             file.truncate(offsets[2])
 
 
-def test_gpu_checkpoints_of_clients_come_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["a", "elsewhere"])
+def test_gpu_checkpoints_of_clients_come_along(tmp_path: Path, where: str) -> None:
+    """Where the directory is moved, too."""
     with alive(configured(tmp_path / "a")) as live:
         buffer = f"{CLIENTS}/c/buffers/b"
         live.tree.mkdir(f"{CLIENTS}/c")
@@ -336,12 +338,14 @@ def test_gpu_checkpoints_of_clients_come_along(tmp_path: Path) -> None:
         killed(live, tmp_path / "a", tmp_path / "b")
     shutil.rmtree(tmp_path / "b/gpu-checkpoints")
     shutil.rmtree(tmp_path / "a")
-    (tmp_path / "b").rename(tmp_path / "a")
-    with alive(configured(tmp_path / "a")) as again:
+    (tmp_path / "b").rename(tmp_path / where)
+    with alive(configured(tmp_path / where)) as again:
         data = again.tree.open(f"{CLIENTS}/c/buffers/b/data", os.O_RDWR)
         assert data.read(8, 0) == b"now.now."
         echo(again, f"{FAULT}/checkpoint/restore", "c")
         assert data.read(8, 0) == b"thenthen"
+        echo(again, f"{FAULT}/checkpoint/create", "c")
+    assert [path.name for path in tmp_path.iterdir()] == [where]
 
 
 def test_when_one_is_made(tmp_path: Path) -> None:

@@ -27,12 +27,13 @@ from dpud.dpu.sysfs import add_rank_files
 from dpud.fuzz.mutate import Mutator, below
 from dpud.fuzz.target import name_of
 from dpud.gpu.check import violations
+from dpud.gpu.memory import GpuMemory
 from dpud.gpu.migration import MigrationModule
 from dpud.gpu.swap.module import SwapModule
 from dpud.gpu.system import GpuConfig, add_files, build
 from dpud.lab import Lab
 from fs.kernfs import Cred, Tree
-from kernelsim.attr import Attr, Changes, ConfigGroup, Dir, File
+from kernelsim.attr import Attr, Changes, ConfigGroup, Dir, File, Registry
 from kernelsim.kinds import Bytes
 from kernelsim.operation import Operation
 
@@ -94,86 +95,19 @@ def line_of(verb: str, path: bytes, offset: int, data: bytes) -> bytes:
     )
 
 
-class Machine:
-    """The World of a machine's files."""
+class Files:
+    """Those that a machine has at the time, to be read and written: inputs are drawn for them, and carried out."""
 
-    def __init__(self, seed: int) -> None:
-        chance = Random(seed)
-        pick = chance.choice
-        nodes, words = pick(((32,), (32, 34))), pick(("stamp", "stamp", "full"))
-        self.lab = Lab(nodes, words, nr_ranks=pick((1, 2)), patience=pick((0, 3)), cma=pick((0, 8)))
-        self._running: list[Operation[Any]] = []
-        machine, driver = self.lab.machine, self.lab.hw
-        assert driver is not None
-        machine.kthreads.spawn = lambda operation, _name: self._running.append(operation)
-        add_rank_files(machine.registry, driver.pool)
-        add_fault_files(machine.registry, driver, machine.printk)
-        machine.registry.add("/proc", ConfigFile(Config()))
-        self._add_gpu(chance)
-        self._registry = machine.registry
-        self.tree = Tree(machine.registry, self._call, request=self._ask)
+    def __init__(self, registry: Registry, tree: Tree, gpu: GpuMemory) -> None:
+        self._registry, self.tree, self.gpu = registry, tree, gpu
         self._mutator = Mutator([b"1\n"], WORDS, 1 << 13)
         self._texts: dict[Attr[Any], list[bytes]] = {}
         self._names_at = -1
         self._look_for_files()
 
-    def _add_gpu(self, chance: Random) -> None:
-        Path("swap").mkdir(exist_ok=True)
-        tiers = {"memory": 4 * _MIB, "nvme": 4 * _MIB} if chance.random() < 0.7 else {}
-        config = GpuConfig(chance.choice((1, 2)), 8 * _MIB, 8 * _MIB, 2 * _MIB, tiers=tiers, swap_folder=Path("swap"))
-        self.gpu = build(config)
-        add_files(self.lab.registry, self.gpu)
-        assert isinstance(self.gpu.migration, MigrationModule)
-        self._running.append(self.gpu.migration.worker())
-
-    # Requests.
-
-    def _ask(self, perform: Callable[..., Any], *args: Any, interrupted: Callable[[], bool] = bool) -> Any:
-        return self._call(perform, *args)
-
-    def _call(self, fn: Callable[..., Any], /, *args: Any, interrupted: Callable[[], bool] = bool) -> Any:
-        """Hold the machine; what takes long takes turns with what runs in the background."""
-        result = fn(*args)
-        return self._driven(result) if isinstance(result, Generator) else result
-
-    def _driven(self, operation: Operation[Any]) -> Any:
-        nr_waits = 0
-        deadline_ns = time.process_time_ns() + _PATIENCE_NS
-        while True:
-            try:
-                waitable = next(operation)
-            except StopIteration as stop:
-                return stop.value
-            if waitable is not None:
-                nr_waits += 1
-                waitable.wait(0)
-                self.others(4)
-            if nr_waits > _MAX_WAITS or time.process_time_ns() > deadline_ns:
-                operation.close()
-                raise OSError(errno.EINTR, "a signal")
-
-    def others(self, nr_slices: int) -> None:
-        """Turns of what runs in the background."""
-        for operation in list(self._running):
-            for _ in range(nr_slices):
-                try:
-                    waitable = next(operation)
-                except StopIteration:
-                    self._running.remove(operation)
-                    break
-                if waitable is not None:
-                    waitable.wait(0)
-                    break
-
     def tick(self, ns: int) -> None:
         """Time passes."""
-        machine = self.lab.machine
-        for clock in (machine.clock, self.gpu.clock):
-            assert hasattr(clock, "advance")
-            clock.advance(ns)
-        machine.step(machine.clock.now_ns())
-        self.gpu.background(_MIB)
-        self.others(16)
+        raise NotImplementedError
 
     # Inputs.
 
@@ -285,6 +219,83 @@ class Machine:
                 file.truncate(cred)
         finally:
             file.release()
+
+
+class Machine(Files):
+    """The World of a machine's files."""
+
+    def __init__(self, seed: int) -> None:
+        chance = Random(seed)
+        pick = chance.choice
+        nodes, words = pick(((32,), (32, 34))), pick(("stamp", "stamp", "full"))
+        self.lab = Lab(nodes, words, nr_ranks=pick((1, 2)), patience=pick((0, 3)), cma=pick((0, 8)))
+        self._running: list[Operation[Any]] = []
+        machine, driver = self.lab.machine, self.lab.hw
+        assert driver is not None
+        machine.kthreads.spawn = lambda operation, _name: self._running.append(operation)
+        add_rank_files(machine.registry, driver.pool)
+        add_fault_files(machine.registry, driver, machine.printk)
+        machine.registry.add("/proc", ConfigFile(Config()))
+        self._add_gpu(chance)
+        super().__init__(machine.registry, Tree(machine.registry, self._call, request=self._ask), self.gpu)
+
+    def _add_gpu(self, chance: Random) -> None:
+        Path("swap").mkdir(exist_ok=True)
+        tiers = {"memory": 4 * _MIB, "nvme": 4 * _MIB} if chance.random() < 0.7 else {}
+        config = GpuConfig(chance.choice((1, 2)), 8 * _MIB, 8 * _MIB, 2 * _MIB, tiers=tiers, swap_folder=Path("swap"))
+        self.gpu = build(config)
+        add_files(self.lab.registry, self.gpu)
+        assert isinstance(self.gpu.migration, MigrationModule)
+        self._running.append(self.gpu.migration.worker())
+
+    # Requests.
+
+    def _ask(self, perform: Callable[..., Any], *args: Any, interrupted: Callable[[], bool] = bool) -> Any:
+        return self._call(perform, *args)
+
+    def _call(self, fn: Callable[..., Any], /, *args: Any, interrupted: Callable[[], bool] = bool) -> Any:
+        """Hold the machine; what takes long takes turns with what runs in the background."""
+        result = fn(*args)
+        return self._driven(result) if isinstance(result, Generator) else result
+
+    def _driven(self, operation: Operation[Any]) -> Any:
+        nr_waits = 0
+        deadline_ns = time.process_time_ns() + _PATIENCE_NS
+        while True:
+            try:
+                waitable = next(operation)
+            except StopIteration as stop:
+                return stop.value
+            if waitable is not None:
+                nr_waits += 1
+                waitable.wait(0)
+                self.others(4)
+            if nr_waits > _MAX_WAITS or time.process_time_ns() > deadline_ns:
+                operation.close()
+                raise OSError(errno.EINTR, "a signal")
+
+    def others(self, nr_slices: int) -> None:
+        """Turns of what runs in the background."""
+        for operation in list(self._running):
+            for _ in range(nr_slices):
+                try:
+                    waitable = next(operation)
+                except StopIteration:
+                    self._running.remove(operation)
+                    break
+                if waitable is not None:
+                    waitable.wait(0)
+                    break
+
+    def tick(self, ns: int) -> None:
+        """Time passes."""
+        machine = self.lab.machine
+        for clock in (machine.clock, self.gpu.clock):
+            assert hasattr(clock, "advance")
+            clock.advance(ns)
+        machine.step(machine.clock.now_ns())
+        self.gpu.background(_MIB)
+        self.others(16)
 
     # Looking.
 

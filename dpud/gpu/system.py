@@ -166,7 +166,7 @@ def modules(memory: GpuMemory) -> Iterator[tuple[str, Kobject]]:
         yield "overcommit", OvercommitFiles(admission, memory.accounting.tell)
     qos = memory.residency.traffic
     if isinstance(qos, QosModule):
-        yield "qos", QosFiles(qos)
+        yield "qos", QosFiles(qos, memory.clients)
         for number in range(NR_LEVELS):
             yield f"qos/levels/{number}", LevelFiles(qos, number)
     swap = memory.watcher

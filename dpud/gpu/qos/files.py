@@ -5,7 +5,7 @@ Bandwidths are in bytes/s, never in percent: written with K, M or G, 100M is 104
 are cgroup's io.weight: 1 to 10000, 100 at first. Counters only grow.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from dpud.gpu.attrs import number
@@ -51,8 +51,10 @@ class QosFiles(Kobject):
     decisions = Attr(Bytes(), doc="The decision log, which can be replayed; writing clears it.", mode=0o644)
     verify = Attr(Text(), doc="Checks every invariant, and replays the log: ok, or a line for each that is wrong.")
 
-    def __init__(self, qos: QosModule) -> None:
+    def __init__(self, qos: QosModule, clients: Collection[str]) -> None:
+        """`clients`: the names of those there are."""
         self.qos = qos
+        self._clients_there = clients
         self._shown = b""  # the log as it was when a reader began: it is read in pieces, and grows
 
     @policy.show
@@ -79,7 +81,8 @@ class QosFiles(Kobject):
     def _client_lines(self) -> Iterator[str]:
         scheduler = self.qos.scheduler
         yield _CLIENTS.format(*_HEAD)
-        for name, flow in sorted(scheduler.flows.items()):
+        for name in sorted({*scheduler.flows, *self._clients_there}):
+            flow = scheduler.look(name)
             bucket = flow.bucket
             promises = flow.level, flow.reservation, bucket.rate, bucket.burst if bucket.rate else 0, flow.share
             yield _CLIENTS.format(name, *promises, scheduler.granted_bytes[name], len(flow.queue))

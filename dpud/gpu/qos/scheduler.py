@@ -85,7 +85,7 @@ class Scheduler:
             found = self.flows[name] = Flow(name)
         return found
 
-    def _found(self, name: str) -> Flow:
+    def look(self, name: str) -> Flow:
         """The same for who only looks."""
         return self.flows.get(name) or Flow(name)
 
@@ -335,7 +335,7 @@ class Scheduler:
 
     def promise(self, name: str) -> dict[str, int]:
         """What a client was promised, by name."""
-        flow = self._found(name)
+        flow = self.look(name)
         rates = {"reservation": flow.reservation, "limit": flow.bucket.rate, "burst": flow.bucket.burst_set}
         return rates | {"share": flow.share, "level": flow.level}
 
@@ -358,7 +358,7 @@ class Scheduler:
         """Whether anything could make this client wait, or make others wait for it."""
         if self.total.rate or self._waiting:
             return True
-        flow = self._found(name)
+        flow = self.look(name)
         return bool(flow.bucket.rate or self.levels[flow.level].bucket.rate)
 
     def waiting(self) -> list[Request]:

@@ -131,6 +131,13 @@ def test_what_is_reserved_is_at_most_what_there_is() -> None:
     assert rows["a"] == ["2", str(60 * MIB), str(60 * MIB), str(60 * MIB // 50), "100"]
 
 
+def test_clients_are_there_before_they_do_anything() -> None:
+    gpu = Gpu("b", "a")
+    assert [line.split()[0] for line in gpu.read("clients").splitlines()] == ["client", "a", "b"]
+    assert gpu.tree.open(f"{CLIENTS}/a/qos_share", os.O_RDONLY).read(9, 0) == b"100\n"
+    assert gpu.log() == "", "who looks decides nothing"
+
+
 def test_a_client_that_goes_gives_its_reservation_back() -> None:
     gpu = Gpu("a", "b")
     gpu.write("total_bandwidth", "100M")

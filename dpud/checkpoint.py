@@ -17,8 +17,9 @@ Theory of operation
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ class Whole:
             raise Unusable(f"it is of a machine that was built of other objects ({head.fingerprint})")
         self._begin_lasting(head)
         try:
-            self._put(path, Path(head.folder), folder)
+            self._put(path, folder, partial(_moved, Path(head.folder), folder))
         except (OSError, MemoryError, Unusable):
             raise
         except Exception as error:  # a graph of another program may fail in any way
@@ -142,30 +143,32 @@ class Whole:
             if [list(at) for at in position(operation)] != lasting[number]:
                 raise Unusable(f"operation {number} waits elsewhere now")
 
-    def _put(self, path: Path, before: Path, folder: Path) -> None:
+    def _put(self, path: Path, folder: Path, moved: Callable[[Path], Path]) -> None:
         graph, sections = BytesIO(), None
         for piece in checkpoint_file.pieces_of(path):
             if piece.tag == GRAPH:
                 graph.write(piece.data)
                 continue
             if sections is None:
-                sections = self._put_graph(graph, before, folder)
+                sections = self._put_graph(graph, moved)
             if piece.tag == BULK:
                 _put_bytes(sections[piece.section], piece.offset, piece.data)
             elif piece.tag == FILE:
                 _put_file(folder / piece.name, piece.offset, piece.data)
         if sections is None:
-            self._put_graph(graph, before, folder)
+            self._put_graph(graph, moved)
 
-    def _put_graph(self, graph: BytesIO, before: Path, folder: Path) -> list[Section]:
-        def moved(path: Path) -> Path:
-            return folder / path.relative_to(before) if path.is_relative_to(before) else path
-
+    def _put_graph(self, graph: BytesIO, moved: Callable[[Path], Path]) -> list[Section]:
         graph.seek(0)
         _, sections = load(self.born, graph, moved)
         for section in sections:
             _clear(section)
         return sections
+
+
+def _moved(before: Path, folder: Path, path: Path) -> Path:
+    """Where a path leads, now that `before` is `folder`."""
+    return folder / path.relative_to(before) if path.is_relative_to(before) else path
 
 
 def _bytes_of(section: Section) -> Iterator[tuple[int, bytes]]:

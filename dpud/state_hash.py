@@ -2,8 +2,8 @@
 """One hash over a daemon's whole state, which its journal brings back to the bit: kernel, files, GPUs, all bytes.
 
 Left out is what the host alone decides and nobody but a reader of statistics sees: CPU times, the times that codecs
-took, descriptors, and the salt of swap files, which are made anew; and what is only remembered of what was worked out,
-for whoever looks may have done so.
+took, descriptors, and the salt of swap files, which are made anew; and what is only remembered, for whoever looks may
+have done so: what was worked out, and texts that a reader has begun.
 """
 
 import hashlib

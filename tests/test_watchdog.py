@@ -19,8 +19,8 @@ HANGS = {
 def test_it_fails_and_the_next_one_runs(what: str, tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(HANGS[what] + "def test_next(): pass\n")
-    path = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import pytest; sys.exit(pytest.main())"
-    done = subprocess.run([sys.executable, "-c", path], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import pytest; sys.exit(pytest.main())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "it has hung for 1.5 s" in done.stdout
     assert "1 failed, 1 passed" in done.stdout
     assert (" sleep 1000" in done.stdout) == (what == "a program")

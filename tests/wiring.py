@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -37,6 +38,14 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.path}-{self.what}"
+
+
+def let_others_in(folder: Path) -> None:
+    """Into one of pytest's folders, which are its user's alone."""
+    folder.chmod(0o755)
+    for parent in folder.parents:
+        if parent.name.startswith(("pytest-", "popen-", "test_")):
+            parent.chmod(0o755)
 
 
 def for_each(items: Iterable[T], check: Callable[[T], object]) -> None:

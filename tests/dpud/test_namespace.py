@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from wiring import let_others_in
 
 EXEC = "import sys; from dpud.exec import run; from dpud.errors import UserError\n"
 EXEC += "try: sys.exit(run(sys.argv[2:], sys.argv[1]))\nexcept UserError as error: sys.exit(f'dpud: {error}')"
@@ -185,9 +186,7 @@ def test_without_a_daemon_there_is_one_clear_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become someone else")
 def test_an_ordinary_user_gets_a_user_namespace(tree: Path) -> None:
-    for directory in (tree, *tree.parents):
-        if directory.name.startswith(("pytest-", "popen-", "test_")):
-            directory.chmod(0o755)
+    let_others_in(tree)
     os.chown(tree / "proc/sys/vm/swappiness", 65534, 65534)
     script = "id -u; echo 5 | tee /proc/sys/vm/swappiness; cat /sys/kernel/debug/dpu_compact/stats"
     done = dpud_exec(tree, "sh", "-c", script, prefix=[sys.executable, str(ORDINARY_USER)])

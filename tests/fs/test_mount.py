@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mounted import AS_NOBODY, BINDINGS, DEADLINE_S, Mounted, is_available, mounted, until
 from toy import BIG_LINES
-from wiring import errno_of
+from wiring import errno_of, let_others_in
 
 from fs.fuse_ops import mount
 from fs.kernfs import Tree
@@ -31,8 +31,7 @@ def mnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if not is_available(request.param):
         pytest.skip(f"no library or no /dev/fuse for {request.param}")
     folder = tmp_path_factory.mktemp("toy")
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)  # so that nobody reaches the mount
+    let_others_in(folder)
     with mounted(folder, request.param) as found:
         yield found
 

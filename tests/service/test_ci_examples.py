@@ -7,11 +7,11 @@ import re
 import shlex
 import subprocess
 import sys
-from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import yaml
+from wiring import let_others_in
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "ci"
@@ -43,8 +43,7 @@ def with_dpud(tmp_path: Path) -> dict[str, str]:
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m dpud "$@"\n')
     program.chmod(0o755)
-    for folder in takewhile(lambda folder: folder.name != "tmp", (tmp_path, *tmp_path.parents)):
-        folder.chmod(0o755)
+    let_others_in(program.parent)
     place = tmp_path / "place"
     place.mkdir()
     place.chmod(0o777)

@@ -126,6 +126,7 @@ def test_it_comes_back_as_it_was_while_it_was_traced_and_broken(tmp_path: Path) 
         assert hash_of(again) == before
 
 
+@pytest.mark.slow
 def test_it_comes_back_after_a_look_that_was_traced(tmp_path: Path) -> None:
     """Which is noted then; who only opens the log to read it is no user of it, when that is done again either."""
     with alive(configured(tmp_path / "a")) as live:

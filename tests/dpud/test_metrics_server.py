@@ -38,6 +38,7 @@ def silent(server: Server) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.server_port), timeout=TIMEOUT_S)
 
 
+@pytest.mark.slow
 def test_who_says_nothing_keeps_nobody_out(server: Server) -> None:
     before = threading.active_count()
     with ExitStack() as stack:
@@ -49,6 +50,7 @@ def test_who_says_nothing_keeps_nobody_out(server: Server) -> None:
         assert held[-1].makefile("rb").read().endswith(b"hello"), "the others are as they were"
 
 
+@pytest.mark.slow
 def test_answers_are_made_one_after_the_other() -> None:
     is_at_work, together = threading.Lock(), list[bool]()
 

@@ -200,6 +200,7 @@ def test_who_does_not_get_the_machine_soon_is_told_so() -> None:
     assert order == ["held", "then"]
 
 
+@pytest.mark.slow
 def test_close_ends_blocked_readers_but_not_short_requests() -> None:
     owner, flag, errors = Owner(), Flag(), list[int | None]()
 
